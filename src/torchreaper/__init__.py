@@ -1,0 +1,19 @@
+"""torchreaper: RePr, a training method for convolutional networks, for any PyTorch training loop."""
+
+from torchreaper import criteria as criteria
+from torchreaper.bank import FilterBank as FilterBank
+from torchreaper.bank import Preview as Preview
+from torchreaper.bank import find_filters as find_filters
+from torchreaper.cost import Cost as Cost
+from torchreaper.errors import NoEffectWarning as NoEffectWarning
+from torchreaper.errors import OneLayerWarning as OneLayerWarning
+from torchreaper.errors import ReaperError as ReaperError
+from torchreaper.filters import FilterLayer as FilterLayer
+from torchreaper.geometry import expected_overlap as expected_overlap
+from torchreaper.geometry import overlap as overlap
+from torchreaper.reinit import METHODS as METHODS
+from torchreaper.reinit import Reinit as Reinit
+from torchreaper.scheme import RePr as RePr
+from torchreaper.scheme import Transition as Transition
+
+__version__ = "0.1.0"

@@ -1,0 +1,290 @@
+"""FilterBank: the filters of a model, what would go, and the two moves everything is made of: drop and restore."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from torchreaper import criteria
+from torchreaper.cost import Cost, network_cost
+from torchreaper.errors import ReaperError
+from torchreaper.filters import FilterLayer, Filters, Skip, cuts, dropped_ids, filter_layers, masks
+from torchreaper.flow import Flow, find_flow
+from torchreaper.reinit import Reinit, as_reinit
+from torchreaper.restoring import bring_back
+from torchreaper.state import Optimizers, as_optimizers
+from torchreaper.subnetwork import Masked
+from torchreaper.text import percent, shorten, table
+from torchreaper.tracing import ExampleInputs
+
+MODES = ("auto", "masked", "compact")
+
+
+def find_filters(
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    *,
+    skip: Skip = "first",
+    include: Sequence[str] = (),
+    scope: Skip = None,
+    seed: int = 0,
+) -> FilterBank:
+    """Find the filters of a convnet; nothing in the model changes.
+
+    Args:
+        model: a plain ``nn.Module`` that ``torch.fx`` can trace.
+        example_inputs: a batch as in training: a tensor, a tuple (positional) or a dict (keywords). Only shapes count.
+        skip: layers left out of the ranking: "first", names, shell patterns, a sequence of these, or ``None``.
+        include: layers to rank although they would be left out (output and depthwise convolutions).
+        scope: rank only convolutions inside these submodules.
+        seed: of the bank's own random generator.
+
+    Raises:
+        ReaperError: the model cannot be traced, or nothing in it can be ranked.
+    """
+    flow = find_flow(model, example_inputs)
+    layers = filter_layers(model, flow, skip=skip, include=include, scope=scope)
+    if not any(layer.ranked for layer in layers):
+        why = "; ".join(f"{layer.name}: {layer.reason}" for layer in layers) or "it has no convolution that is called"
+        raise ReaperError(f"model={type(model).__name__}: no convolution to rank ({why}); see skip, include and scope")
+    return FilterBank(model, flow, layers, seed)
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a drop would do; nothing has changed.
+
+    Attributes:
+        fraction: p, of the ranked filters.
+        filters: layer -> indices of the filters that would go.
+        scores: layer -> score of every filter, for ranked layers.
+        full: cost of the whole network.
+        sub: cost of the network without those filters.
+        notes: where limits held filters back.
+    """
+
+    fraction: float
+    filters: dict[str, tuple[int, ...]]
+    scores: dict[str, Tensor]
+    full: Cost
+    sub: Cost
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        count, ranked = sum(map(len, self.filters.values())), sum(map(len, self.scores.values()))
+        rows = [[name, f"{len(i)} of {len(self.scores[name])}", shorten(i)] for name, i in self.filters.items()]
+        costs: list[tuple[str, int, int]] = [
+            ("multiply-adds per sample", self.full.multiply_adds, self.sub.multiply_adds),
+            ("parameters", self.full.parameters, self.sub.parameters),
+            ("activations per sample", self.full.activations, self.sub.activations),
+        ]
+        return "\n".join(
+            [
+                f"fraction {self.fraction:g}: {count} of {ranked} ranked filters would be dropped",
+                table(["layer", "dropped", "filters"], rows),
+                "",
+                table(
+                    ["sub-network", "full", "without them", "share"],
+                    [[n, a, b, percent(b, a)] for n, a, b in costs],
+                ),
+                *(f"note: {note}" for note in self.notes),
+            ]
+        )
+
+
+class FilterBank:
+    """The filters of one model, in order of execution. Made by :func:`find_filters`.
+
+    Attributes:
+        model: the model, the same object.
+        layers: one :class:`FilterLayer` per convolution.
+        flow: the channel flow behind them.
+        generator: CPU generator of everything random that concerns this bank.
+        dropped: layer -> indices of the filters that are left out now.
+    """
+
+    def __init__(self, model: nn.Module, flow: Flow, layers: Sequence[FilterLayer], seed: int = 0) -> None:
+        self.model, self.flow, self.layers = model, flow, list(layers)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.dropped: dict[str, tuple[int, ...]] = {}
+        self._by_name = {layer.name: layer for layer in self.layers}
+        self._optimizers = as_optimizers(None)
+        self._masked: Masked | None = None
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __iter__(self) -> Iterator[FilterLayer]:
+        return iter(self.layers)
+
+    def __getitem__(self, name: str) -> FilterLayer:
+        if name not in self._by_name:
+            raise ReaperError(f"layer={name!r}: no such layer; the layers are {', '.join(self._by_name)}")
+        return self._by_name[name]
+
+    @property
+    def ranked(self) -> list[FilterLayer]:
+        """The layers that take part in the ranking."""
+        return [layer for layer in self.layers if layer.ranked]
+
+    def __str__(self) -> str:
+        rows = [
+            [
+                layer.name,
+                layer.filters,
+                layer.dims,
+                "yes" if layer.ranked else "no",
+                layer.route,
+                len(self.dropped.get(layer.name, ())),
+                layer.reason,
+            ]
+            for layer in self.layers
+        ]
+        return table(["layer", "filters", "d", "ranked", "route", "dropped now", "why"], rows)
+
+    def attach(self, optimizer: Optimizers = None) -> None:
+        """Install the hooks now, and name the optimizers whose state belongs to the filters.
+
+        Dropping does it by itself; do it before ``torch.compile``, whose compiled calls ignore later hooks.
+        """
+        if self._masked is not None:
+            raise ReaperError("attach: this bank is attached already; call detach() before")
+        self._optimizers = as_optimizers(optimizer)
+        self._masked = Masked(self.model, self.flow, self._optimizers)
+
+    def detach(self) -> None:
+        """Take every hook off; dropped filters must be back."""
+        if self.dropped:
+            raise ReaperError("detach: filters are dropped; call restore() before")
+        if self._masked is not None:
+            self._masked.remove()
+            self._masked = None
+
+    def select(
+        self,
+        scores: Mapping[str, Tensor],
+        fraction: float,
+        *,
+        min_filters: int = 1,
+        max_per_layer: float = 1.0,
+    ) -> tuple[dict[str, tuple[int, ...]], list[str]]:
+        """The worst ``fraction`` of the ranked filters by ``scores``; see :func:`torchreaper.criteria.select`."""
+        ranked = {}
+        for layer in self.ranked:
+            if layer.name not in scores:
+                raise ReaperError(
+                    f"scores: the criterion gave none for layer {layer.name!r}; it must score every ranked layer"
+                )
+            if tuple(scores[layer.name].shape) != (layer.filters,):
+                raise ReaperError(
+                    f"scores of layer {layer.name!r}: shape {list(scores[layer.name].shape)}; must be [{layer.filters}]"
+                )
+            ranked[layer.name] = scores[layer.name]
+        return criteria.select(ranked, fraction, min_filters=min_filters, max_per_layer=max_per_layer)
+
+    def preview(
+        self,
+        fraction: float = 0.30,
+        criterion: str | criteria.Criterion = "orthogonality",
+        *,
+        min_filters: int = 1,
+        max_per_layer: float = 1.0,
+    ) -> Preview:
+        """What dropping ``fraction`` of the ranked filters would do; nothing changes, the random state included."""
+        check_fraction(fraction)
+        before = self.generator.get_state()
+        try:
+            scores = criteria.make(criterion).scores(self)
+        finally:
+            self.generator.set_state(before)
+        filters, notes = self.select(scores, fraction, min_filters=min_filters, max_per_layer=max_per_layer)
+        none, gone = dropped_ids(self.layers, {}), dropped_ids(self.layers, filters)
+        return Preview(
+            fraction,
+            filters,
+            {layer.name: scores[layer.name] for layer in self.ranked},
+            network_cost(self.model, self.flow, none),
+            network_cost(self.model, self.flow, gone),
+            tuple(notes),
+        )
+
+    def drop(self, filters: Filters, *, mode: str = "auto") -> None:
+        """Leave ``filters`` out until :meth:`restore`.
+
+        Args:
+            filters: layer name -> indices.
+            mode: "masked"; "auto" is the same today. "compact" does not exist yet.
+
+        Raises:
+            ReaperError: filters are dropped already, an unknown layer or index, or a layer that would lose all.
+        """
+        check_mode(mode)
+        if self.dropped:
+            raise ReaperError("drop: filters are dropped already; restore them before dropping others")
+        wanted = {name: self._checked(name, indices) for name, indices in filters.items() if len(indices)}
+        if self._masked is None:
+            self.attach()
+        assert self._masked is not None
+        ids = dropped_ids(self.layers, wanted)
+        self._masked.enter(masks(self.flow, ids), cuts(self.model, self.flow, ids))
+        self.dropped = wanted
+
+    def restore(self, reinit: str | Reinit | None = None) -> list[str]:
+        """Bring the dropped filters back.
+
+        Args:
+            reinit: how they start; ``None``: exactly as they were when dropped.
+
+        Returns:
+            One note per layer on how its filters came back; empty without ``reinit``.
+        """
+        how = None if reinit is None else as_reinit(reinit)
+        dropped, self.dropped = self.dropped, {}
+        if not dropped:
+            return []
+        assert self._masked is not None
+        self._masked.leave()
+        if how is None:
+            return []
+        lost = {self._by_name[name]: indices for name, indices in dropped.items()}
+        belongings = cuts(self.model, self.flow, dropped_ids(self.layers, dropped))
+        return bring_back(self.model, lost, belongings, self._optimizers, how, self.generator)
+
+    @contextmanager
+    def without(self, filters: Filters, mode: str = "auto") -> Iterator[FilterBank]:
+        """The model without ``filters`` inside the block, untouched afterwards, exceptions included."""
+        attached_before = self._masked is not None
+        self.drop(filters, mode=mode)
+        try:
+            yield self
+        finally:
+            self.restore()
+            if not attached_before:
+                self.detach()
+
+    def _checked(self, name: str, indices: Sequence[int]) -> tuple[int, ...]:
+        layer = self[name]
+        chosen = tuple(sorted({int(i) for i in indices}))
+        if wrong := [i for i in chosen if not 0 <= i < layer.filters]:
+            raise ReaperError(f"filters of {name!r}: {wrong[0]} is not in 0..{layer.filters - 1}")
+        if len(chosen) == layer.filters:
+            raise ReaperError(f"filters of {name!r}: all {layer.filters}; a layer must keep at least one")
+        return chosen
+
+
+def check_fraction(fraction: float) -> None:
+    """Raise :class:`ReaperError` unless 0 < fraction < 1."""
+    if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction < 1:
+        raise ReaperError(f"fraction={fraction!r}: must be in (0, 1); the paper uses 0.30")
+
+
+def check_mode(mode: str) -> None:
+    """Raise :class:`ReaperError` for a way of leaving filters out that does not exist."""
+    if mode == "compact":
+        raise ReaperError('subnetwork="compact": not available in this version; use "auto" or "masked"')
+    if mode not in MODES:
+        raise ReaperError(f'subnetwork={mode!r}: must be "auto" or "masked"')

@@ -1,0 +1,87 @@
+"""From scores to a choice: one ranking over the whole network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import floor
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from torchreaper.errors import ReaperError
+
+Scores = Mapping[str, Float[Tensor, " filters"]]
+
+
+def quota(fraction: float, ranked: int) -> int:
+    """How many of ``ranked`` filters go: floor(fraction * ranked), safe from 0.29 * 100 = 28.999...96."""
+    return floor(fraction * ranked * (1 + 1e-12))
+
+
+def capacity(filters: int, min_filters: int, max_per_layer: float) -> int:
+    """How many filters one layer may lose."""
+    return max(0, min(filters - min_filters, quota(max_per_layer, filters)))
+
+
+def select(
+    scores: Scores, fraction: float, *, min_filters: int = 1, max_per_layer: float = 1.0
+) -> tuple[dict[str, tuple[int, ...]], list[str]]:
+    """The worst ``fraction`` of all filters, ranked over the whole network (Algorithm 1 of the paper).
+
+    Args:
+        scores: layer -> one score per filter, higher = dropped earlier; layers in order. Only ranked layers.
+        fraction: p, of all filters in ``scores``.
+        min_filters: no layer keeps fewer.
+        max_per_layer: no layer loses more than this share of its filters.
+
+    Returns:
+        Layer -> indices in order, only layers that lose any; and notes where a limit held filters back. Scores that
+        agree to 1e-9 of the largest are ties: the lower layer goes first, then the lower index.
+
+    Raises:
+        ReaperError: a score is NaN.
+    """
+    names = list(scores)
+    for name in names:
+        if torch.isnan(scores[name]).any():
+            raise ReaperError(
+                f"scores of layer {name!r}: NaN; look for weights that are not finite, or at the criterion"
+            )
+    limits = [capacity(len(scores[name]), min_filters, max_per_layer) for name in names]
+    flat = _rounded(torch.cat([scores[name].detach().double().cpu() for name in names]))
+    owner = torch.cat([torch.full((len(scores[name]),), k) for k, name in enumerate(names)])
+    order = flat.argsort(descending=True, stable=True)
+    # A layer's own ranking decides which of its filters may go at all; the global one, which of those do.
+    position = torch.empty(len(names), dtype=torch.int64)
+    eligible = torch.zeros(len(flat), dtype=torch.bool)
+    for k in range(len(names)):
+        position = order[owner[order] == k]
+        eligible[position[: limits[k]]] = True
+    wanted = quota(fraction, len(flat))
+    chosen = order[eligible[order]][:wanted]
+    dropped: dict[str, tuple[int, ...]] = {}
+    notes = []
+    offset = 0
+    top = set(order[:wanted].tolist())
+    for k, name in enumerate(names):
+        mine = chosen[owner[chosen] == k] - offset
+        held = sum(1 for i in top if offset <= i < offset + len(scores[name])) - limits[k]
+        if held > 0:
+            notes.append(
+                f"{name}: {held} more ranked as worst, held back by min_filters={min_filters}, "
+                f"max_per_layer={max_per_layer}"
+            )
+        if len(mine):
+            dropped[name] = tuple(sorted(mine.tolist()))
+        offset += len(scores[name])
+    if len(chosen) < wanted:
+        notes.append(f"{len(chosen)} filters dropped instead of {wanted}: every layer is at its limit")
+    return dropped, notes
+
+
+def _rounded(scores: Float[Tensor, " filters"]) -> Float[Tensor, " filters"]:
+    """Multiples of 1e-9 of the largest finite score, so that rounding errors do not decide."""
+    finite = scores[torch.isfinite(scores)]
+    unit = 1e-9 * float(finite.abs().max()) if len(finite) else 0.0
+    return (scores / unit).round() if unit > 0 else scores

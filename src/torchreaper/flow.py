@@ -1,0 +1,322 @@
+"""Channel flow: which channels of which tensor come from which filter.
+
+The model is traced with ``torch.fx``, in train and in eval mode, and its graph is walked once on fake tensors:
+nothing is computed, no buffer and no random number generator is touched. Every tensor on the way carries, for each
+position of its channel dimension, the id of the filter it comes from. What the walk does not understand is a
+*barrier*: a place where the tensor must keep its full width, with zeros where filters are missing.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, cast
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map
+
+from torchreaper.errors import ReaperError
+from torchreaper.operations import CONVOLUTIONS, Kind, kind_of
+from torchreaper.tracing import (
+    ExampleInputs,
+    bind_arguments,
+    fake_buffers,
+    holds_tensor,
+    refuse_wrappers,
+    trace,
+    training_mode,
+)
+
+NOBODY = -1
+"""The origin of a channel that belongs to no filter."""
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Where the channels of one tensor come from.
+
+    Attributes:
+        origin: filter id of every position of the channel dimension, or ``NOBODY``.
+        dim: the channel dimension, counted from the end (negative), so that it holds with and without a batch.
+    """
+
+    origin: Int[Tensor, " channels"]
+    dim: int
+
+
+@dataclass
+class Flow:
+    """What the walk found, by module name.
+
+    Attributes:
+        start: first filter id of every convolution, in order of execution; its filters have consecutive ids.
+        sites: modules after which a dropped filter's channel is set to 0: convolutions
+            and per-channel maps with an offset.
+        norms: the sites whose entries belong to the filters (BatchNorm).
+        readers: origins of the input features of every dense convolution and Linear that reads filters.
+        barriers: per convolution, the places that need its output at full width.
+        outputs: convolutions with a channel that reaches an output of the model.
+        positions: output positions per sample of every convolution, norm and Linear, over all its calls.
+        widths: output channels of the same modules.
+    """
+
+    start: dict[str, int]
+    sites: dict[str, Channels] = field(default_factory=dict)
+    norms: set[str] = field(default_factory=set)
+    readers: dict[str, Int[Tensor, " features"]] = field(default_factory=dict)
+    barriers: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    outputs: set[str] = field(default_factory=set)
+    positions: dict[str, int] = field(default_factory=dict)
+    widths: dict[str, int] = field(default_factory=dict)
+
+    def layers_of(self, origin: Int[Tensor, " channels"]) -> list[str]:
+        """The convolutions that own a channel of ``origin``, in order of execution."""
+        names, starts = list(self.start), torch.tensor([*self.start.values()])
+        owners = torch.searchsorted(starts, origin[origin != NOBODY], right=True) - 1
+        return [names[k] for k in sorted(set(owners.tolist()))]
+
+
+def find_flow(model: nn.Module, example_inputs: ExampleInputs) -> Flow:
+    """Trace ``model`` in train and eval mode and unite what both graphs say.
+
+    Args:
+        model: a plain module; wrappers (DDP, ``torch.compile``) are refused.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments of ``model.forward``; only
+            shapes, dtypes and devices are used.
+
+    Raises:
+        ReaperError: the model cannot be traced or run on ``example_inputs``.
+    """
+    refuse_wrappers(model)
+    arguments = bind_arguments(model, example_inputs)
+    graphs = []
+    for training in (True, False):
+        with training_mode(model, training):
+            graphs.append(trace(model, arguments))
+    start, total = {}, 0
+    for graph in graphs:
+        for node in graph.graph.nodes:
+            if node.op == "call_module" and node.target not in start:
+                module = model.get_submodule(node.target)
+                if isinstance(module, CONVOLUTIONS):
+                    start[node.target] = total
+                    total += module.out_channels
+    # Two uses of one module that disagree about its channels make it a barrier; that can change what lies behind
+    # it, so the walk starts again until nothing new is found.
+    tied = tied_parameters(model)
+    opaque = {name for name, m in model.named_modules() if any(id(p) in tied for p in m._parameters.values())}
+    while True:
+        flow = Flow(dict(start))
+        uses: dict[str, list[Channels]] = defaultdict(list)
+        for training, graph in zip((True, False), graphs):
+            walk = _Walk(graph, flow, uses, opaque, count=training)
+            with training_mode(model, training), fake_buffers(model, walk.fake):
+                _walk(walk, model, arguments)
+        disagreeing = {name for name, seen in uses.items() if not _agree(seen)} - opaque
+        if not disagreeing:
+            return flow
+        opaque |= disagreeing
+
+
+class _Walk(fx.Interpreter):
+    """Runs the graph on fake tensors and carries :class:`Channels` beside every value."""
+
+    def __init__(
+        self,
+        graph: fx.GraphModule,
+        flow: Flow,
+        uses: dict[str, list[Channels]],
+        opaque: set[str],
+        count: bool,
+    ) -> None:
+        super().__init__(graph)
+        self.fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self.flow, self.uses, self.opaque, self.count = flow, uses, opaque, count
+        self.channels: dict[fx.Node, Channels] = {}
+        self.shapes: dict[fx.Node, torch.Size] = {}
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        # Past the module's hooks: they are the user's, and must not see fake tensors.
+        return self.fetch_attr(target).forward(*args, **kwargs)
+
+    def run_node(self, node: fx.Node) -> Any:
+        with self.fake, torch.no_grad():
+            value = super().run_node(node)
+        if isinstance(value, Tensor):
+            self.shapes[node] = value.shape
+        entering = [self.channels[n] for n in node.all_input_nodes if n in self.channels]
+        if node.op == "output":
+            for channels in entering:
+                self.flow.outputs.update(self.flow.layers_of(channels.origin))
+        elif holds_tensor(value):
+            leaving = self._follow(node, value, entering)
+            if leaving is not None and (leaving.origin != NOBODY).any():
+                self.channels[node] = leaving
+        return value
+
+    def _follow(self, node: fx.Node, value: Any, entering: list[Channels]) -> Channels | None:
+        module = self.fetch_attr(str(node.target)) if node.op == "call_module" else None
+        kind = kind_of(node, module)
+        if kind is Kind.CONVOLUTION:
+            return self._convolution(str(node.target), module, value, entering)
+        if kind is Kind.LINEAR:
+            self._linear(str(node.target), module, value, entering)
+            return None
+        if kind is Kind.NORM:
+            self._count(str(node.target), value, 1 - value.ndim)
+        if not entering:
+            return None
+        if kind is Kind.CAT:
+            return self._cat(node, value, entering)
+        if kind is Kind.ADD:
+            return self._add(node, entering)
+        if kind is Kind.BARRIER or len(entering) > 1 or not isinstance(value, Tensor):
+            return self._barrier(node, entering)
+        channels, before = entering[0], self.shapes[node.all_input_nodes[0]]
+        if kind is Kind.NORM and node.target not in self.opaque and channels.dim == 1 - value.ndim:
+            self.uses[str(node.target)].append(channels)
+            self.flow.sites[str(node.target)] = channels
+            self.flow.norms.add(str(node.target))
+            return channels
+        if kind is Kind.KEEP and value.ndim == len(before):
+            return channels
+        if kind is Kind.SCALE and len(node.all_input_nodes) == 1:
+            return channels if node.args[0] in self.channels else self._barrier(node, entering)
+        if kind is Kind.RESHAPE:
+            return reshaped(channels, before, value.shape) or self._barrier(node, entering)
+        if kind is Kind.REDUCE:
+            return self._reduce(node, channels, before) or self._barrier(node, entering)
+        return self._barrier(node, entering)
+
+    def _barrier(self, node: fx.Node, entering: list[Channels]) -> Channels | None:
+        target = node.target
+        self._barrier_at(target if isinstance(target, str) else getattr(target, "__name__", node.name), entering)
+        return None
+
+    def _barrier_at(self, place: str, entering: list[Channels]) -> None:
+        for channels in entering:
+            for layer in self.flow.layers_of(channels.origin):
+                if place not in self.flow.barriers[layer]:
+                    self.flow.barriers[layer].append(place)
+
+    def _read(self, name: str, module: nn.Module, entering: list[Channels], dim: int) -> None:
+        """A dense layer reads its input: note which filter each of its input features comes from."""
+        for channels in entering:
+            if name in self.opaque or channels.dim != dim or not owns_weight(module):
+                self._barrier_at(name, [channels])
+            else:
+                self.uses[name].append(channels)
+                self.flow.readers[name] = channels.origin
+
+    def _convolution(self, name: str, module: Any, value: Tensor, entering: list[Channels]) -> Channels:
+        dim = -1 - len(module.kernel_size)
+        if module.groups == 1:
+            self._read(name, module, entering, dim)
+        else:
+            self._barrier_at(name, entering)
+        self._count(name, value, dim)
+        first = self.flow.start[name]
+        channels = Channels(torch.arange(first, first + module.out_channels), dim)
+        self.flow.sites[name] = channels
+        return channels
+
+    def _linear(self, name: str, module: Any, value: Tensor, entering: list[Channels]) -> None:
+        self._read(name, module, entering, dim=-1)
+        self._count(name, value, -1)
+
+    def _count(self, name: str, value: Tensor, dim: int) -> None:
+        per_sample = prod(value.shape[1:]) if value.ndim > -dim else value.numel()
+        self.flow.widths[name] = value.shape[dim]
+        positions = per_sample // value.shape[dim]
+        if self.count:
+            self.flow.positions[name] = self.flow.positions.get(name, 0) + positions
+        else:  # the second graph: only what the first one does not hold
+            self.flow.positions.setdefault(name, positions)
+
+    def _add(self, node: fx.Node, entering: list[Channels]) -> Channels | None:
+        # Not `all_input_nodes`, which names a tensor once even where it is added to itself.
+        operands = [n for n in node.args[:2] if isinstance(n, fx.Node) and n in self.channels]
+        if len(operands) == 2 and self.shapes[operands[0]] == self.shapes[operands[1]]:
+            first, second = (self.channels[n] for n in operands)
+            if _agree([first, second]):
+                return first
+        return self._barrier(node, entering)
+
+    def _cat(self, node: fx.Node, value: Tensor, entering: list[Channels]) -> Channels | None:
+        dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+        first = entering[0]
+        parts = cast(list[fx.Node], node.args[0])
+        assert isinstance(dim, int)
+        at_channels = (dim if dim < 0 else dim - value.ndim) == first.dim
+        if not at_channels or any(channels.dim != first.dim for channels in entering):
+            return self._barrier(node, entering)
+        origins = [
+            self.channels[n].origin if n in self.channels else torch.full((self.shapes[n][first.dim],), NOBODY)
+            for n in parts
+        ]
+        return Channels(torch.cat(origins), first.dim)
+
+    def _reduce(self, node: fx.Node, channels: Channels, before: torch.Size) -> Channels | None:
+        dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+        keepdim = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
+        if dims is None:
+            return None
+        listed = [dims] if isinstance(dims, int) else list(dims)  # type: ignore[arg-type]
+        reduced = {d if d < 0 else d - len(before) for d in cast(list[int], listed)}
+        if not all(d > channels.dim for d in reduced):
+            return None
+        return Channels(channels.origin, channels.dim + (0 if keepdim else len(reduced)))
+
+
+def reshaped(channels: Channels, before: torch.Size, after: torch.Size) -> Channels | None:
+    """The channels of a row-major reshape, or ``None`` where it mixes channels with other dimensions.
+
+    Either the channel dimension stays as it is and only what lies behind it changes, or it is flattened together
+    with all that lies behind it: then each channel repeats once for every position.
+    """
+    lead = len(before) + channels.dim
+    width, behind = before[lead], before[lead + 1 :]
+    if after[:lead] != before[:lead] or len(after) <= lead:
+        return None
+    if after[lead] == width:
+        return Channels(channels.origin, lead - len(after))
+    if len(after) == lead + 1:
+        return Channels(channels.origin.repeat_interleave(prod(behind)), -1)
+    return None
+
+
+def owns_weight(module: nn.Module) -> bool:
+    """Whether ``module.weight`` is a parameter of its own, not one computed from others (weight_norm and the like)."""
+    return module._parameters.get("weight") is not None
+
+
+def tied_parameters(model: nn.Module) -> set[int]:
+    """The ids of parameters that stand in more than one module: what one use leaves out, the other would miss."""
+    seen: set[int] = set()
+    tied: set[int] = set()
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                (tied if id(parameter) in seen else seen).add(id(parameter))
+    return tied
+
+
+def _agree(seen: list[Channels]) -> bool:
+    return all(c.dim == seen[0].dim and torch.equal(c.origin, seen[0].origin) for c in seen)
+
+
+def _walk(walk: _Walk, model: nn.Module, arguments: dict[str, Any]) -> None:
+    fake = walk.fake.from_tensor
+    inputs = tree_map(lambda x: fake(x.detach()) if isinstance(x, Tensor) else x, list(arguments.values()))
+    try:
+        walk.run(*inputs)
+    except Exception as error:
+        shapes = {k: list(v.shape) if isinstance(v, Tensor) else v for k, v in arguments.items()}
+        raise ReaperError(
+            f"example_inputs={shapes}: {type(model).__name__} does not run on them "
+            f"({str(error).splitlines()[0]}); pass a batch as in training, on the model's device"
+        ) from error

@@ -1,0 +1,208 @@
+"""What the command line shows: a bar while runs go on, one line per finished run, the table of a comparison."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:  # both need torch, which takes longer to load than --help to answer
+    import torchreaper as tr
+    from torchreaper.lab.progress import Progress
+
+REFRESH = 0.1  # seconds: a bar drawn more often costs small networks time, and nobody sees it
+WIDE = 110  # columns: below, the line beside the bar is shortened
+NO_WRAP = 1000  # columns of what goes to a file or a pipe
+
+
+def stdout() -> Console:
+    """Stdout, as wide as the terminal, or wide enough that nothing is wrapped in a file or a pipe."""
+    console = Console(highlight=False, markup=False, emoji=False)
+    return console if console.is_terminal else Console(highlight=False, markup=False, emoji=False, width=NO_WRAP)
+
+
+@contextmanager
+def progress_on(console: Console, *, quiet: bool, runs: int = 1) -> Iterator[Progress]:
+    """A progress for ``runs`` runs: a bar on a terminal, else (or if ``quiet``) one line per finished run."""
+    if quiet or not console.is_terminal:
+        yield LineProgress(console)
+        return
+    bars = Bars(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=None),
+        TextColumn("{task.fields[status]}", markup=False),
+        TimeRemainingColumn(compact=True),
+        console=console,
+        expand=True,
+    )
+    with bars:
+        yield BarProgress(bars, runs)
+
+
+class LineProgress:
+    """One plain line per finished run on stdout; notes, which are rare and worth knowing, on stderr."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._title = ""
+
+    def start_run(self, title: str, epochs: int, batches: int, done: int) -> None:
+        """Keep the title for the line at the end."""
+        self._title = title
+
+    def batch(self, epoch: int, batch: int, loss: float | None) -> None:
+        """Ignored."""
+
+    def epoch(self, metrics: dict[str, Any]) -> None:
+        """Ignored."""
+
+    def transition(self, epoch: int, transition: tr.Transition) -> None:
+        """Ignored."""
+
+    def note(self, text: str) -> None:
+        """To stderr."""
+        print(f"note: {text}", file=sys.stderr)
+
+    def end_run(self, result: dict[str, Any]) -> None:
+        """The line of the run."""
+        say(self._console, run_line(result))
+
+
+class BarProgress:
+    """A bar per run, and one over all runs where there are several; transitions and finished runs stay as lines."""
+
+    def __init__(self, bars: Bars, runs: int) -> None:
+        self._bars, self._runs, self._finished = bars, runs, 0
+        self._all: TaskID | None = None
+        if runs > 1:
+            self._all = bars.add_task("all runs", total=float(runs), status=f"run 1 of {runs}")
+        self._task: TaskID | None = None
+        self._title, self._epochs, self._batches = "", 1, 1
+        self._loss: float | None = None
+        self._last: dict[str, Any] = {}
+        self._phase, self._next_phase = "", ""
+        self._drawn = 0.0
+
+    def start_run(self, title: str, epochs: int, batches: int, done: int) -> None:
+        """A fresh bar, the first ``done`` epochs of it full already."""
+        self._end_task()
+        self._title, self._epochs, self._batches = title, epochs, max(1, batches)
+        self._loss, self._last, self._phase, self._next_phase = None, {}, "", ""
+        self._task = self._bars.add_task(title, total=epochs * self._batches, completed=done * self._batches, status="")
+        self._draw(done + 1, 0)
+
+    def batch(self, epoch: int, batch: int, loss: float | None) -> None:
+        """Move on, at most ten times a second."""
+        self._loss = self._loss if loss is None else loss
+        now = time.monotonic()
+        if now - self._drawn >= REFRESH:
+            self._drawn = now
+            self._draw(epoch, batch)
+
+    def epoch(self, metrics: dict[str, Any]) -> None:
+        """Show the numbers of the epoch that has ended, and the phase of the one that begins."""
+        self._last = metrics
+        self._phase, self._next_phase = self._next_phase or metrics["phase"], ""
+        self._draw(int(metrics["epoch"]), self._batches)
+
+    def transition(self, epoch: int, transition: tr.Transition) -> None:
+        """A line that stays."""
+        self._next_phase = "sub" if transition.kind == "drop" else "full"
+        say(self._bars.console, f"{self._title}: {transition_line(epoch, transition)}")
+
+    def note(self, text: str) -> None:
+        """A line that stays."""
+        say(self._bars.console, f"note: {text}")
+
+    def end_run(self, result: dict[str, Any]) -> None:
+        """The line of the run, in the place of its bar."""
+        self._end_task()
+        self._finished += 1
+        if self._all is not None and self._finished < self._runs:
+            status = f"run {self._finished + 1} of {self._runs}"
+            self._bars.update(self._all, completed=self._finished, status=status)
+        elif self._all is not None:
+            self._bars.remove_task(self._all)
+            self._all = None
+        say(self._bars.console, run_line(result))
+
+    def _draw(self, epoch: int, batch: int) -> None:
+        if self._task is None:
+            return
+        done = (epoch - 1) * self._batches + batch
+        wide = self._bars.console.width >= WIDE
+        status = status_line(min(epoch, self._epochs), self._epochs, self._phase, self._loss, self._last, wide=wide)
+        self._bars.update(self._task, completed=done, status=status)
+        if self._all is not None:
+            self._bars.update(self._all, completed=self._finished + done / (self._epochs * self._batches))
+
+    def _end_task(self) -> None:
+        if self._task is not None:
+            self._bars.remove_task(self._task)
+            self._task = None
+
+
+def status_line(epoch: int, epochs: int, phase: str, loss: float | None, last: dict[str, Any], *, wide: bool) -> str:
+    """The text beside the bar; test accuracy and images per second are those of ``last``, a metrics line."""
+    parts = [f"epoch {epoch}/{epochs}" if wide else f"{epoch}/{epochs}"]
+    if phase:
+        parts.append(f"{phase:<4}")
+    if loss is not None:
+        parts.append(f"loss {loss:.3f}")
+    if last.get("test_accuracy") is not None:
+        parts.append(f"test {100 * last['test_accuracy']:.2f} %" if wide else f"{100 * last['test_accuracy']:.1f} %")
+    if last.get("images_per_second"):
+        parts.append(f"{last['images_per_second']:,.0f} images/s" if wide else f"{last['images_per_second']:,.0f}/s")
+    return "  ".join(parts)
+
+
+def transition_line(epoch: int, transition: tr.Transition, *, most: int = 4) -> str:
+    """Such as ``epoch 20: 19 filters dropped (conv2 11, conv3 8)``."""
+    counts = sorted(((len(filters), name) for name, filters in transition.filters.items()), reverse=True)
+    where = ", ".join(f"{name} {count}" for count, name in counts[:most])
+    if len(counts) > most:
+        where += f", {len(counts) - most} layers more"
+    total = sum(count for count, _ in counts)
+    return f"epoch {epoch}: {total} filters {'dropped' if transition.kind == 'drop' else 'back'} ({where})"
+
+
+def run_line(result: dict[str, Any]) -> str:
+    """One finished run: test accuracy, gap, epochs, time."""
+    return (
+        f"{result['scheme']} seed {result['seed']}: test accuracy {100 * result['test_accuracy']:.2f} %, "
+        f"gap {100 * result['gap']:.2f}, {result['epochs']} epochs, {result['seconds']:.1f} s"
+    )
+
+
+def say(console: Console, text: str) -> None:
+    """Print ``text`` as it is: brackets are brackets, and a pipe gets whole lines."""
+    console.print(Text(text), soft_wrap=True)
+
+
+def show_table(console: Console, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table, its first column to the left, the others to the right; intervals get a line where it is narrow."""
+    widths = [max(map(len, column)) for column in zip(heads, *rows)]
+    if sum(widths) + 2 * len(widths) > console.width:
+        rows = [[cell.replace(" [", "\n[") for cell in row] for row in rows]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for number, head in enumerate(heads):
+        table.add_column(Text(head), justify="left" if number == 0 else "right")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console.print(table)
+
+
+def show_paths(console: Console, paths: Sequence[Path]) -> None:
+    """One path a line, so that terminals can open them."""
+    for path in paths:
+        say(console, str(path))

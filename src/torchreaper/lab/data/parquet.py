@@ -1,0 +1,88 @@
+"""Local parquet files, in the schema of Hugging Face image-classification data sets."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torchreaper.lab.errors import UserError
+
+
+def find_files(pattern: str, base: Path, key: str) -> list[Path]:
+    """The files that ``pattern`` (a path or a glob) names, sorted: below ``base``, else the current folder.
+
+    Raises ``UserError``, which names ``key``, where there is none.
+    """
+    name = os.path.expanduser(pattern)
+    tried = list(dict.fromkeys((base.absolute(), Path.cwd())))
+    for folder in tried:
+        # A file may well have a bracket in its name: the plain path goes before the glob.
+        names = [name] if (folder / name).exists() else glob.glob(name, root_dir=folder, recursive=True)
+        files = [folder / found for found in sorted(names)]
+        if folders := [file for file in files if file.is_dir()]:
+            raise UserError(f"{key}={pattern!r}: {folders[0]} is a folder; name its files, as in *.parquet")
+        if files:
+            return files
+    places = "" if os.path.isabs(name) else f" in {' or '.join(map(str, tried))}"
+    raise UserError(f"{key}={pattern!r}: no such file{places}; give a path or a glob such as *.parquet")
+
+
+def read_parquet(files: list[Path], key: str) -> Any:
+    """Read ``files`` into one ``datasets.Dataset`` in memory; no network, and nothing is left on the disk.
+
+    Raises ``UserError``, which names ``key`` and the file, where one cannot be read.
+    """
+    from datasets import load_dataset  # slow imports, needed here only
+    from pyarrow import ArrowException, parquet  # type: ignore[import-untyped]
+
+    filled = []
+    for file in files:
+        try:
+            rows = parquet.read_metadata(file).num_rows
+        except (ArrowException, OSError) as error:
+            text = f"cannot be read as parquet ({first_line(error)}); is it whole?"
+            raise UserError(f"{key}={str(file)!r}: {text}") from None
+        if rows:  # datasets cannot read a file without rows
+            filled.append(file)
+    if not filled:
+        raise UserError(f"{key}={str(files[0])!r}: has no rows")
+    with quiet(), tempfile.TemporaryDirectory(prefix="torchreaper-", ignore_cleanup_errors=True) as cache:
+        try:
+            return load_dataset(
+                "parquet",
+                data_files={"train": [glob.escape(str(file)) for file in filled]},
+                split="train",
+                cache_dir=cache,
+                keep_in_memory=True,
+            )
+        except Exception as error:  # datasets has many kinds, and wraps pyarrow's
+            cause = first_line(error.__cause__ or error)
+            names = ", ".join(map(str, filled))
+            raise UserError(f"{key}: cannot read {names} ({cause}); are the files whole and of one schema?") from None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the progress bars of ``datasets``, which would run through ours, and its log beside our errors."""
+    import datasets
+
+    bars, level = not datasets.utils.are_progress_bars_disabled(), datasets.logging.get_verbosity()
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(level)
+        if bars:
+            datasets.enable_progress_bars()
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, for a message of one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -1,0 +1,103 @@
+"""Images in memory, and how some of them are chosen: by class, from a seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+from torchreaper.lab.errors import UserError
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images and their classes, in step. Both on one device; shared, so not to be written to."""
+
+    images: UInt8[Tensor, "n channels height width"]
+    labels: Int64[Tensor, " n"]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> Split:
+        """The same split on ``device``."""
+        return Split(self.images.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What a run trains and is judged on.
+
+    ``mean`` and ``std`` are per channel, in units of full brightness (0 to 1), from the images of ``train``.
+    """
+
+    train: Split
+    validation: Split | None
+    test: Split
+    classes: tuple[str, ...]
+    mean: Float[Tensor, " channels"]
+    std: Float[Tensor, " channels"]
+
+
+def choose(labels: Int64[Tensor, " n"], count: int, *, seed: int, balanced: bool) -> Int64[Tensor, " count"]:
+    """Indices, ascending, of ``count`` random items: as many of each class (``balanced``) or in proportion.
+
+    Where a class runs out, the others fill up. Every class differs from its due share by less than one item.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(labels), generator=generator)
+    shuffled = labels[order]
+    # An item's due: its rank in its class, as a number of items (balanced) or as a share of the class.
+    due = torch.empty(len(labels), dtype=torch.float64)
+    for label in torch.unique(labels).tolist():
+        mine = shuffled == label
+        size = int(mine.sum())
+        rank = torch.arange(size, dtype=torch.float64)
+        due[mine] = rank if balanced else (rank + 0.5) / size
+    # Stable: among equals the random order decides.
+    chosen: Tensor = order[due.argsort(stable=True)[:count]].sort().values
+    return chosen
+
+
+def divide(
+    labels: Int64[Tensor, " n"], *, validation: int, limit: int | None, classes: int, seed: int
+) -> tuple[Int64[Tensor, " train"], Int64[Tensor, " validation"]]:
+    """Split the training set: indices to train on, and to validate on.
+
+    The validation images go first, so that ``limit`` does not change them.
+    Raises ``UserError`` if there are too few images.
+    """
+    if validation >= len(labels):
+        raise UserError(f"data.validation={validation}: leaves nothing to train on, there are {len(labels)} images")
+    held_out = choose(labels, validation, seed=seed, balanced=False)
+    kept = torch.ones(len(labels), dtype=torch.bool)
+    kept[held_out] = False
+    rest = kept.nonzero().squeeze(1)
+    if limit is None:
+        return rest, held_out
+    if limit > len(rest):
+        raise UserError(f"data.limit={limit}: only {len(rest)} training images are there; use limit <= {len(rest)}")
+    if limit < classes:
+        raise UserError(f"data.limit={limit}: fewer than the {classes} classes; use limit >= {classes}")
+    return rest[choose(labels[rest], limit, seed=seed, balanced=True)], held_out
+
+
+def channel_moments(
+    images: UInt8[Tensor, "n channels height width"],
+) -> tuple[Float[Tensor, " channels"], Float[Tensor, " channels"]]:
+    """Mean and standard deviation per channel, in 0 to 1, exact: from the histogram of the 256 values.
+
+    A channel of one value only gets the deviation 1, so that it can be divided by.
+    """
+    values = torch.arange(256, dtype=torch.float64) / 255
+    means, stds = [], []
+    for channel in range(images.shape[1]):
+        counts = torch.bincount(images[:, channel].flatten(), minlength=256).double()
+        share = counts / counts.sum()
+        mean = (share * values).sum()
+        var = (share * (values - mean) ** 2).sum()
+        means.append(mean)
+        stds.append(var.sqrt() if var > 1e-12 else torch.ones_like(var))
+    return torch.stack(means).float(), torch.stack(stds).float()

@@ -1,0 +1,195 @@
+"""From a table with an image and a label column to tensors, every row checked on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from torchreaper.lab.data.parquet import first_line
+from torchreaper.lab.errors import UserError
+from torchreaper.lab.settings import show
+
+Progress = Callable[[str, int, int], None]
+"""Called while images are decoded with what they are ("train"), how many are done, and how many there are."""
+
+_CHUNK = 500  # images decoded between two calls of the progress callback
+_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"}  # 8 bits or fewer
+
+
+@dataclass(frozen=True)
+class Table:
+    """One split: a ``datasets.Dataset`` and the names of its columns; ``key`` is its place in the recipe."""
+
+    rows: Any
+    image: str
+    label: str
+    key: str
+
+
+def open_table(rows: Any, *, image: str | None, label: str | None, key: str) -> Table:
+    """Find the image and the label column by name, else by type.
+
+    The image column: the only one of type Image (or a struct of bytes and path, which is how it is stored).
+    The label column: the only ClassLabel, else the only column called "label" or "labels".
+    Raises ``UserError`` where there is none, or several.
+    """
+    import datasets
+
+    features = rows.features
+    if len(rows) == 0:
+        raise UserError(f"{key}: has no rows")
+
+    def is_image(feature: Any) -> bool:
+        stored = isinstance(feature, dict) and set(feature) == {"bytes", "path"}
+        return isinstance(feature, datasets.Image) or stored
+
+    image = _column(features, image, "image", [name for name, f in features.items() if is_image(f)], key)
+    if not is_image(features[image]) and features[image] != datasets.Value("binary"):
+        raise UserError(f"data.image={image!r}: is not a column of images in {key}, but {features[image]}")
+    named = [name for name in ("label", "labels") if name in features]
+    by_type = [name for name, f in features.items() if isinstance(f, datasets.ClassLabel)]
+    label = _column(features, label, "label", by_type or named, key)
+    if not isinstance(features[image], datasets.Image):
+        rows = rows.cast_column(image, datasets.Image())
+    return Table(rows, image, label, key)
+
+
+def _column(features: Any, asked: str | None, what: str, found: Sequence[str], key: str) -> str:
+    if asked is not None:
+        if asked not in features:
+            raise UserError(f"data.{what}={asked!r}: no such column in {key}; it has {', '.join(features)}")
+        return asked
+    if not found:
+        raise UserError(f"data.{what}: found no {what} column in {key}; name one of {', '.join(features)}")
+    if len(found) > 1:
+        raise UserError(f"data.{what}: several {what} columns in {key}; name one of {', '.join(found)}")
+    return found[0]
+
+
+def class_names(table: Table) -> tuple[str, ...]:
+    """The classes: a ClassLabel's names, the different strings in order, or the integers 0 to the highest.
+
+    Raises ``UserError`` for other types, and for integers that skip a number or start below 0.
+    """
+    import datasets
+
+    feature = table.rows.features[table.label]
+    if isinstance(feature, datasets.ClassLabel):
+        return tuple(feature.names)
+    values = _values(table)
+    if all(isinstance(value, str) for value in values):
+        return tuple(sorted(set(values)))
+    if not all(type(value) is int for value in values):
+        raise UserError(f"data.label={table.label!r}: must hold class names or integers, not {feature}")
+    found = set(values)
+    if low := [value for value in found if value < 0]:
+        raise UserError(_range(table, values.index(low[0]), low[0], "integers from 0"))
+    missing = next(number for number in range(len(found) + 1) if number not in found)
+    if missing < len(found):
+        raise UserError(
+            f"data.label={table.label!r}: labels out of range in {table.key}: class {missing} has no images, "
+            f"class {max(found)} has; labels must be 0, 1, 2, ... without gaps"
+        )
+    return tuple(str(number) for number in range(len(found)))
+
+
+def read_labels(table: Table, classes: tuple[str, ...]) -> Int64[Tensor, " rows"]:
+    """All labels as indices into ``classes``.
+
+    Raises ``UserError``, with the row, for a label that is missing or out of range.
+    """
+    import datasets
+
+    feature = table.rows.features[table.label]
+    if isinstance(feature, datasets.ClassLabel) and tuple(feature.names) != classes:
+        raise UserError(f"{table.key}: its classes are {_names(feature.names)}, not {_names(classes)}")
+    values = _values(table)
+    index = {name: number for number, name in enumerate(classes)}
+    numbers = [index.get(value, -1) if isinstance(value, str) else value for value in values]
+    for row, number in enumerate(numbers):
+        if not 0 <= number < len(classes):
+            raise UserError(_range(table, row, values[row], f"0 to {len(classes) - 1} ({len(classes)} classes)"))
+    return torch.tensor(numbers, dtype=torch.int64)
+
+
+def _values(table: Table) -> list[Any]:
+    values: list[Any] = table.rows.select_columns([table.label])[:][table.label]
+    if None in values:
+        raise UserError(f"{table.key}: row {values.index(None)} has no label (column {table.label!r})")
+    return values
+
+
+def _range(table: Table, row: int, value: object, allowed: str) -> str:
+    where = f"{table.key}: row {row}, column {table.label!r}"
+    return f"{where}: label {value!r} is out of range: must be {allowed}"
+
+
+def decode(
+    table: Table, indices: Int64[Tensor, " n"], *, what: str, progress: Progress | None = None
+) -> tuple[UInt8[Tensor, "n 3 height width"], bool]:
+    """The images at ``indices`` as RGB, and whether all of them are grey.
+
+    Raises ``UserError``, with the row, for an image that is missing, cannot be decoded, has more than 8 bits
+    a channel, or another size than the first.
+    """
+    rows, total = table.rows.select_columns([table.image]), len(indices)
+    pixels: np.ndarray[Any, np.dtype[np.uint8]] | None = None
+    grey = True
+    for start in range(0, total, _CHUNK):
+        chunk = indices[start : start + _CHUNK].tolist()
+        for i, (row, image) in enumerate(zip(chunk, _images(rows, table, chunk)), start=start):
+            if image.mode not in _MODES:
+                raise UserError(f"{table.key}: row {row}: image mode {image.mode} is not 8 bits a channel; make it RGB")
+            grey = grey and image.mode in ("1", "L")
+            array = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+            if pixels is None:
+                pixels = np.empty((total, *array.shape), dtype=np.uint8)
+            if array.shape != pixels.shape[1:]:
+                raise UserError(
+                    f"{table.key}: row {row}: image of {_size(array)} pixels, others have "
+                    f"{_size(pixels[0])}; all must have one size"
+                )
+            pixels[i] = array
+        if progress is not None:
+            progress(what, min(start + _CHUNK, total), total)
+    assert pixels is not None, "a split is never empty"
+    return torch.from_numpy(pixels), grey
+
+
+def _images(rows: Any, table: Table, indices: list[int]) -> list[Any]:
+    try:
+        images: list[Any] = rows[indices][table.image]
+        for image in images:
+            if image is not None:
+                image.load()
+    except Exception:  # a decoder may raise anything; which row it was is found one by one
+        images = [_image(rows, table, row) for row in indices]
+    if None in images:
+        raise UserError(f"{table.key}: row {indices[images.index(None)]} has no image (column {table.image!r})")
+    return images
+
+
+def _image(rows: Any, table: Table, row: int) -> Any:
+    try:
+        image = rows[row][table.image]
+        if image is not None:
+            image.load()
+        return image
+    except Exception as error:
+        raise UserError(
+            f"{table.key}: row {row}: image cannot be decoded ({first_line(error)}); mend or remove the row"
+        ) from None
+
+
+def _names(names: Sequence[str]) -> str:
+    return show(", ".join(names))
+
+
+def _size(array: Any) -> str:
+    return f"{array.shape[-2]}x{array.shape[-1]}"

@@ -1,0 +1,128 @@
+"""The machine a run is on, and its random numbers: read, seeded, put back."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import random
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+
+from torchreaper.lab.data import epoch_seed
+from torchreaper.lab.errors import UserError
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What could change the last bits of a run."""
+    return {
+        "torch": str(torch.__version__),  # it is of a class of its own
+        "cpu": _cpu(),
+        "device": str(device),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def environment(*, device: torch.device, precision: str) -> dict[str, Any]:
+    """The machine, the versions, and when and how the run was started."""
+    return {
+        "python": platform.python_version(),
+        "torchreaper": version("torchreaper"),
+        "platform": platform.platform(),
+        **machine(device),
+        "precision": precision,
+        "command": shlex.join(sys.argv),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": _commit(),
+    }
+
+
+def make_fabric(device: str, precision: str) -> Fabric:
+    """A `Fabric` on one device: "auto" (the best there is), "cpu", "cuda" or "mps"; `UserError` for others."""
+    if device not in DEVICES:
+        raise UserError(f"device={device!r}: unknown; choose one of {', '.join(DEVICES)}")
+    talk = logging.getLogger("lightning_fabric")
+    level = talk.level
+    talk.setLevel(logging.WARNING)  # it would announce the precision, in the middle of a progress bar
+    try:
+        return Fabric(accelerator=device, devices=1, precision=precision)
+    except (RuntimeError, ValueError, MisconfigurationException) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"device={device!r}: cannot be used here ({reason}); use auto or cpu") from error
+    finally:
+        talk.setLevel(level)
+
+
+def rng_state() -> dict[str, Any]:
+    """The state of every global random generator, in types that `torch.load(weights_only=True)` reads."""
+    name, keys, position, has_gauss, gauss = cast(tuple[Any, ...], np.random.get_state(legacy=True))
+    kind, numbers, normal = random.getstate()
+    cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return {
+        "python": (kind, torch.tensor(numbers), normal),
+        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if cuda else [],
+    }
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Put the generators back into a state that `rng_state` gave."""
+    kind, numbers, normal = state["python"]
+    random.setstate((kind, tuple(numbers.tolist()), normal))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+@contextmanager
+def own_random_numbers(seed: int) -> Iterator[None]:
+    """Seed the global generators; they and torch's thread count are the caller's again afterwards."""
+    before, threads = rng_state(), torch.get_num_threads()
+    random.seed(epoch_seed(seed, 0, "python"))
+    np.random.seed(epoch_seed(seed, 0, "numpy") % 2**32)
+    torch.manual_seed(epoch_seed(seed, 0, "torch"))
+    try:
+        yield
+    finally:
+        set_rng_state(before)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+
+
+@cache
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """The git commit of the current folder, if it is in a repository that has one."""
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "--verify", "--quiet", "HEAD"], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() or None

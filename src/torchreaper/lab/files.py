@@ -1,0 +1,136 @@
+"""Files that stay whole: replaced at once, or grown line by line; and how both are read back."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from torchreaper.lab.errors import UserError
+
+Json = dict[str, Any]
+
+
+def write_json(path: Path, value: Json) -> None:
+    """Replace `path` as a whole. Numbers that JSON does not have (NaN, infinity) are written as null."""
+    write_whole(path, (json.dumps(_finite(value), indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Replace the content of `path` by `data`: a reader sees the old or the new, wherever this is cut off."""
+    temporary = path.with_name(path.name + ".tmp")
+    write_bytes(temporary, data)
+    os.replace(temporary, path)
+    sync(path.parent)
+
+
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
+    """Write a file and wait until it is on the disk; where that fails there is no file."""
+    try:
+        with open(path, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def append_line(path: Path, line: Json) -> None:
+    """Add one line of JSON and wait until it is on the disk."""
+    with open(path, "ab") as file:
+        file.write(_encode(line))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def rewrite_lines(path: Path, lines: list[Json]) -> None:
+    """Make the file hold exactly `lines`; it is left alone where it does."""
+    data = b"".join(_encode(line) for line in lines)
+    there = path.read_bytes() if path.exists() else b""
+    if there != data:
+        write_whole(path, data)
+
+
+def _encode(line: Json) -> bytes:
+    return (json.dumps(_finite(line), allow_nan=False) + "\n").encode()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def sync(folder: Path) -> None:
+    """Make renames in a folder survive a power cut, where the system can."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # Windows opens no folders
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read_json(path: Path) -> Json | None:
+    """A JSON object; None where there is no file; `UserError` where it is damaged."""
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(f"{path}: is damaged ({error}); delete the folder and run again") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: is damaged (not a JSON object); delete the folder and run again")
+    return value
+
+
+def read_yaml(path: Path) -> Json | None:
+    """A YAML mapping; None where there is no file; `UserError` where it is damaged."""
+    try:
+        value = yaml.safe_load(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except yaml.YAMLError:
+        value = None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: is damaged (not a recipe); delete the folder and run again")
+    return value
+
+
+def read_lines(path: Path) -> list[Json]:
+    """The finished lines of a log; none where there is no file; `UserError` where one is damaged."""
+    try:
+        *whole, _unfinished = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    for number, line in enumerate(whole, 1):
+        if _parse(line) is None:
+            raise UserError(f"{path}: line {number} is damaged; continue or repeat the run to mend it")
+    return [value for line in whole if (value := _parse(line)) is not None]
+
+
+def good_lines(path: Path) -> list[Json]:
+    """The lines of a log that can be read, in order: what is left after a damage."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    return [value for line in lines if (value := _parse(line)) is not None]
+
+
+def _parse(line: bytes) -> Json | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) and isinstance(value.get("epoch"), int) else None

@@ -1,0 +1,101 @@
+"""What is measured on a network, and how it stands in the logs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+import torchreaper as tr
+from torchreaper.lab import data
+from torchreaper.lab.files import Json
+
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+
+
+def convolutions(model: nn.Module) -> dict[str, Convolution]:
+    """The convolutions of a model by name, ranked by a scheme or not."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d)}
+
+
+def evaluate(
+    fabric: Fabric,
+    model: nn.Module,
+    split: data.Split,
+    *,
+    mean: Float[Tensor, " channels"],
+    std: Float[Tensor, " channels"],
+    batch: int,
+) -> tuple[float, float]:
+    """Mean cross entropy and accuracy (0 to 1) of the network as it is now, in evaluation mode."""
+    model.eval()
+    loss = torch.zeros((), dtype=mean.dtype, device=mean.device)
+    right = torch.zeros((), dtype=torch.int64, device=mean.device)
+    with torch.no_grad(), fabric.autocast():
+        for index in data.batches(split, batch=batch, seed=0, epoch=0, shuffle=False):
+            outputs = model(data.normalise(split.images[index], mean, std))
+            targets = split.labels[index]
+            loss += F.cross_entropy(outputs, targets, reduction="sum")
+            right += (outputs.argmax(1) == targets).sum()
+    return loss.item() / len(split), int(right.item()) / len(split)
+
+
+def overlap_by_layer(
+    layers: Mapping[str, Convolution], filters: Mapping[str, int], dropped: Mapping[str, tuple[int, ...]]
+) -> tuple[dict[str, float], float]:
+    """The mean overlap O_f (PAPER.md 3) of each layer's filters, and the sum of O_f over all filters.
+
+    In a sub-network phase both are those of the network that is there: of the kept filters only, J being their
+    number. The sum then has fewer terms, so it falls when filters go, whatever the others do.
+
+    Args:
+        layers: The convolutions.
+        filters: How many filters each has when none is dropped.
+        dropped: The filters that are absent now.
+    """
+    found = {}
+    for name, layer in layers.items():
+        weight = layer.weight.detach()
+        gone = dropped.get(name, ())
+        groups = layer.groups
+        if gone and len(weight) == filters[name]:  # masked: the dropped rows are still there
+            kept = torch.ones(len(weight), dtype=torch.bool)
+            kept[list(gone)] = False
+            weight = weight[kept.to(weight.device)]
+        if len(weight) % groups:  # unequal groups: compared across them
+            groups = 1
+        found[name] = tr.overlap(weight, groups=groups)
+    if not found:
+        return {}, 0.0
+    # One transfer from the device for all layers.
+    sums = torch.stack([overlaps.sum() for overlaps in found.values()]).tolist()
+    means = {name: total / len(overlaps) for (name, overlaps), total in zip(found.items(), sums)}
+    return means, sum(sums)
+
+
+def event(epoch: int, transition: tr.Transition) -> Json:
+    """A transition as a line of `events.jsonl`."""
+    return {
+        "epoch": epoch,
+        "kind": transition.kind,
+        "cycle": transition.cycle,
+        "filters": {name: list(filters) for name, filters in transition.filters.items()},
+        "scores": {name: scores.tolist() for name, scores in transition.scores.items()},
+        "seconds": transition.seconds,
+        "notes": list(transition.notes),
+    }
+
+
+def fingerprint(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bits of a state dict, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,302 @@
+"""What to run: a recipe, read from YAML, checked whole before anything is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Hashable, Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, PrivateAttr, field_validator, model_validator
+
+from torchreaper.lab import schemes as lab_schemes
+from torchreaper.lab.data import Augmentation, DataSpec
+from torchreaper.lab.errors import UserError
+from torchreaper.lab.models import ModelSpec
+from torchreaper.lab.settings import Settings, did_you_mean, parse, show
+
+_SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")  # names that become folders
+
+
+class OptimSpec(Settings):
+    """The recipe's ``optim:`` section: PyTorch's optimizers, with PyTorch's defaults for what is not here."""
+
+    name: Literal["sgd", "adam", "adamw", "rmsprop"]
+    lr: float = Field(gt=0)
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    nesterov: bool = False
+    weight_decay: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _together(self) -> OptimSpec:
+        if self.momentum and self.name not in ("sgd", "rmsprop"):
+            raise UserError(f"momentum={self.momentum}: has no effect with {self.name}; leave it out")
+        if self.nesterov and (self.name != "sgd" or not self.momentum):
+            raise UserError("nesterov=True: needs name: sgd and a momentum above 0")
+        return self
+
+
+class ScheduleSpec(Settings):
+    """The recipe's ``schedule:`` section: the learning rate over time.
+
+    Attributes:
+        name: "constant"; "step": times ``gamma`` after each epoch of ``milestones``; "halving": times ``factor``
+            after every ``every`` optimizer steps; "cosine": to 0 at the last epoch.
+        warmup: epochs in which the rate first rises to its value.
+    """
+
+    name: Literal["constant", "step", "halving", "cosine"] = "constant"
+    milestones: Annotated[tuple[int, ...], Field(strict=False)] = ()
+    gamma: float = Field(default=0.1, gt=0)
+    every: int | None = Field(default=None, ge=1)
+    factor: float = Field(default=0.5, gt=0)
+    warmup: int = Field(default=0, ge=0)
+
+    @field_validator("milestones")
+    @classmethod
+    def _ascending(cls, milestones: tuple[int, ...]) -> tuple[int, ...]:
+        if list(milestones) != sorted(set(milestones)) or any(epoch < 1 for epoch in milestones):
+            raise ValueError("must be epochs from 1, ascending, each once")
+        return milestones
+
+    @model_validator(mode="after")
+    def _together(self) -> ScheduleSpec:
+        owner = {"milestones": "step", "gamma": "step", "every": "halving", "factor": "halving"}
+        for key, name in owner.items():
+            value = getattr(self, key)
+            if self.name != name and value != type(self).model_fields[key].default:
+                raise UserError(f"{key}={show(value)}: has no effect with name: {self.name}; it belongs to {name}")
+        if self.name == "step" and not self.milestones:
+            raise UserError("milestones: is missing; name the epochs after which the learning rate falls")
+        if self.name == "halving" and self.every is None:
+            raise UserError("every: is missing; after how many optimizer steps does the learning rate fall?")
+        return self
+
+
+class Recipe(Settings):
+    """One experiment: data, network, optimizer, schedule, and the schemes to train it with.
+
+    Attributes:
+        name: names the run folder. epochs: of training. batch: training images per step.
+        data, model, optim, schedule: see ``DataSpec``, ``ModelSpec``, ``OptimSpec``, ``ScheduleSpec``.
+        augment: "none" or "crop-flip". precision: as Lightning Fabric names it. eval_batch: images at a time.
+        grad_clip: largest norm of the gradient; None: not clipped.
+        report: the test accuracy that counts: of the "last" epoch, or of the epoch that is best on "validation".
+        seeds: how many seeds a comparison runs (0, 1, ...).
+        scheme: the recipe's own scheme and its options, all of them once checked.
+        schemes: options of others to compare with, by key: ``{dsd: {...}}`` or, for a second setting of one
+            scheme, ``{repr-random: {name: repr, criterion: random}}``.
+        profiles: named changes to all of the above; ``load_recipe(profile=...)`` makes them.
+    """
+
+    name: str
+    epochs: int = Field(ge=1)
+    batch: int = Field(ge=1)
+    data: DataSpec
+    model: ModelSpec
+    optim: OptimSpec
+    schedule: ScheduleSpec = ScheduleSpec()
+    augment: Augmentation = "none"
+    precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true"
+    eval_batch: int = Field(default=1000, ge=1)
+    grad_clip: float | None = Field(default=None, gt=0)
+    report: Literal["last", "validation"] = "last"
+    seeds: int = Field(default=3, ge=1)
+    scheme: dict[str, Any] = Field(default_factory=lambda: {"name": "standard"})
+    schemes: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    profiles: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+    _base: Path = PrivateAttr(default=Path())
+
+    @property
+    def base(self) -> Path:
+        """The folder that relative data paths start from: the recipe file's."""
+        return self._base
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        if not _SAFE.fullmatch(name):
+            raise ValueError("names a folder: letters, digits, '.', '_', '+' and '-' only, and no leading '.'")
+        return name
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_schemes(cls, values: Any) -> Any:
+        """Give each scheme all its options; here, as their specs are known by name only."""
+        if not isinstance(values, Mapping):
+            return values
+        values = dict(values)
+        if isinstance(values.get("scheme"), Mapping):
+            values["scheme"] = lab_schemes.parse(values["scheme"], where="scheme").model_dump(mode="json")
+        if isinstance(values.get("schemes"), Mapping):
+            values["schemes"] = {k: _complete(k, v) for k, v in values["schemes"].items()}
+        return values
+
+    @model_validator(mode="after")
+    def _together(self) -> Recipe:
+        if self.report == "validation" and not self.data.validation:
+            raise UserError("report='validation': needs images to validate on; set data.validation")
+        if self.schedule.warmup >= self.epochs:
+            raise UserError(f"schedule.warmup={self.schedule.warmup}: must be less than epochs={self.epochs}")
+        if late := [epoch for epoch in self.schedule.milestones if epoch >= self.epochs]:
+            raise UserError(f"schedule.milestones: {late[0]} has no effect with epochs={self.epochs}")
+        lab_schemes.parse(self.scheme).check(self.epochs)
+        for key, options in self.schemes.items():
+            if key == self.scheme["name"]:
+                raise UserError(f"schemes.{key}: has no effect, the recipe's own scheme has that name; rename it")
+            try:
+                lab_schemes.parse(options).check(self.epochs)
+            except UserError as error:
+                raise UserError(f"schemes.{key}: {error}") from None
+        return self
+
+    def scheme_spec(self, key: str) -> lab_schemes.Spec:
+        """The scheme that ``key`` stands for: the recipe's own, one of ``schemes``, or one with its defaults.
+
+        Raises ``UserError`` for a key that is none of them, and for a schedule that the epochs do not hold.
+        """
+        options = lab_schemes.options_of(key, self.scheme, self.schemes)
+        if options["name"] not in lab_schemes.SCHEMES:
+            known = dict.fromkeys([*lab_schemes.SCHEMES, *self.schemes])
+            raise UserError(f"scheme={key!r}: unknown scheme; {did_you_mean(key, known)}")
+        spec = lab_schemes.parse(options)
+        spec.check(self.epochs)
+        return spec
+
+    def canonical(self) -> dict[str, Any]:
+        """The recipe as plain JSON values, every default filled in, without profiles; reading it gives it back."""
+        return self.model_dump(mode="json", exclude={"profiles"})
+
+    def fingerprint(self) -> str:
+        """SHA-256 of ``canonical``, in hexadecimal."""
+        text = json.dumps(self.canonical(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def load_recipe(path: str | Path, *, profile: str | None = None, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe: the file, then the profile's changes, then ``overrides`` such as ``"optim.lr=0.1"``.
+
+    A profile is merged key by key; where it changes ``model.name`` or ``scheme.name`` that section starts
+    afresh, as options belong to a name. Unless it sets a name, ``-<profile>`` is added to the recipe's, so that
+    its runs get a folder of their own. An override replaces one value, given as YAML. The recipe must be whole
+    by itself and with each of its profiles, chosen or not.
+    Raises ``UserError``, one line that names the full key, its value and the remedy.
+    """
+    path = Path(path)
+    values = _read(path)
+    profiles = values.pop("profiles", None) or {}
+    if not isinstance(profiles, dict) or not all(isinstance(p, dict) for p in profiles.values()):
+        raise UserError("profiles: must be a mapping of names to changes, such as quick: {epochs: 2}")
+    if profile is not None and profile not in profiles:
+        known = did_you_mean(profile, map(str, profiles)) if profiles else "the recipe has none"
+        raise UserError(f"profile={profile!r}: unknown profile; {known}")
+    parse(Recipe, values)
+    for name in profiles:
+        try:
+            parse(Recipe, _with_profile(values, str(name), profiles[name]))
+        except UserError as error:
+            raise UserError(f"profiles.{name}: {error}") from None
+    if profile is not None:
+        values = _with_profile(values, profile, profiles[profile])
+    for override in overrides:
+        values = _with_override(values, override)
+    recipe = parse(Recipe, {**values, "profiles": profiles})
+    recipe._base = path.parent
+    return recipe
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe subset, with 1e-3 a number as in YAML 1.2, and no key twice (the first would have no effect)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        found: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in found and key.tag != "tag:yaml.org,2002:merge":
+                problem = f"the key {key.value!r} stands here twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            found.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+"), list("-+.0123456789")
+)
+
+
+def _yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)  # a SafeLoader
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f"line {mark.line + 1}: " if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(f"{where}: is not valid YAML: {line}{problem}") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"recipe={str(path)!r}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"recipe={str(path)!r}: cannot be read as text ({error})") from None
+    values = _yaml(text, f"recipe={str(path)!r}")
+    if not isinstance(values, dict):
+        raise UserError(f"recipe={str(path)!r}: must be a mapping (key: value), not {show(values)}")
+    return values
+
+
+def _with_profile(values: dict[str, Any], name: str, changes: dict[str, Any]) -> dict[str, Any]:
+    if "profiles" in changes:
+        raise UserError("profiles: a profile cannot have profiles")
+    merged = _merge(values, changes)
+    for section in ("model", "scheme"):
+        before, after = values.get(section), changes.get(section)
+        if isinstance(before, dict) and isinstance(after, dict) and before.get("name") != merged[section].get("name"):
+            merged[section] = after
+    if "name" not in changes and isinstance(values.get("name"), str):
+        merged["name"] = f"{values['name']}-{name}"
+    return merged
+
+
+def _merge(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(values)
+    for key, change in changes.items():
+        old = values.get(key)
+        merged[key] = _merge(old, change) if isinstance(old, dict) and isinstance(change, dict) else change
+    return merged
+
+
+def _with_override(values: dict[str, Any], override: str) -> dict[str, Any]:
+    key, equals, text = override.partition("=")
+    key = key.strip()
+    if not equals or not key or not all(key.split(".")):
+        raise UserError(f"set={override!r}: must be key=value, such as optim.lr=0.1")
+    if key.split(".")[0] == "profiles":
+        raise UserError(f"set={override!r}: has no effect; set the key itself, or choose a profile")
+    changes: Any = _yaml(text, f"set={override!r}")
+    *parents, last = key.split(".")
+    result = section = dict(values)
+    for depth, part in enumerate(parents, start=1):
+        inner = section.get(part)
+        if inner is not None and not isinstance(inner, dict):
+            outer = ".".join(parents[:depth])
+            raise UserError(f"set={override!r}: {outer}={show(inner)} has no keys; set {outer} as a whole")
+        section[part] = dict(inner or {})
+        section = section[part]
+    section[last] = changes
+    return result
+
+
+def _complete(key: Any, options: Any) -> Any:
+    if not isinstance(key, str) or not _SAFE.fullmatch(key):
+        raise UserError(f"schemes: {key!r} names a folder: letters, digits, '.', '_', '+' and '-' only")
+    if not isinstance(options, Mapping):
+        return options
+    return lab_schemes.parse({"name": key, **options}, where=f"schemes.{key}").model_dump(mode="json")

@@ -1,0 +1,343 @@
+"""The figures of a comparison: pure functions from metrics to a matplotlib Figure; saving is separate.
+
+``runs[scheme][seed]`` is the list of metrics lines of a run (``runs.read_metrics``), in the order of the
+epochs. A point at x = e is the state at the end of epoch e; a sub-network phase that is trained in the epochs
+a to b is therefore shaded from a - 1 to b. ``name`` stands before the title. No pyplot: no figure outlives
+its variable and no global state is touched.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+Metrics = Sequence[Mapping[str, Any]]
+Runs = Mapping[str, Mapping[int, Metrics]]
+Span = tuple[int, int]
+Dash = Literal["-", "--", "-.", ":"]
+
+# Okabe and Ito's palette, told apart with every common form of colour blindness; without its pale yellow.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+STYLES: tuple[Dash, ...] = ("-", "--", "-.", ":")
+STEPS = [1, 2, 5, 10]
+SHADE = "#E4E4E4"
+ON, OFF = "#F1F1F1", "#1F2A44"
+WIDTH, DPI = 7.0, 150  # inches; pixels per inch of the saved pictures
+GAP = 0.03  # inches between the layers of the map
+NAME, PANEL = 36, 24  # characters; longer ones lose their middle
+FEW_EPOCHS = 15  # up to here every epoch gets a dot
+FEW_LAYERS = 8  # up to here layers are named in a legend, above it shown as a colour scale
+STYLE: dict[Any, Any] = {
+    "font.size": 9.0,
+    "axes.titlesize": 10.0,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": "#D0D0D0",
+    "grid.linewidth": 0.5,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "figure.facecolor": "white",
+}
+
+
+def sub_spans(metrics: Metrics) -> tuple[Span, ...]:
+    """The sub-network phases of a run as (start, end) on the epoch axis; empty for a run without any."""
+    spans: list[Span] = []
+    for line in metrics:
+        if line["phase"] != "sub":
+            continue
+        epoch = int(line["epoch"])
+        if spans and spans[-1][1] == epoch - 1:
+            spans[-1] = (spans[-1][0], epoch)
+        else:
+            spans.append((epoch - 1, epoch))
+    return tuple(spans)
+
+
+def accuracy_figure(runs: Runs, *, name: str = "") -> Figure:
+    """Test accuracy (%) and generalisation gap (points) against epoch: mean and range of the seeds.
+
+    The gap is the training accuracy, running over the batches of the epoch and so with its augmentation,
+    minus the test accuracy.
+
+    Raises:
+        ValueError: no run in ``runs``, or one without a line.
+    """
+    _check(runs)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 6.2), layout="constrained")
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+        strips = _shade((upper, lower), runs)
+        _curves(upper, runs, lambda line: 100.0 * line["test_accuracy"])
+        _curves(lower, runs, lambda line: 100.0 * (line["train_accuracy"] - line["test_accuracy"]))
+        lower.axhline(0.0, color="#808080", linewidth=0.8, zorder=1)
+        upper.set_ylabel("test accuracy (%)")
+        lower.set_ylabel("generalisation gap:\ntrain − test accuracy (points)")  # noqa: RUF001
+        _epoch_axis(lower, runs)
+        upper.set_title(_title(name, "test accuracy and generalisation gap", runs))
+        _key(figure, _scheme_keys(runs, strips))
+    return figure
+
+
+def overlap_figure(runs: Runs, *, name: str = "") -> Figure:
+    """The overlap O_f over time: its sum over all filters and, a panel per scheme, its mean in every layer.
+
+    Raises:
+        ValueError: no run in ``runs``, or one without a line.
+    """
+    _check(runs)
+    layers = _layers(runs)
+    columns = {1: 1, 2: 2, 4: 2}.get(len(runs), 3)
+    rows = -(-len(runs) // columns) if layers else 0
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(max(WIDTH, 3.2 * columns), 3.6 + 2.9 * rows), layout="constrained")
+        upper, *lower = figure.subfigures(
+            1 + bool(rows), 1, height_ratios=(3.6, 2.9 * rows)[: 1 + bool(rows)], squeeze=False
+        )[:, 0]
+        total = upper.subplots()
+        strips = _shade((total,), runs)
+        _curves(total, runs, lambda line: line["overlap_total"])
+        total.set_ylabel("sum of $O_f$ over all filters")
+        _epoch_axis(total, runs)
+        total.set_title(_title(name, "overlap of the filters", runs))
+        _key(upper, _scheme_keys(runs, strips))
+        if not layers:
+            return figure
+        panels = lower[0].subplots(rows, columns, sharey=True, squeeze=False).flatten()
+        for panel, (scheme, seeds) in zip(panels, runs.items()):
+            _layer_panel(panel, scheme, seeds, layers)
+        for panel in panels[len(runs) :]:
+            panel.remove()
+        for panel in panels[::columns]:
+            panel.set_ylabel("mean $O_f$ of the layer")
+        _layer_key(lower[0], list(panels[: len(runs)]), layers)
+    return figure
+
+
+def filter_map_figure(metrics: Metrics, layers: Mapping[str, int], *, name: str = "") -> Figure:
+    """Which filters of one run were there in which epoch: x epochs, y all filters by layer; off = dark.
+
+    ``layers`` gives the number of filters of every layer, in the order of the model, first on top. A layer is
+    drawn as high as it has filters, but never lower than its name; where filters outnumber pixels, neighbours
+    share one, in the shade of the share that is off.
+
+    Raises:
+        ValueError: no line, no layer, or a line that names a layer or filter that ``layers`` does not hold.
+    """
+    if not metrics or not layers:
+        raise ValueError(f"metrics of {len(metrics)} epochs, layers={dict(layers)}: at least one of each is needed")
+    first, last = int(metrics[0]["epoch"]) - 1, int(metrics[-1]["epoch"])
+    heights = _band_heights(list(layers.values()))
+    total = sum(heights) + GAP * (len(heights) - 1)
+    map_inches = min(14.0, max(2.6, total))
+    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
+        figure = Figure(figsize=(WIDTH, map_inches + 1.3), layout="constrained")
+        axes = figure.subplots()
+        colours = LinearSegmentedColormap.from_list("on-off", [ON, OFF])
+        top = 0.0
+        centres: list[float] = []
+        for (layer, filters), height in zip(layers.items(), heights):
+            pixels = int(height * map_inches / total * DPI)
+            axes.imshow(
+                _pooled(_off_matrix(metrics, layer, filters), pixels),
+                cmap=colours, vmin=0, vmax=1, aspect="auto", interpolation="nearest",
+                extent=(first, last, top + height, top),
+            )  # fmt: skip
+            centres.append(top + height / 2)
+            top += height + GAP
+        unknown = sorted({name for line in metrics for name in line["dropped"]} - set(layers))
+        if unknown:
+            raise ValueError(f"layers={dict(layers)}: the metrics name {unknown} as well")
+        axes.set_ylim(total, 0.0)
+        axes.set_xlim(first, last)
+        size = 8.0
+        shown = _thin(centres, room=1.25 * size / 72 * total / map_inches)
+        names = list(layers)
+        labels = [f"{_short(names[i], NAME)}  ({layers[names[i]]})" for i in shown]
+        axes.set_yticks([centres[i] for i in shown], labels)
+        axes.tick_params(axis="y", length=0, labelsize=size)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, min_n_ticks=1, steps=STEPS))
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("layer (filters)")
+        axes.set_title(_title(name, "filters on and off"))
+        keys = [
+            Patch(facecolor=OFF, label="dropped"),
+            Patch(facecolor=ON, edgecolor="#9A9A9A", label="in the network"),
+        ]
+        _key(figure, keys)
+    return figure
+
+
+def _check(runs: Runs) -> None:
+    empty = [f"{scheme}, seed {seed}" for scheme, seeds in runs.items() for seed, lines in seeds.items() if not lines]
+    if empty or not runs or not all(runs.values()):
+        raise ValueError(f"runs: no metrics for {', '.join(empty) or 'at least one scheme'}; leave it out or train it")
+
+
+def _mean_and_range(
+    seeds: Mapping[int, Metrics], value: Callable[[Mapping[str, Any]], float | None]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Epochs that every seed has, and the mean, lowest and highest value over the seeds."""
+    curves = [{int(line["epoch"]): _number(value(line)) for line in lines} for lines in seeds.values()]
+    epochs = sorted(set.intersection(*(set(curve) for curve in curves)))
+    table = np.array([[curve[epoch] for epoch in epochs] for curve in curves])
+    return np.array(epochs), table.mean(axis=0), table.min(axis=0), table.max(axis=0)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)  # a number that JSON does not have is written as null
+
+
+def _look(number: int) -> tuple[str, Dash]:
+    return COLOURS[number % len(COLOURS)], STYLES[number // len(COLOURS) % len(STYLES)]
+
+
+def _curves(axes: Axes, runs: Runs, value: Callable[[Mapping[str, Any]], float | None]) -> None:
+    for number, seeds in enumerate(runs.values()):
+        colour, style = _look(number)
+        epochs, mean, low, high = _mean_and_range(seeds, value)
+        marker = "o" if len(epochs) <= FEW_EPOCHS else ""
+        if len(seeds) > 1:
+            axes.fill_between(epochs, low, high, color=colour, alpha=0.18, linewidth=0)
+        axes.plot(epochs, mean, color=colour, linestyle=style, linewidth=1.7, marker=marker, markersize=3.5)
+
+
+def _shade(panels: Sequence[Axes], runs: Runs) -> bool:
+    """Shade the sub-network phases; True where schemes differ in them, and have strips in their colours."""
+    spans = {scheme: sub_spans(next(iter(seeds.values()))) for scheme, seeds in runs.items()}
+    different = {phases for phases in spans.values() if phases}
+    strips = len(different) > 1
+    for axes in panels:
+        if not strips:
+            for start, end in next(iter(different), ()):
+                axes.axvspan(start, end, color=SHADE, linewidth=0, zorder=0)
+            continue
+        top = 1.0
+        for number, phases in enumerate(spans.values()):
+            for start, end in phases:
+                axes.axvspan(start, end, top - 0.02, top, color=_look(number)[0], linewidth=0, zorder=0)
+            top -= 0.025 if phases else 0.0
+    return strips
+
+
+def _scheme_keys(runs: Runs, strips: bool) -> list[Line2D | Patch]:
+    keys: list[Line2D | Patch] = []
+    for number, (scheme, seeds) in enumerate(runs.items()):
+        colour, style = _look(number)
+        text = f"{_short(scheme, NAME)}, " + ("1 seed" if len(seeds) == 1 else f"{len(seeds)} seeds")
+        keys.append(Line2D([], [], color=colour, linestyle=style, linewidth=1.7, label=text))
+    if strips:
+        keys.append(Patch(facecolor="none", label="strips above: sub-network phases"))
+    elif any(sub_spans(lines) for seeds in runs.values() for lines in seeds.values()):
+        keys.append(Patch(facecolor=SHADE, label="sub-network phase"))
+    return keys
+
+
+def _key(figure: Figure | SubFigure, keys: Sequence[Line2D | Patch]) -> None:
+    """The legend below the panels, in as many columns as surely fit."""
+    longest = max(len(str(key.get_label())) for key in keys)
+    columns = int((figure.bbox.width / figure.get_dpi() - 0.2) // (0.075 * longest + 0.6))
+    figure.legend(handles=list(keys), loc="outside lower center", ncols=max(1, min(columns, len(keys))))
+
+
+def _short(text: str, most: int) -> str:
+    """The text, its middle replaced by an ellipsis if longer than ``most``; the ends tell layers apart."""
+    return text if len(text) <= most else f"{text[: most // 3]}…{text[len(text) - (most - most // 3 - 1) :]}"
+
+
+def _title(name: str, what: str, runs: Runs | None = None) -> str:
+    several = runs is not None and any(len(seeds) > 1 for seeds in runs.values())
+    spread = "\nline: mean of the seeds; band: lowest to highest seed" if several else ""
+    return (f"{_short(name, NAME)}: {what}" if name else f"{what[0].upper()}{what[1:]}") + spread
+
+
+def _epoch_axis(axes: Axes, runs: Runs, *, ticks: int = 10) -> None:
+    ends = [line["epoch"] for seeds in runs.values() for lines in seeds.values() for line in (lines[0], lines[-1])]
+    first, last = min(ends), max(ends)
+    axes.set_xlim(first - 1, last + (0.15 if last - first < FEW_EPOCHS else 0.0))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=ticks, min_n_ticks=1, steps=STEPS))
+    axes.set_xlabel("epoch")
+
+
+def _layers(runs: Runs) -> list[str]:
+    """All layers that any run names, in the order in which they are met."""
+    lines = (lines[0] for seeds in runs.values() for lines in seeds.values())
+    return list(dict.fromkeys(name for line in lines for name in line["overlap"]))
+
+
+def _layer_colour(number: int, layers: Sequence[str]) -> Any:
+    if len(layers) <= FEW_LAYERS:
+        return matplotlib.colormaps["cividis"](0.9 * number / max(1, len(layers) - 1))
+    return matplotlib.colormaps["cividis"](number / (len(layers) - 1))
+
+
+def _layer_panel(axes: Axes, scheme: str, seeds: Mapping[int, Metrics], layers: Sequence[str]) -> None:
+    _shade((axes,), {scheme: seeds})
+    for number, layer in enumerate(layers):
+        if all(layer in line["overlap"] for lines in seeds.values() for line in lines):
+            epochs, mean, _, _ = _mean_and_range(seeds, lambda line, layer=layer: line["overlap"][layer])  # type: ignore[misc]
+            marker = "." if len(epochs) <= FEW_EPOCHS else ""
+            axes.plot(epochs, mean, color=_layer_colour(number, layers), linewidth=1.1, marker=marker)
+    axes.set_title(f"{_short(scheme, PANEL)}, by layer")
+    _epoch_axis(axes, {scheme: seeds}, ticks=5)
+
+
+def _layer_key(figure: SubFigure, panels: list[Axes], layers: Sequence[str]) -> None:
+    if len(layers) <= FEW_LAYERS:
+        keys = [
+            Line2D([], [], color=_layer_colour(number, layers), linewidth=1.5, label=_short(layer, NAME))
+            for number, layer in enumerate(layers)
+        ]
+        _key(figure, keys)
+        return
+    scale = ScalarMappable(Normalize(1, len(layers)), cmap="cividis")
+    bar = figure.colorbar(scale, ax=panels, location="right", shrink=0.9, ticks=MaxNLocator(integer=True, nbins=6))
+    bar.set_label(f"layer, 1 = first of {len(layers)}")
+    bar.ax.grid(False)
+
+
+def _band_heights(filters: Sequence[int]) -> list[float]:
+    """The height of every layer in the map, in inches before any fitting to the page."""
+    per_filter = min(0.022, 7.0 / sum(filters))
+    return [max(0.14, per_filter * count) for count in filters]
+
+
+def _thin(centres: Sequence[float], *, room: float) -> list[int]:
+    """The indices of the labels that fit, first to last, ``room`` apart at least."""
+    shown: list[int] = []
+    for index, centre in enumerate(centres):
+        if not shown or centre - centres[shown[-1]] >= room:
+            shown.append(index)
+    return shown
+
+
+def _off_matrix(metrics: Metrics, layer: str, filters: int) -> np.ndarray:
+    """[filters, epochs], 1 where the filter was not in the network during the epoch."""
+    off = np.zeros((filters, len(metrics)))
+    for column, line in enumerate(metrics):
+        for index in line["dropped"].get(layer, ()):
+            if not 0 <= index < filters:
+                raise ValueError(f"layers[{layer!r}]={filters}: the metrics name its filter {index}")
+            off[index, column] = 1.0
+    return off
+
+
+def _pooled(matrix: np.ndarray, rows: int) -> np.ndarray:
+    """The matrix with at most ``rows`` rows, neighbours averaged: drawing would skip rows instead."""
+    if len(matrix) <= max(1, rows):
+        return matrix
+    return np.stack([part.mean(axis=0) for part in np.array_split(matrix, max(1, rows))])

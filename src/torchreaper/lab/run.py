@@ -1,0 +1,298 @@
+"""One run: a recipe trained with one scheme and one seed, into one folder."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import torchreaper as tr
+from torchreaper.lab import data, models, schemes
+from torchreaper.lab.environment import environment, machine, make_fabric, own_random_numbers, rng_state, set_rng_state
+from torchreaper.lab.errors import UserError
+from torchreaper.lab.files import Json
+from torchreaper.lab.measures import convolutions, evaluate, event, fingerprint, overlap_by_layer
+from torchreaper.lab.optim import build_optimizer, build_schedule
+from torchreaper.lab.progress import NullProgress, Progress
+from torchreaper.lab.recipe import Recipe
+from torchreaper.lab.runs import RunFailed, RunFolder, folder_of, read_metrics, run_of
+
+__all__ = ["RunFailed", "train"]
+
+REMEDY = "lower optim.lr or set grad_clip; the last good checkpoint is kept"
+# Seconds between two looks at the loss: each look makes the host wait for the device.
+LOOK_EVERY = 1.0
+
+
+def train(
+    recipe: Recipe,
+    *,
+    scheme: str,
+    seed: int,
+    out: Path,
+    progress: Progress | None = None,
+    device: str = "auto",
+    resume: bool = True,
+) -> Json:
+    """Train one network, or go on with it, or return what is there already.
+
+    Args:
+        recipe: What to run.
+        scheme: "standard", "repr", or a key of the recipe's `schemes`.
+        seed: Of the initial weights, the data order, the augmentation and the scheme's own draws. Two schemes with
+            one seed see the same initial weights and the same images in the same order.
+        out: The run's folder is `<out>/<recipe.name>/<scheme>/seed-<seed>`.
+        progress: Is told what happens; None: only notes, to the log.
+        device: "auto", "cpu", "cuda" or "mps".
+        resume: False: delete what an earlier run left in the folder.
+
+    Returns:
+        The content of `result.json`.
+
+    Raises:
+        UserError: Something in the recipe, the data or the folder is wrong; nothing was written.
+        RunFailed: The run cannot go on (the loss is not finite, ...); its last good checkpoint is kept.
+    """
+    progress = progress or NullProgress()
+    spec = recipe.scheme_spec(scheme)
+    written = {**recipe.canonical(), "scheme": spec.model_dump(mode="json"), "schemes": {}}
+    folder = RunFolder(folder_of(out, recipe.name, scheme, seed), run_of(written, seed=seed))
+    if resume and (result := folder.look()) is not None:
+        return result
+    with own_random_numbers(seed):
+        run = Run(recipe, spec, seed=seed, device=device)
+        folder.open(written, resume=resume)
+        checkpoint = folder.load(progress.note)
+        done = 0
+        if checkpoint is not None:
+            run.load_state_dict(checkpoint, progress.note)
+            done = checkpoint["epoch"]
+        folder.align(checkpoint, progress.note)
+        folder.environment(environment(device=run.fabric.device, precision=recipe.precision), epoch=done)
+        progress.start_run(f"{recipe.name} / {scheme} / seed {seed}", recipe.epochs, run.steps, done)
+        for epoch in range(done + 1, recipe.epochs + 1):
+            metrics, events = run.epoch(epoch, progress)
+            try:
+                folder.save(epoch, run.state_dict(), metrics, events)
+            except OSError as error:
+                raise RunFailed(
+                    f"epoch {epoch}: cannot be saved in {folder.path} ({error.strerror}); put that right and give "
+                    "the same command again: it goes on from the last good checkpoint"
+                ) from error
+            progress.epoch(metrics)
+        result = run.result(scheme, read_metrics(folder.path))
+        folder.finish(result)
+        run.scheme.close()
+    progress.end_run(result)
+    return result
+
+
+class Run:
+    """The moving parts of one run, on its device."""
+
+    def __init__(self, recipe: Recipe, spec: schemes.Spec, *, seed: int, device: str) -> None:
+        self.recipe, self.seed = recipe, seed
+        dataset = data.load(recipe.data, recipe.base)
+        self.fabric = make_fabric(device, recipe.precision)
+        train = dataset.train
+        self.module = models.build(
+            recipe.model.name,
+            recipe.model.options,
+            in_channels=train.images.shape[1],
+            classes=len(dataset.classes),
+            image_size=(train.images.shape[2], train.images.shape[3]),
+            generator_seed=seed,
+        )
+        self.optimizer = build_optimizer(recipe.optim, self.module.parameters())
+        # The wrapped model and optimizer do the same in the precision asked for; states and hooks are the inner ones'.
+        self.model, self.stepper = self.fabric.setup(self.module, self.optimizer)
+        on = self.fabric.device
+        self.train, self.test = train.to(on), dataset.test.to(on)
+        self.validation = dataset.validation.to(on) if dataset.validation else None
+        dtype = next(self.module.parameters()).dtype
+        self.mean, self.std = dataset.mean.to(on, dtype), dataset.std.to(on, dtype)
+        self.steps = math.ceil(len(self.train) / recipe.batch)
+        self.schedule = build_schedule(
+            recipe.schedule, self.optimizer, epochs=recipe.epochs, steps_per_epoch=self.steps
+        )
+        self.layers = convolutions(self.module)
+        self.filters = {name: layer.out_channels for name, layer in self.layers.items()}
+        example = data.normalise(self.train.images[:2], self.mean, self.std)
+        self.scheme = spec.attach(self.module, self.optimizer, example, seed=data.epoch_seed(seed, 0, "scheme"))
+        self.chosen: Json | None = None
+
+    def epoch(self, epoch: int, progress: Progress) -> tuple[Json, list[Json]]:
+        """Train epoch number `epoch` (from 1), judge the network, then let the scheme act.
+
+        Returns:
+            The epoch's line of `metrics.jsonl`, and its lines of `events.jsonl`.
+        """
+        phase, dropped = self.scheme.phase, self.scheme.dropped
+        start = time.perf_counter()
+        trained = self._train(epoch, progress)
+        seconds = time.perf_counter() - start
+        # Before the scheme's step: filters that have just come back are not what this epoch trained.
+        test_loss, test_accuracy = self._judged(self.test, epoch, "test")
+        validation = self._judged(self.validation, epoch, "validation")[1] if self.validation else None
+        overlaps, total = overlap_by_layer(self.layers, self.filters, dropped)
+        if self.recipe.report == "validation" and phase == "full":
+            self._choose(epoch, validation, test_accuracy)
+        start = time.perf_counter()
+        try:
+            transition = self.scheme.step()
+        except tr.ReaperError as error:
+            raise RunFailed(f"epoch {epoch}: {error}") from error
+        stepping = time.perf_counter() - start
+        if transition is not None:
+            progress.transition(epoch, transition)
+        metrics = {
+            "epoch": epoch,
+            "phase": phase,
+            **trained,
+            "validation_accuracy": validation,
+            "test_accuracy": test_accuracy,
+            "test_loss": test_loss,
+            "overlap": overlaps,
+            "overlap_total": total,
+            "dropped": {name: list(filters) for name, filters in dropped.items()},
+            "images_per_second": len(self.train) / seconds,
+            # What training costs; judging the network and writing files are the lab's, not the scheme's.
+            "seconds": seconds + stepping,
+        }
+        return metrics, [] if transition is None else [event(epoch, transition)]
+
+    def result(self, scheme: str, metrics: list[Json]) -> Json:
+        """The content of `result.json`, from the final network and all lines of `metrics.jsonl`."""
+        last = metrics[-1]
+        reported = self.chosen or {
+            "epoch": last["epoch"],
+            "test_accuracy": last["test_accuracy"],
+            "validation_accuracy": last["validation_accuracy"],
+            "train_accuracy": self._judged(self.train, last["epoch"], "training")[1],
+        }
+        return {
+            "recipe": self.recipe.name,
+            "scheme": scheme,
+            "seed": self.seed,
+            "epochs": self.recipe.epochs,
+            "report": self.recipe.report,
+            "reported_epoch": reported["epoch"],
+            "test_accuracy": reported["test_accuracy"],
+            "train_accuracy": reported["train_accuracy"],
+            "gap": reported["train_accuracy"] - reported["test_accuracy"],
+            "validation_accuracy": reported["validation_accuracy"],
+            "seconds": sum(line["seconds"] for line in metrics),
+            "fingerprint": fingerprint(self.module.state_dict()),
+            "layers": self.filters,
+        }
+
+    def state_dict(self) -> Json:
+        """All that the rest of the run depends on."""
+        return {
+            "model": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "precision": self.fabric.strategy.precision.state_dict(),
+            "scheme": self.scheme.state_dict(),
+            "chosen": self.chosen,
+            "machine": machine(self.fabric.device),
+            "rng": rng_state(),
+        }
+
+    def load_state_dict(self, state: Json, note: Callable[[str], None]) -> None:
+        """Go on from `state`; `note` is told where this machine may give other bits than the one that wrote it."""
+        try:
+            self.module.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.schedule.load_state_dict(state["schedule"])
+            self.fabric.strategy.precision.load_state_dict(state["precision"])
+            self.scheme.load_state_dict(state["scheme"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"checkpoint: is of another model or version ({reason[:200]}); "
+                "run with the code that wrote it, or delete the run's folder"
+            ) from error
+        self.chosen = state["chosen"]
+        there, here = state["machine"], machine(self.fabric.device)
+        if there["threads"] != here["threads"]:
+            torch.set_num_threads(there["threads"])
+            note(
+                f"the run used {there['threads']} threads and this process {here['threads']}: going on with "
+                f"{torch.get_num_threads()}, because the number of threads changes the last bits"
+            )
+        for key in ("torch", "cpu", "device", "gpu"):
+            if there[key] != here[key]:
+                note(f"{key} was {there[key]} and is {here[key]}: the last bits may differ")
+        set_rng_state(state["rng"])
+
+    def _train(self, epoch: int, progress: Progress) -> Json:
+        self.model.train()
+        lr = self.optimizer.param_groups[0]["lr"]
+        crops = data.epoch_generator(self.seed, epoch, "augment")
+        order = data.batches(self.train, batch=self.recipe.batch, seed=self.seed, epoch=epoch, shuffle=True)
+        losses: list[float] = []
+        waiting: list[Tensor] = []
+        correct = torch.zeros((), dtype=torch.int64, device=self.fabric.device)
+        looked = time.perf_counter()
+        for step, index in enumerate(order, 1):
+            images = data.augment(self.train.images[index], self.recipe.augment, crops)
+            loss, right = self._step(data.normalise(images, self.mean, self.std), self.train.labels[index])
+            waiting.append(loss * len(index))
+            correct += right
+            if step == self.steps or time.perf_counter() - looked > LOOK_EVERY:
+                losses += _look(epoch, len(losses), waiting)
+                waiting, looked = [], time.perf_counter()
+                progress.batch(epoch, step, losses[-1] / len(index))
+            else:
+                progress.batch(epoch, step, None)
+        count = len(self.train)
+        return {"train_loss": math.fsum(losses) / count, "train_accuracy": correct.item() / count, "lr": lr}
+
+    def _step(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """One optimizer step; returns the batch's loss and its number of right answers, both on the device."""
+        self.optimizer.zero_grad()
+        with self.fabric.autocast():
+            outputs = self.model(images)
+            loss = self.scheme.loss(self.model, images, targets, outputs)
+        self.fabric.backward(loss)
+        if self.recipe.grad_clip is not None:
+            # A gradient that is not finite makes the next loss so, which is reported with its step.
+            self.fabric.clip_gradients(
+                self.model, self.stepper, max_norm=self.recipe.grad_clip, error_if_nonfinite=False
+            )
+        self.stepper.step()
+        self.schedule.step()
+        return loss.detach(), (outputs.detach().argmax(1) == targets).sum()
+
+    def _judged(self, split: data.Split, epoch: int, what: str) -> tuple[float, float]:
+        loss, accuracy = evaluate(
+            self.fabric, self.model, split, mean=self.mean, std=self.std, batch=self.recipe.eval_batch
+        )
+        if not math.isfinite(loss):
+            raise RunFailed(f"epoch {epoch}: the loss on the {what} images is {loss}; {REMEDY}")
+        return loss, accuracy
+
+    def _choose(self, epoch: int, validation: float | None, test: float) -> None:
+        """Remember this epoch if it is the best so far on the validation images; of equals, the first."""
+        if validation is None or (self.chosen and validation <= self.chosen["validation_accuracy"]):
+            return
+        self.chosen = {
+            "epoch": epoch,
+            "validation_accuracy": validation,
+            "test_accuracy": test,
+            "train_accuracy": self._judged(self.train, epoch, "training")[1],
+        }
+
+
+def _look(epoch: int, before: int, waiting: list[Tensor]) -> list[float]:
+    """The losses of the steps after number `before`, as numbers; `RunFailed` where one is not finite."""
+    losses: list[float] = torch.stack(waiting).tolist()
+    for step, loss in enumerate(losses, before + 1):
+        if not math.isfinite(loss):
+            raise RunFailed(f"epoch {epoch}, step {step}: the training loss is {loss}; {REMEDY}")
+    return losses

@@ -1,0 +1,262 @@
+"""Run folders: which files a run writes, and how a run that was killed is taken up again.
+
+Every file but the two logs is replaced as a whole (temporary file, fsync, rename). At the end of an epoch come,
+in this order: checkpoint, metrics line, event line. The checkpoint holds a copy of both lines, so that a run
+killed between them loses nothing and repeats nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from torchreaper.lab.errors import UserError
+from torchreaper.lab.files import (
+    Json,
+    append_line,
+    good_lines,
+    read_json,
+    read_lines,
+    read_yaml,
+    rewrite_lines,
+    sync,
+    write_bytes,
+    write_json,
+    write_whole,
+)
+
+#: The files of a run folder; nothing else in it is ever touched.
+METRICS, EVENTS, RESULT = "metrics.jsonl", "events.jsonl", "result.json"
+RECIPE, ENVIRONMENT = "recipe.yaml", "environment.json"
+LAST, PREVIOUS, DAMAGED = "last.pt", "previous.pt", ".damaged"
+# Of a recipe, these say nothing about a single run: how many runs there are, and what the others do.
+_NOT_OF_THE_RUN = ("seeds", "schemes", "profiles")
+
+
+class RunFailed(UserError):  # noqa: N818  (the run failed; nobody made an error)
+    """A run that cannot go on, with the place where it stopped; its last good checkpoint is kept."""
+
+
+def folder_of(out: Path, name: str, scheme: str, seed: int) -> Path:
+    """Where the run of a recipe's `name` with `scheme` and `seed` lies."""
+    return Path(out) / name / scheme / f"seed-{seed}"
+
+
+def read_metrics(folder: Path) -> list[Json]:
+    """One dict per finished epoch; empty where there is no run. A line still being written is left out."""
+    return read_lines(Path(folder) / METRICS)
+
+
+def read_events(folder: Path) -> list[Json]:
+    """One dict per transition; empty where there is none. A line still being written is left out."""
+    return read_lines(Path(folder) / EVENTS)
+
+
+def read_result(folder: Path) -> Json | None:
+    """The result of a finished run; None for a run that is not finished, or not there.
+
+    Raises `UserError` where the file is damaged.
+    """
+    return read_json(Path(folder) / RESULT)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run's folder, for the run that writes it.
+
+    Attributes:
+        path: The folder.
+        run: What makes two runs the same: `run_of(...)`.
+    """
+
+    path: Path
+    run: Json
+
+    def look(self) -> Json | None:
+        """The result if the run is finished, else None; writes nothing.
+
+        Raises:
+            UserError: The folder holds a run of another recipe, or a damaged file.
+        """
+        there = read_yaml(self.path / RECIPE)
+        if there is not None:
+            self.check(run_of(there, seed=self.run["seed"]))
+        return read_result(self.path)
+
+    def open(self, recipe: Json, *, resume: bool) -> None:
+        """Make the folder, or take it up.
+
+        Args:
+            recipe: What is to stand in `recipe.yaml`.
+            resume: False: what an earlier run wrote here is deleted first.
+
+        Raises:
+            UserError: The folder cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not resume:
+                self._clear()
+            if not (self.path / RECIPE).exists():
+                write_whole(self.path / RECIPE, yaml.safe_dump(recipe, sort_keys=False).encode())
+        except OSError as error:
+            raise UserError(f"out={self.path}: {error.strerror}; choose a folder that can be written") from error
+
+    def check(self, there: Json) -> None:
+        """Raise `UserError` where `there`, the run that was found here, is another than this one."""
+        differences = list(_differences(there, self.run))
+        if differences:
+            more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
+            raise UserError(
+                f"out={self.path}: holds a run of another recipe: {', '.join(differences[:3])}{more}; "
+                "choose another out or name, or delete that folder"
+            )
+
+    def environment(self, now: Json, *, epoch: int) -> None:
+        """Write down where the run was begun, or where it was continued after `epoch` epochs."""
+        path = self.path / ENVIRONMENT
+        try:
+            began = read_json(path) if epoch else None
+        except UserError:  # not worth to stop for
+            began = None
+        if began is not None:
+            now = {**began, "resumed": [*began.get("resumed", []), {"after_epoch": epoch, **now}]}
+        write_json(path, now)
+
+    def save(self, epoch: int, state: Json, metrics: Json, events: list[Json]) -> None:
+        """End epoch `epoch`: the checkpoint, then its lines in the logs."""
+        lines = {"metrics": metrics, "events": events}
+        save_checkpoint(self.path, {**state, "run": self.run, "epoch": epoch, "lines": lines})
+        append_line(self.path / METRICS, metrics)
+        for event in events:
+            append_line(self.path / EVENTS, event)
+
+    def load(self, note: Callable[[str], None]) -> Json | None:
+        """The newest good checkpoint, or None: begin at the beginning. Call `align` when it is loaded.
+
+        Args:
+            note: Is told in a sentence what was damaged.
+
+        Raises:
+            UserError: The checkpoint is of another run.
+        """
+        state = load_checkpoint(self.path, note)
+        if state is not None:
+            self.check(state["run"])
+        return state
+
+    def align(self, state: Json | None, note: Callable[[str], None]) -> None:
+        """Make the logs end where the checkpoint does: later lines go, its own are put in if missing."""
+        if state is None:
+            rewrite_lines(self.path / METRICS, [])
+            rewrite_lines(self.path / EVENTS, [])
+            return
+        epoch, lines = state["epoch"], state["lines"]
+        metrics = {line["epoch"]: line for line in good_lines(self.path / METRICS) if line["epoch"] < epoch}
+        events = [line for line in good_lines(self.path / EVENTS) if line["epoch"] < epoch]
+        missing = sorted(set(range(1, epoch)) - metrics.keys())
+        if missing:
+            note(f"{self.path / METRICS}: the lines of epochs {missing} are lost; training is not affected")
+        rewrite_lines(self.path / METRICS, [*metrics.values(), lines["metrics"]])
+        rewrite_lines(self.path / EVENTS, [*events, *lines["events"]])
+
+    def finish(self, result: Json) -> None:
+        """Write `result.json`, the mark of a finished run."""
+        write_json(self.path / RESULT, result)
+
+    def _clear(self) -> None:
+        # The result goes first: a half-cleared folder must not look finished.
+        for name in (RESULT, LAST, PREVIOUS, METRICS, EVENTS, ENVIRONMENT, RECIPE):
+            for suffix in ("", ".sha256", ".tmp", ".sha256.tmp", DAMAGED):
+                (self.path / (name + suffix)).unlink(missing_ok=True)
+
+
+def run_of(recipe: Json, *, seed: int) -> Json:
+    """What makes two runs the same: the recipe with one scheme's options, and the seed."""
+    return {**{key: value for key, value in recipe.items() if key not in _NOT_OF_THE_RUN}, "seed": seed}
+
+
+def save_checkpoint(folder: Path, state: Json) -> None:
+    """Make `state` the folder's `last.pt`, the one before its `previous.pt`.
+
+    Wherever this is cut off, at least one of the two is whole and agrees with its checksum.
+    """
+    last, previous = folder / LAST, folder / PREVIOUS
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    data = buffer.getbuffer()
+    fresh = last.with_name(LAST + ".tmp")
+    write_bytes(fresh, data)
+    digest = _read_digest(last)
+    if digest is not None and last.exists():
+        _write_digest(previous, digest)
+        os.replace(last, previous)
+    _write_digest(last, hashlib.sha256(data).hexdigest())
+    os.replace(fresh, last)
+    sync(folder)  # renames reach the disk in their order, so that one sync at the end does for all
+
+
+def load_checkpoint(folder: Path, note: Callable[[str], None]) -> Json | None:
+    """The newest whole checkpoint of a folder, on the CPU, or None; `note` is told what was damaged.
+
+    A damaged file is put aside as `*.damaged`, so that it never takes the place of a good `previous.pt`.
+    Raises `UserError` where the file is whole but is no checkpoint, or not for this version of torch.
+    """
+    found = [path for path in (folder / LAST, folder / PREVIOUS) if path.exists()]
+    for path in found:
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() == _read_digest(path):
+            return _unpack(path, data)
+        instead = "using the one before" if path != found[-1] else "there is no other: starting at epoch 1"
+        note(f"{path}: damaged, it does not agree with its checksum; put aside, {instead}")
+        os.replace(path, path.with_name(path.name + DAMAGED))
+    return None
+
+
+def _unpack(path: Path, data: bytes) -> Json:
+    try:
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever the bytes make torch raise
+        reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
+        raise UserError(
+            f"{path}: torch {torch.__version__} cannot read it ({reason}); use the version that wrote it "
+            f"(see {ENVIRONMENT}), or delete the folder"
+        ) from error
+    if not isinstance(state, dict) or not {"run", "epoch", "lines"} <= state.keys():
+        raise UserError(f"{path}: is no checkpoint of a run; delete the folder and run again")
+    return state
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
+
+
+def _write_digest(path: Path, digest: str) -> None:
+    """The checksum of `path` in the format of sha256sum, so that ``sha256sum -c`` checks it."""
+    sidecar = _sidecar(path)
+    temporary = sidecar.with_name(sidecar.name + ".tmp")
+    write_bytes(temporary, f"{digest}  {path.name}\n".encode())
+    os.replace(temporary, sidecar)
+
+
+def _read_digest(path: Path) -> str | None:
+    try:
+        return _sidecar(path).read_text(errors="replace").split()[0]
+    except (OSError, IndexError):
+        return None
+
+
+def _differences(there: Any, here: Any, key: str = "") -> Iterator[str]:
+    if isinstance(there, dict) and isinstance(here, dict):
+        for name in sorted({*there, *here}):
+            yield from _differences(there.get(name), here.get(name), f"{key}.{name}" if key else name)
+    elif there != here:
+        yield f"{key} is {there!r} there, {here!r} here"

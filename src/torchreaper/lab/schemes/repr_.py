@@ -1,0 +1,165 @@
+"""RePr: drop the filters that overlap most, train without them, bring them back orthogonal (PAPER.md 2)."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+import torchreaper as tr
+from torchreaper.lab.errors import UserError
+from torchreaper.lab.schemes.base import Attached, Phase, Spec
+from torchreaper.lab.settings import Settings, did_you_mean
+
+
+def _open_unit(value: Any) -> Any:
+    if isinstance(value, (int, float)) and not 0 < value < 1:
+        raise ValueError("must be in (0, 1), for example 0.3")
+    return value
+
+
+def _gain(value: Any) -> Any:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (str, int, float))):
+        raise ValueError('must be "kept" or a number')
+    return value
+
+
+def _section(value: Any) -> Any:
+    return {"method": value} if isinstance(value, str) else value
+
+
+def _complete(reinit: ReinitSpec) -> ReinitSpec:
+    """Check what was given, and put the method's own defaults in."""
+    try:
+        return ReinitSpec(**reinit.build().describe())
+    except tr.ReaperError as error:
+        # It names keys as reinit.key, and the method as reinit; what is before the key is put there by the caller.
+        raise UserError(str(error).replace("reinit=", "method=", 1).removeprefix("reinit.")) from None
+
+
+def _names(value: Any) -> Any:
+    if isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value):
+        return tuple(value)  # YAML has lists only
+    if value is None or isinstance(value, str):
+        return value
+    raise ValueError("must be the name of a layer or a list of names; * and ? are wildcards")
+
+
+def _list(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else _names(value)
+
+
+Names = Annotated[str | tuple[str, ...] | None, BeforeValidator(_names)]
+
+
+class ReinitSpec(Settings):
+    """How a dropped filter comes back: the values of `tr.Reinit`, which checks them and has the defaults."""
+
+    method: str = "orthogonal"
+    gain: Annotated[str | float | None, BeforeValidator(_gain)] = None
+    bias: str | None = None
+    consumers: str | None = None
+    optimizer_state: str | None = None
+    norms: str | None = None
+
+    def build(self) -> tr.Reinit:
+        """The method's own object."""
+        return tr.Reinit(**self.model_dump(exclude_none=True))
+
+
+class RePrTraining(Attached):
+    """A `tr.RePr` whose unit is the epoch."""
+
+    def __init__(self, scheme: tr.RePr) -> None:
+        self._scheme = scheme
+
+    @property
+    def phase(self) -> Phase:
+        """The phase the next epoch is trained in."""
+        return "sub" if self._scheme.phase == "sub" else "full"
+
+    @property
+    def dropped(self) -> dict[str, tuple[int, ...]]:
+        """The filters that are absent now, by layer."""
+        return {name: tuple(filters) for name, filters in self._scheme.dropped.items() if filters}
+
+    @property
+    def bank(self) -> tr.FilterBank | None:
+        """The filters that are ranked, and those that are not."""
+        return self._scheme.bank
+
+    def step(self) -> tr.Transition | None:
+        """End an epoch: at the end of a phase, drop the worst filters or bring them back."""
+        with warnings.catch_warnings():
+            # It stands in the transition's notes, which the run writes down and shows.
+            warnings.simplefilter("ignore", tr.OneLayerWarning)
+            return self._scheme.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Step, cycle, dropped filters and generator state."""
+        return self._scheme.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state`, inside a sub-network phase too: the filters dropped then are dropped again."""
+        self._scheme.load_state_dict(state)
+
+    def close(self) -> None:
+        """Take every hook off the model and the optimizer."""
+        self._scheme.remove()
+
+
+class RePrSpec(Spec):
+    """The scheme `repr` and its options, with the paper's values as defaults; see `tr.RePr`."""
+
+    summary: ClassVar[str] = "drop the filters that overlap most, train without them, bring them back"
+    name: Literal["repr"] = "repr"
+    full: Annotated[int, Field(ge=1)] = 20
+    sub: Annotated[int, Field(ge=1)] = 10
+    cycles: Annotated[int, Field(ge=0)] = 3
+    fraction: Annotated[float, BeforeValidator(_open_unit)] = 0.3
+    criterion: str = "orthogonality"
+    reinit: Annotated[ReinitSpec, BeforeValidator(_section), AfterValidator(_complete)] = _complete(ReinitSpec())
+    subnetwork: Literal["auto", "masked", "compact"] = "auto"
+    skip: Names = "first"
+    include: Annotated[tuple[str, ...], BeforeValidator(_list)] = ()
+    scope: Names = None
+    min_filters: Annotated[int, Field(ge=1)] = 1
+    max_per_layer: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+    def check(self, epochs: int) -> None:
+        """Refuse an unknown criterion, and a schedule for which `epochs` are too few.
+
+        Filters return at the end of an epoch, so a schedule needs one epoch more than its cycles have:
+        else the run would end with filters that were never trained.
+        """
+        known = tr.criteria.names()
+        if self.criterion not in known:
+            near = did_you_mean(self.criterion, known)
+            raise UserError(f"scheme.criterion={self.criterion!r}: unknown criterion; {near}")
+        need = self.cycles * (self.full + self.sub)
+        if epochs > need or self.cycles == 0:
+            return
+        asked = f"scheme: full={self.full}, sub={self.sub}, cycles={self.cycles} need {need} epochs"
+        remedy = "raise epochs or lower cycles"
+        last = need - self.sub
+        if epochs == need:
+            raise UserError(
+                f"{asked} and at least one more for the filters that return after epoch {need}, "
+                f"the recipe has {epochs}; {remedy}"
+            )
+        if epochs > last:
+            inside = f", which end inside the sub-network phase of epochs {last + 1} to {need}"
+            raise UserError(f"{asked}, the recipe has {epochs}{inside}; {remedy}")
+        raise UserError(f"{asked}, the recipe has {epochs}; {remedy}")
+
+    def attach(self, model: nn.Module, optimizer: Optimizer, example_inputs: Tensor, *, seed: int) -> Attached:
+        """Put RePr to work on `model`; what it cannot work with is a `UserError`."""
+        options = {key: getattr(self, key) for key in type(self).model_fields if key not in {"name", "reinit"}}
+        try:
+            scheme = tr.RePr(model, optimizer, example_inputs, reinit=self.reinit.build(), seed=seed, **options)
+        except tr.ReaperError as error:
+            raise UserError(f"scheme: {error}") from error
+        return RePrTraining(scheme)

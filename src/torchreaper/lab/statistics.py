@@ -1,0 +1,187 @@
+"""The statistics of a comparison: intervals, paired differences, a verdict in one sentence.
+
+Pure functions of plain numbers. Scipy is imported where it is used: it takes longer to load than the command
+line takes to answer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+LEVEL = 0.95
+POWER = 0.8
+MOST_SEEDS = 1000
+# Differences of accuracies are exact up to their last bits; a spread below this is rounding, not a spread.
+ROUNDING = 1e-12
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds with its t-interval, in the unit of the values.
+
+    ``low`` and ``high`` are None where there is no interval to give: one value only, or all values equal.
+    """
+
+    n: int
+    mean: float
+    sd: float | None
+    low: float | None
+    high: float | None
+
+    @property
+    def half_width(self) -> float | None:
+        """Half the length of the interval, None where there is none."""
+        return None if self.low is None or self.high is None else (self.high - self.low) / 2
+
+
+@dataclass(frozen=True)
+class Difference(Estimate):
+    """A mean of paired differences (value minus baseline, by seed) with the p-value of the paired t-test.
+
+    ``p`` is None where the test says nothing: one pair, or one and the same difference for every seed.
+    """
+
+    p: float | None
+
+
+def estimate(values: Sequence[float], *, level: float = LEVEL) -> Estimate:
+    """The mean of ``values`` and its two-sided t-interval.
+
+    Raises:
+        ValueError: no values, or one that is not finite.
+    """
+    n, mean, sd = _moments(values)
+    low, high = _interval(n, mean, sd, level)
+    return Estimate(n, mean, sd, low, high)
+
+
+def paired_difference(
+    values: Sequence[float], baseline: Sequence[float], *, level: float = LEVEL
+) -> Difference:
+    """The mean of ``values[i] - baseline[i]``, its t-interval and the p-value of the two-sided paired t-test.
+
+    Raises:
+        ValueError: lengths that differ, no values, or one that is not finite.
+    """
+    if len(values) != len(baseline):
+        raise ValueError(
+            f"values: {len(values)} of them for {len(baseline)} of the baseline; pair them by seed"
+        )
+    scale = max((abs(number) for number in (*values, *baseline)), default=0.0)
+    n, mean, sd = _moments([value - other for value, other in zip(values, baseline)], scale=scale)
+    low, high = _interval(n, mean, sd, level)
+    return Difference(n, mean, sd, low, high, _p_value(n, mean, sd))
+
+
+def seeds_needed(difference: float, sd: float, *, power: float = POWER, level: float = LEVEL) -> int | None:
+    """How many pairs of runs a paired t-test needs to see ``difference`` with probability ``power``.
+
+    ``sd`` is the standard deviation of the paired differences, in the same unit. Exact for normal differences
+    (noncentral t; the wrong tail, far below a per mille, is left out). None: more than ``MOST_SEEDS``.
+
+    Raises:
+        ValueError: a difference of zero (no number of seeds shows it), a negative or non-finite ``sd``.
+    """
+    if not (math.isfinite(difference) and difference != 0.0):
+        raise ValueError(f"difference={difference}: must be a number other than 0")
+    if not (math.isfinite(sd) and sd >= 0.0):
+        raise ValueError(f"sd={sd}: must be a number, 0 or above")
+    effect = abs(difference) / sd if sd > 0.0 else math.inf
+    if _power(MOST_SEEDS, effect, level) < power:
+        return None
+    low, high = 1, MOST_SEEDS  # the power at `low` is too small (one pair has none), at `high` enough
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if _power(middle, effect, level) >= power else (middle, high)
+    return high
+
+
+def verdict(name: str, baseline: str, difference: Difference, *, unit: str = "points") -> str:
+    """What a paired difference says, in one sentence; ``difference`` is in the unit it is printed in.
+
+    "Better" and "worse" are said only when the interval leaves out 0; never from one seed.
+    """
+    n, mean, half = difference.n, difference.mean, difference.half_width
+    size = f"{mean:+.2f} {unit}"
+    if n == 1:
+        return (
+            f"One seed says nothing about a difference: {name} minus {baseline} is {size}, "
+            "without an interval; run at least 3 seeds."
+        )
+    if half is None or difference.low is None or difference.high is None:
+        if mean == 0.0:
+            return f"No evidence of a difference: {name} and {baseline} are equal for each of the {n} seeds."
+        return (
+            f"No verdict: {name} minus {baseline} is exactly {size} for each of the {n} seeds, "
+            "so there is no spread to judge it by; run more seeds."
+        )
+    interval = f"[{difference.low:+.2f}, {difference.high:+.2f}]"
+    p = format_p(difference.p)
+    if difference.low <= 0.0 <= difference.high:
+        return (
+            f"No evidence of a difference between {name} and {baseline}: {size} {interval}, {p}, {n} seeds; "
+            f"with these seeds it would have had to be about {half:.2f} {unit} to show."
+        )
+    direction = "better" if mean > 0.0 else "worse"
+    return (
+        f"{name} is {direction} than {baseline} by {abs(mean):.2f} {unit}: {size} {interval}, {p}, {n} seeds."
+    )
+
+
+def format_p(p: float | None) -> str:
+    """A p-value as text: ``p = 0.043``, ``p < 0.001``, or ``no p`` where there is none."""
+    if p is None:
+        return "no p"
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def _moments(values: Sequence[float], *, scale: float | None = None) -> tuple[int, float, float | None]:
+    """Count, mean and sample standard deviation (None for one value); a spread of rounding is 0."""
+    n = len(values)
+    if n == 0:
+        raise ValueError("values: empty; at least one is needed")
+    if not all(math.isfinite(value) for value in values):
+        raise ValueError(f"values={list(values)}: every one must be a finite number")
+    scale = max(abs(value) for value in values) if scale is None else scale
+    if max(values) - min(values) <= ROUNDING * scale:
+        # The first value, not fsum/n: equal values must give themselves, equal pairs exactly 0.
+        mean = 0.0 if abs(values[0]) <= ROUNDING * scale else values[0]
+        return n, mean, None if n == 1 else 0.0
+    mean = math.fsum(values) / n
+    return n, mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
+
+
+def _interval(n: int, mean: float, sd: float | None, level: float) -> tuple[float | None, float | None]:
+    if sd is None or sd == 0.0:
+        return None, None
+    from scipy import stats
+
+    half = float(stats.t.ppf((1.0 + level) / 2.0, n - 1)) * sd / math.sqrt(n)
+    return mean - half, mean + half
+
+
+def _p_value(n: int, mean: float, sd: float | None) -> float | None:
+    if sd is None:
+        return None
+    if sd == 0.0:
+        return 1.0 if mean == 0.0 else None
+    from scipy import stats
+
+    return min(1.0, 2.0 * float(stats.t.sf(abs(mean) * math.sqrt(n) / sd, n - 1)))
+
+
+def _power(n: int, effect: float, level: float) -> float:
+    """The chance that a paired t-test of ``n`` pairs sees a difference of ``effect`` standard deviations."""
+    if n < 2:
+        return 0.0
+    from scipy import stats
+
+    noncentrality = effect * math.sqrt(n)
+    threshold = float(stats.t.ppf((1.0 + level) / 2.0, n - 1))
+    if (
+        noncentrality > threshold * 10.0 + 10.0
+    ):  # beyond this the noncentral t is 1 to all digits, or unreliable
+        return 1.0
+    return float(stats.nct.sf(threshold, n - 1, noncentrality))

@@ -1,0 +1,234 @@
+"""How a dropped filter comes back: directions as pure functions of the layer's rows, then :class:`Reinit`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from math import isfinite
+from typing import Any, Union
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from torchreaper.errors import ReaperError
+from torchreaper.geometry import overlap, unit_rows
+
+Rows = Float[Tensor, "filters dims"]
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "bias": ("zero", "keep"),
+    "consumers": ("keep", "zero", "random"),
+    "optimizer_state": ("zero", "layer-mean", "keep"),
+    "norms": ("reset", "keep"),
+}
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "orthogonal": {"gain": "kept", "bias": "zero"},
+    "random": {"gain": "kept", "bias": "zero"},
+    "zero": {"gain": 0.0, "bias": "zero"},
+    "released": {"gain": 1.0, "bias": "keep"},
+}
+METHODS = tuple(_DEFAULTS)
+
+
+@dataclass(frozen=True)
+class Reinit:
+    """What a returning filter and everything that belongs to it start from (section 4 of the paper).
+
+    Attributes:
+        method: "orthogonal": orthogonal to the old values of the dropped and the current values of the kept
+            filters. "random": random directions, the honest control. "zero": zeros; a filter at 0 under a ReLU
+            without a norm gets no gradient and never wakes. "released": the release's, the Gram-Schmidt residual of
+            the filter's own old value against the filters before it.
+        gain: length of the new filters: "kept", the mean length of the kept ones, or a number. Default: "kept";
+            1.0 for "released".
+        bias: "zero" or "keep" (the value when dropped). Default: "zero"; "keep" for "released".
+        consumers: what later layers' slices that read the filter hold: "keep" (the values when dropped), "zero", or
+            "random": normal, with the root mean square of the rest of that tensor.
+        optimizer_state: per-weight state of all that: "zero" (what a new optimizer holds), "layer-mean" (second
+            moments start from the mean of the rest of their tensor) or "keep" (as when dropped).
+        norms: the filter's BatchNorm entries: "reset" to gamma 1, beta 0, mean 0, variance 1, or "keep".
+
+    Raises:
+        ReaperError: a value that is none of these.
+    """
+
+    method: str = "orthogonal"
+    gain: Union[str, int, float, None] = None
+    bias: str | None = None
+    consumers: str = "keep"
+    optimizer_state: str = "zero"
+    norms: str = "reset"
+
+    def __post_init__(self) -> None:
+        if self.method not in _DEFAULTS:
+            raise ReaperError(f"reinit={self.method!r}: must be one of {', '.join(METHODS)}")
+        for name, value in _DEFAULTS[self.method].items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ReaperError(f"reinit.{name}={getattr(self, name)!r}: must be one of {', '.join(allowed)}")
+        self._check_gain()
+
+    def _check_gain(self) -> None:
+        gain = self.gain
+        number = isinstance(gain, (int, float)) and not isinstance(gain, bool) and isfinite(gain)
+        if self.method == "zero":
+            if not number or gain != 0:
+                raise ReaperError(f'reinit.gain={gain!r}: has no effect with method "zero"; leave it out')
+        elif gain != "kept" and not (number and gain > 0):  # type: ignore[operator]
+            raise ReaperError(f'reinit.gain={gain!r}: must be "kept" or a number above 0')
+
+    def describe(self) -> dict[str, Any]:
+        """Every choice by name, for a fingerprint or a log."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+def as_reinit(value: Any) -> Reinit:
+    """A :class:`Reinit`, also from the name of its method."""
+    if isinstance(value, (str, Reinit)):
+        return value if isinstance(value, Reinit) else Reinit(value)
+    raise ReaperError(f"reinit={value!r}: must be one of {', '.join(METHODS)}, or a Reinit")
+
+
+@dataclass(frozen=True)
+class Return:
+    """The new rows of one layer.
+
+    Attributes:
+        rows: float64 ``[returning, dims]``, at their final length.
+        worst: largest |cos| of a new row with any old or kept row, or with another new one; NaN where rows are 0.
+        case: one line on how much room there was.
+    """
+
+    rows: Float[Tensor, "returning dims"]
+    worst: float
+    case: str
+
+
+def returning_rows(
+    rows: Rows, dropped: Int[Tensor, " returning"], reinit: Reinit, generator: torch.Generator
+) -> Return:
+    """New rows for the ``dropped`` filters of one layer (or one group of it).
+
+    Args:
+        rows: every filter of the layer: the dropped ones as they were when dropped, the others as they are now.
+        generator: a CPU generator; values are drawn in float64 on the CPU, the same on every device.
+    """
+    rows = rows.detach().double().cpu()
+    count, dims = len(dropped), rows.shape[1]
+    if reinit.method == "zero":
+        return Return(torch.zeros(count, dims, dtype=torch.float64), float("nan"), "zeros")
+    if reinit.method == "orthogonal":
+        directions, case = orthogonal_directions(rows, count, generator)
+    elif reinit.method == "released":
+        directions, case = released_directions(rows, dropped, generator)
+    else:
+        directions, case = random_directions(count, dims, generator), "random directions"
+    return Return(directions * _length(rows, dropped, reinit.gain), worst_cosine(directions, rows), case)
+
+
+def _length(rows: Rows, dropped: Int[Tensor, " returning"], gain: Any) -> float:
+    if gain != "kept":
+        return float(gain)
+    kept = torch.ones(len(rows), dtype=torch.bool)
+    kept[dropped] = False
+    # A group may have lost all its filters; then the old lengths are the best guide there is.
+    norms = rows[kept if kept.any() else ~kept].norm(dim=1)
+    return float(norms.mean()) or 1.0
+
+
+def random_directions(count: int, dims: int, generator: torch.Generator) -> Float[Tensor, "count dims"]:
+    """Rows of unit length, uniform over directions."""
+    return unit_rows(torch.randn(count, dims, dtype=torch.float64, generator=generator))
+
+
+def span(rows: Rows) -> Float[Tensor, "dims rank"]:
+    """An orthonormal basis of what the normalised rows span, as columns.
+
+    By the eigenvectors of the smaller Gram matrix, never larger than ``min(filters, dims)`` squared. Rows that all but
+    coincide count once (redundant filters are the usual case here), and the result does not jump when a row moves by
+    1e-13, as that of a thin QR does.
+    """
+    unit = unit_rows(rows)
+    filters, dims = unit.shape
+    wide = filters <= dims
+    values, vectors = torch.linalg.eigh(unit @ unit.T if wide else unit.T @ unit)
+    largest = float(values[-1]) if len(values) else 0.0
+    kept = values > max(1e-12, filters * torch.finfo(torch.float64).eps * largest)
+    basis = unit.T @ vectors[:, kept] if wide else vectors[:, kept]
+    # Dividing by the small eigenvalues' roots loses digits: QR makes the columns orthonormal to the last one.
+    orthonormal: Tensor = torch.linalg.qr(basis).Q
+    return orthonormal
+
+
+def complement(
+    basis: Float[Tensor, "dims rank"], count: int, generator: torch.Generator
+) -> Float[Tensor, "count dims"]:
+    """``count`` orthonormal rows, random in the orthogonal complement of an orthonormal ``basis``.
+
+    There must be room: ``count <= dims - rank``.
+    """
+    while True:
+        rows = torch.randn(count, basis.shape[0], dtype=torch.float64, generator=generator)
+        for _ in range(2):  # once leaves rounding errors of the size of what was projected away
+            rows = rows - rows @ basis @ basis.T
+        q, r = torch.linalg.qr(rows.T)
+        diagonal = r.diagonal()
+        # What is left of a draw inside the span is rounding noise, and QR would make a direction of it. It happens:
+        # a generator of the same seed as the one that drew the weights begins with those very weights.
+        if (diagonal.abs() > 1e-6).all():
+            signed: Tensor = q * torch.where(diagonal < 0, -1.0, 1.0)
+            return signed.T
+
+
+def orthogonal_directions(
+    rows: Rows, count: int, generator: torch.Generator
+) -> tuple[Float[Tensor, "count dims"], str]:
+    """Unit directions orthogonal to all ``rows`` and to each other, as far as there is room.
+
+    Room = dims - rank. Filters beyond it are orthogonal to the new ones and to the most overlapping rows, as many as
+    leave a dimension for each (the author's advice); when no dimension is left, random.
+    """
+    dims = rows.shape[1]
+    basis = span(rows)
+    room = dims - basis.shape[1]
+    free = min(count, room)
+    new = complement(basis, free, generator)
+    case = f"room {room} of {dims}"
+    relaxed = min(count - free, dims - free)
+    if relaxed:
+        honoured = dims - free - relaxed
+        worst = overlap(rows).argsort(descending=True, stable=True)[:honoured]
+        taken = span(torch.cat([rows[worst], new]))
+        new = torch.cat([new, complement(taken, relaxed, generator)])
+        case += f", {relaxed} orthogonal to the {honoured} most overlapping only"
+    rest = count - free - relaxed
+    if rest:
+        new = torch.cat([new, random_directions(rest, dims, generator)])
+        case += f", {rest} random"
+    return new, case
+
+
+def released_directions(
+    rows: Rows, dropped: Int[Tensor, " returning"], generator: torch.Generator
+) -> tuple[Float[Tensor, "count dims"], str]:
+    """The released code's: each dropped row's residual against all rows before it, at unit length, sign kept.
+
+    It is one QR of the whole layer. Rows from ``dims`` on have no residual; the release does not treat them, here they
+    get random directions.
+    """
+    dims = rows.shape[1]
+    q, r = torch.linalg.qr(rows.T)
+    q = (q * torch.where(r.diagonal() < 0, -1.0, 1.0)).T
+    lost = int((dropped >= dims).sum())
+    new = random_directions(len(dropped), dims, generator)
+    new[dropped < dims] = q[dropped[dropped < dims]]
+    return new, "residual of the old value" + (f", {lost} random: more filters than dims {dims}" if lost else "")
+
+
+def worst_cosine(new: Float[Tensor, "count dims"], rows: Rows) -> float:
+    """Largest |cos| of a new direction with any of ``rows`` or with another new one."""
+    unit = unit_rows(new)
+    between = (unit @ unit.T).fill_diagonal_(0.0)
+    return float(max((unit @ unit_rows(rows).T).abs().max(), between.abs().max()))

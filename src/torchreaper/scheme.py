@@ -1,0 +1,354 @@
+"""RePr: the cycle full network -> sub-network -> full network, as a small state machine (Algorithm 1 of the paper)."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from torchreaper import criteria
+from torchreaper.bank import FilterBank, check_fraction, check_mode, find_filters
+from torchreaper.criteria.ranking import quota
+from torchreaper.errors import OneLayerWarning, ReaperError
+from torchreaper.filters import Skip
+from torchreaper.reinit import Reinit, as_reinit
+from torchreaper.state import Optimizers, as_optimizers, parameter_ids
+from torchreaper.text import percent
+from torchreaper.tracing import ExampleInputs
+
+log = logging.getLogger("torchreaper")
+
+ONE_LAYER_SHARE = 0.8
+
+
+@dataclass(frozen=True)
+class Transition:
+    """What :meth:`RePr.step` just did.
+
+    Attributes:
+        kind: "drop" or "restore".
+        cycle: 1 for the first cycle.
+        step: how many times ``step`` had been called, this call included.
+        filters: layer -> indices dropped or brought back; only layers with any.
+        scores: layer -> score of every filter, for a drop; empty for a restore.
+        seconds: what it took.
+        notes: what is worth knowing, in sentences.
+    """
+
+    kind: Literal["drop", "restore"]
+    cycle: int
+    step: int
+    filters: dict[str, tuple[int, ...]]
+    scores: dict[str, Tensor]
+    seconds: float
+    notes: tuple[str, ...]
+
+
+def transition_at(step: int, full: int, sub: int, cycles: int) -> tuple[Literal["drop", "restore"], int] | None:
+    """What the ``step``-th unit ends with, and in which cycle.
+
+    With 20, 10, 3: drops at 20, 50, 80, returns at 30, 60, 90.
+    """
+    cycle, within = divmod(step - 1, full + sub)
+    if step < 1 or cycle >= cycles:
+        return None
+    if within == full - 1:
+        return "drop", cycle + 1
+    return ("restore", cycle + 1) if within == full + sub - 1 else None
+
+
+class RePr:
+    """Train a convnet with RePr: attach, and call :meth:`step` once per epoch.
+
+    ::
+
+        scheme = tr.RePr(model, optimizer, example_inputs)
+        for epoch in range(100):
+            train_one_epoch(model, optimizer)
+            scheme.step()
+
+    Args:
+        model: a plain ``nn.Module``, before DDP or ``torch.compile`` wrap it.
+        optimizer: the one that trains it, or a list.
+        example_inputs: a batch as in training (tensor, tuple or dict); used once, to find the channels.
+        full: S1, units (calls of ``step``) of the whole network before each drop.
+        sub: S2, units of the sub-network.
+        cycles: N. 0: nothing is ever dropped.
+        fraction: p, of the ranked filters.
+        criterion: a registered name or an object with ``scores(bank)``.
+        reinit: a method's name or a :class:`Reinit`.
+        subnetwork: "masked", or "auto", which is the same today.
+        skip, include, scope: what is ranked; see :func:`find_filters`.
+        min_filters: no layer keeps fewer filters.
+        max_per_layer: no layer loses a larger share of its filters.
+        seed: of the scheme's own random generator; no global one is read or set.
+
+    Attributes:
+        bank: the :class:`FilterBank` it works on.
+        history: every :class:`Transition` so far.
+        steps: how many times ``step`` was called.
+
+    Raises:
+        ReaperError: an argument, the model or the optimizer does not fit; the message says what to do.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizers,
+        example_inputs: ExampleInputs,
+        *,
+        full: int = 20,
+        sub: int = 10,
+        cycles: int = 3,
+        fraction: float = 0.30,
+        criterion: str | criteria.Criterion = "orthogonality",
+        reinit: str | Reinit = "orthogonal",
+        subnetwork: str = "auto",
+        skip: Skip = "first",
+        include: Sequence[str] = (),
+        scope: Skip = None,
+        min_filters: int = 1,
+        max_per_layer: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        _check_counts(full=full, sub=sub, cycles=cycles, min_filters=min_filters)
+        check_fraction(fraction)
+        check_mode(subnetwork)
+        if not 0 < max_per_layer <= 1:
+            raise ReaperError(f"max_per_layer={max_per_layer!r}: must be in (0, 1]")
+        self.full, self.sub, self.cycles, self.fraction = full, sub, cycles, fraction
+        self.subnetwork, self.min_filters, self.max_per_layer = subnetwork, min_filters, max_per_layer
+        self.criterion, self.reinit = criteria.make(criterion), as_reinit(reinit)
+        self._criterion_name = criterion if isinstance(criterion, str) else type(criterion).__name__
+        optimizers = as_optimizers(optimizer)
+        self.bank = find_filters(model, example_inputs, skip=skip, include=include, scope=scope, seed=seed)
+        _check_optimizers(self.bank, optimizers)
+        _check_quota(self.bank, fraction)
+        self.bank.attach(optimizers)
+        self.history: list[Transition] = []
+        self.steps = 0
+        self._cycle = 0
+
+    @property
+    def model(self) -> nn.Module:
+        """The model, the same object as given."""
+        return self.bank.model
+
+    @property
+    def phase(self) -> Literal["full", "sub"]:
+        """Whether the whole network or the sub-network trains now."""
+        return "sub" if self.bank.dropped else "full"
+
+    @property
+    def dropped(self) -> dict[str, tuple[int, ...]]:
+        """Layer -> indices of the filters left out now; empty in a full phase."""
+        return dict(self.bank.dropped)
+
+    def step(self) -> Transition | None:
+        """End a unit (an epoch, or what you choose), after ``optimizer.step()``.
+
+        Returns:
+            The :class:`Transition` that happened, or ``None``.
+        """
+        self.steps += 1
+        due = transition_at(self.steps, self.full, self.sub, self.cycles)
+        if due is None:
+            return None
+        kind, self._cycle = due
+        if kind == "drop":
+            return self._drop()
+        return self.restore()
+
+    def restore(self) -> Transition | None:
+        """Bring the dropped filters back now; ``None`` when none are dropped.
+
+        The schedule goes on: leaving a sub-network phase early only lengthens the full phase after it.
+        """
+        if self.phase == "full":
+            return None
+        start = time.perf_counter()
+        filters = self.dropped
+        notes = self.bank.restore(self.reinit)
+        return self._record("restore", filters, {}, start, notes)
+
+    def remove(self) -> None:
+        """Take every hook off the model and the optimizer; afterwards nothing of the scheme is left in them.
+
+        Raises:
+            ReaperError: filters are dropped; :meth:`restore` brings them back.
+        """
+        if self.phase == "sub":
+            raise ReaperError("remove: the model is in a sub-network phase; call scheme.restore() before")
+        self.bank.detach()
+
+    def __enter__(self) -> RePr:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.restore()
+        self.remove()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the scheme stands: small, and loadable with ``weights_only=True``."""
+        return {
+            "version": 1,
+            "config": self._config(),
+            "steps": self.steps,
+            "cycle": self._cycle,
+            "dropped": {name: list(indices) for name, indices in self.dropped.items()},
+            "generator": self.bank.generator.get_state(),
+            "history": [_packed(transition) for transition in self.history],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where ``state`` was saved. Load the model and the optimizer before this.
+
+        Raises:
+            ReaperError: the state belongs to other settings or another model, or filters are dropped now.
+        """
+        if self.phase == "sub":
+            raise ReaperError("load_state_dict: the model is in a sub-network phase; call scheme.restore() before")
+        _check_state(state, self._config())
+        self.steps, self._cycle = state["steps"], state["cycle"]
+        self.bank.generator.set_state(state["generator"].cpu())
+        self.history = [_unpacked(packed) for packed in state["history"]]
+        if state["dropped"]:
+            self.bank.drop(state["dropped"], mode=self.subnetwork)
+
+    def __str__(self) -> str:
+        if self.phase == "sub":
+            state = f"sub-network phase of cycle {self._cycle}"
+        else:
+            state = f"full phase, {self._cycle} of {self.cycles} cycles begun"
+        preview = self.bank.preview(
+            self.fraction, "random", min_filters=self.min_filters, max_per_layer=self.max_per_layer
+        )
+        share = percent(preview.sub.multiply_adds, preview.full.multiply_adds)
+        return "\n".join(
+            [
+                f"RePr full={self.full} sub={self.sub} cycles={self.cycles} fraction={self.fraction:g} "
+                f"criterion={self._criterion_name} reinit={self.reinit.method}: step {self.steps}, {state}",
+                str(self.bank),
+                f"sub-network, {self.fraction:.0%} of the ranked filters left out at random: {share} of the "
+                "multiply-adds (masked: the same numbers, computed at full width)",
+            ]
+        )
+
+    def _drop(self) -> Transition:
+        start = time.perf_counter()
+        with torch.no_grad():
+            scores = self.criterion.scores(self.bank)
+        filters, notes = self.bank.select(
+            scores, self.fraction, min_filters=self.min_filters, max_per_layer=self.max_per_layer
+        )
+        notes += self._one_layer(filters)
+        self.bank.drop(filters, mode=self.subnetwork)
+        kept = {layer.name: scores[layer.name].detach().cpu() for layer in self.bank.ranked}
+        return self._record("drop", dict(self.bank.dropped), kept, start, notes)
+
+    def _one_layer(self, filters: Mapping[str, Sequence[int]]) -> list[str]:
+        total = sum(map(len, filters.values()))
+        name = max(filters, key=lambda layer: len(filters[layer]), default="")
+        if len(self.bank.ranked) < 2 or not total or len(filters[name]) <= ONE_LAYER_SHARE * total:
+            return []
+        text = (
+            f"{len(filters[name])} of {total} dropped filters sit in {name!r}: layers with few dimensions per filter "
+            'rank high by geometry alone; criterion="orthogonality-corrected", max_per_layer or skip spread them'
+        )
+        warnings.warn(text, OneLayerWarning, stacklevel=4)
+        return [text]
+
+    def _record(
+        self,
+        kind: Literal["drop", "restore"],
+        filters: dict[str, tuple[int, ...]],
+        scores: dict[str, Tensor],
+        start: float,
+        notes: Sequence[str],
+    ) -> Transition:
+        seconds = time.perf_counter() - start
+        transition = Transition(kind, self._cycle, self.steps, filters, scores, seconds, tuple(notes))
+        self.history.append(transition)
+        verb = "dropped" if kind == "drop" else "restored"
+        where = ", ".join(f"{name} {len(indices)}" for name, indices in filters.items())
+        log.info(
+            "step %d, cycle %d: %s %s filters (%s)",
+            self.steps,
+            self._cycle,
+            verb,
+            sum(map(len, filters.values())),
+            where,
+        )
+        return transition
+
+    def _config(self) -> dict[str, Any]:
+        return {
+            "full": self.full,
+            "sub": self.sub,
+            "cycles": self.cycles,
+            "fraction": self.fraction,
+            "criterion": self._criterion_name,
+            "reinit": self.reinit.describe(),
+            "min_filters": self.min_filters,
+            "max_per_layer": self.max_per_layer,
+            "layers": {layer.name: layer.filters for layer in self.bank.layers},
+            "ranked": [layer.name for layer in self.bank.ranked],
+        }
+
+
+def _check_counts(full: int, sub: int, cycles: int, min_filters: int) -> None:
+    least = {"full": (full, 1), "sub": (sub, 1), "cycles": (cycles, 0), "min_filters": (min_filters, 1)}
+    for name, (value, minimum) in least.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+            raise ReaperError(f"{name}={value!r}: must be a whole number of at least {minimum}")
+
+
+def _check_optimizers(bank: FilterBank, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    if not optimizers:
+        raise ReaperError("optimizer=None: must be the optimizer that trains the model, or a list of them")
+    held = parameter_ids(optimizers)
+    if missing := [layer.name for layer in bank.ranked if id(layer.module.weight) not in held]:
+        raise ReaperError(
+            f"optimizer: does not hold {', '.join(name + '.weight' for name in missing[:3])}"
+            f"{' and others' if len(missing) > 3 else ''}; "
+            "build it from this model's parameters(), or name the layers in skip"
+        )
+
+
+def _check_quota(bank: FilterBank, fraction: float) -> None:
+    ranked = sum(layer.filters for layer in bank.ranked)
+    if not quota(fraction, ranked):
+        raise ReaperError(
+            f"fraction={fraction}: of {ranked} ranked filters that is none; use at least {1 / ranked:.3g}"
+        )
+
+
+def _check_state(state: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    if not isinstance(state, Mapping) or "config" not in state or state.get("version") != 1:
+        raise ReaperError(
+            "load_state_dict: not the state of a RePr scheme of this version; pass what scheme.state_dict() gave"
+        )
+    for name, value in config.items():
+        if state["config"].get(name) != value:
+            raise ReaperError(
+                f"load_state_dict: {name} was {state['config'].get(name)!r} when saved and is {value!r} now; "
+                "build the scheme with the settings and the model of the checkpoint"
+            )
+
+
+def _packed(transition: Transition) -> dict[str, Any]:
+    fields = {**vars(transition), "notes": list(transition.notes)}
+    fields["filters"] = {name: list(indices) for name, indices in transition.filters.items()}
+    return fields
+
+
+def _unpacked(packed: Mapping[str, Any]) -> Transition:
+    filters = {name: tuple(indices) for name, indices in packed["filters"].items()}
+    return Transition(**{**packed, "filters": filters, "notes": tuple(packed["notes"])})

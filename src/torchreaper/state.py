@@ -1,0 +1,133 @@
+"""The state of a filter: its slices of parameters, buffers and optimizer state, taken out, put back, reset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Union
+
+import torch
+from jaxtyping import Bool, Int, Shaped
+from torch import Tensor
+from torch.optim import Optimizer
+
+from torchreaper.errors import ReaperError
+
+Optimizers = Union[None, Optimizer, Sequence[Optimizer]]
+
+ELEMENTWISE = (
+    *(
+        torch.optim.SGD,
+        torch.optim.Adam,
+        torch.optim.AdamW,
+        torch.optim.RAdam,
+        torch.optim.NAdam,
+        torch.optim.Adamax,
+    ),
+    *(torch.optim.Adagrad, torch.optim.RMSprop, torch.optim.Rprop, torch.optim.ASGD, torch.optim.Adadelta),
+)
+"""Optimizers in which a weight that is 0, with gradient and state 0, stays 0."""
+
+SECOND_MOMENTS = frozenset({"exp_avg_sq", "max_exp_avg_sq", "exp_inf", "square_avg", "acc_delta", "sum", "step_size"})
+"""State entries that scale the step, and so are never negative."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The part of one tensor that belongs to some filters: rows (dim 0) and columns (dim 1)."""
+
+    rows: Int[Tensor, " rows"]
+    columns: Int[Tensor, " columns"]
+
+    def __bool__(self) -> bool:
+        return bool(len(self.rows) or len(self.columns))
+
+    def mask(self, tensor: Shaped[Tensor, "..."]) -> Bool[Tensor, "..."]:
+        """Where the part lies in ``tensor``, on its device."""
+        mask = torch.zeros(tensor.shape, dtype=torch.bool, device=tensor.device)
+        return self.fill(mask, True)
+
+    def fill(self, tensor: Tensor, value: Any) -> Tensor:
+        """Set the part to ``value``, in place."""
+        if len(self.rows):
+            tensor.index_fill_(0, self.rows.to(tensor.device), value)
+        if len(self.columns):
+            tensor.index_fill_(1, self.columns.to(tensor.device), value)
+        return tensor
+
+    @torch.no_grad()
+    def take(self, tensor: Tensor) -> Shaped[Tensor, " n"]:
+        """The part's values, row-major; ``tensor`` holds 0 there afterwards."""
+        values = tensor.detach()[self.mask(tensor)]
+        self.fill(tensor.detach(), 0)
+        return values
+
+    @torch.no_grad()
+    def put(self, tensor: Tensor, values: Shaped[Tensor, " n"]) -> None:
+        """Write what :meth:`take` gave back into its place."""
+        tensor.detach()[self.mask(tensor)] = values.to(tensor)
+
+
+def as_optimizers(optimizer: Any) -> tuple[Optimizer, ...]:
+    """One optimizer, several or none as a tuple, without the wrappers of Fabric and Accelerate.
+
+    Raises:
+        ReaperError: something in it is no ``torch.optim.Optimizer``.
+    """
+    given = () if optimizer is None else tuple(optimizer) if isinstance(optimizer, (list, tuple)) else (optimizer,)
+    return tuple(_unwrapped(one) for one in given)
+
+
+def _unwrapped(optimizer: Any) -> Optimizer:
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = inner
+    if not isinstance(optimizer, Optimizer):
+        raise ReaperError(f"optimizer={optimizer!r}: must be a torch.optim.Optimizer or a list of them")
+    return optimizer
+
+
+def parameter_ids(optimizers: Iterable[Optimizer]) -> set[int]:
+    """The ids of all parameters the optimizers hold."""
+    return {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+
+
+def per_weight_state(
+    optimizers: Iterable[Optimizer], tensor: Tensor
+) -> Iterator[tuple[Optimizer, dict[str, Any], str]]:
+    """Every state entry with one value per weight of ``tensor``: its optimizer, the entry's dict, its key.
+
+    Momentum buffers and Adam moments have the parameter's shape; step counters have not.
+    """
+    for optimizer in optimizers:
+        state = optimizer.state.get(tensor)
+        for key in list(state or ()):
+            value = state[key]  # type: ignore[index]
+            if isinstance(value, Tensor) and value.shape == tensor.shape:
+                yield optimizer, state, key  # type: ignore[misc]
+
+
+@torch.no_grad()
+def reset(optimizers: Iterable[Optimizer], tensor: Tensor, cut: Cut, how: str) -> None:
+    """Make the optimizer state of ``cut`` fresh.
+
+    Args:
+        tensor: a parameter; ``cut`` is the part of it that starts again.
+        how: "zero": what a new optimizer would hold. "layer-mean": the same for momenta, but second moments start from
+            the mean of the rest of the tensor: a second moment of 0 under a large step count makes Adam's
+            first step about (1 - beta1) / sqrt(1 - beta2) times the learning rate, 3.2 with its defaults.
+    """
+    for optimizer, state, key in per_weight_state(optimizers, tensor):
+        entry, mask = state[key], cut.mask(tensor)
+        value: Any = _fresh(optimizer, tensor, key)
+        if how == "layer-mean" and key in SECOND_MOMENTS and not mask.all():
+            value = entry[~mask].double().mean().item()
+        cut.fill(entry, value)
+
+
+def _fresh(optimizer: Optimizer, tensor: Tensor, key: str) -> float:
+    group = next(g for g in optimizer.param_groups if any(p is tensor for p in g["params"]))
+    if key == "step_size":  # Rprop's own steps start at the learning rate; from 0 they would never grow
+        return float(group["lr"])
+    if key == "sum":
+        return float(group.get("initial_accumulator_value", 0.0))
+    return 0.0

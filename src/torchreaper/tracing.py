@@ -1,0 +1,105 @@
+"""Tracing a model with ``torch.fx``, and leaving it exactly as it was found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from inspect import signature
+from typing import Any, Union
+
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from torchreaper.errors import ReaperError
+from torchreaper.operations import is_known_module
+
+ExampleInputs = Union[Tensor, Sequence[Any], Mapping[str, Any]]
+
+
+def refuse_wrappers(model: nn.Module) -> None:
+    """Raise :class:`ReaperError` for what is no plain module."""
+    if not isinstance(model, nn.Module):
+        raise ReaperError(f"model={model!r}: must be a torch.nn.Module")
+    if hasattr(model, "_orig_mod"):
+        raise ReaperError(
+            f"model={type(model).__name__}: already compiled; attach to the plain module first, then call torch.compile"
+        )
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise ReaperError(f"model={type(model).__name__}: a wrapper; pass model.module")
+
+
+def bind_arguments(model: nn.Module, example_inputs: ExampleInputs) -> dict[str, Any]:
+    """Every argument of ``model.forward`` with its value, defaults included, in order."""
+    if isinstance(example_inputs, Mapping):
+        args, kwargs = tuple[Any, ...](), dict(example_inputs)
+    elif isinstance(example_inputs, Tensor):
+        args, kwargs = (example_inputs,), {}
+    elif isinstance(example_inputs, Sequence) and not isinstance(example_inputs, str):
+        args, kwargs = tuple(example_inputs), {}
+    else:
+        raise ReaperError(
+            f"example_inputs={example_inputs!r}: must be a tensor, a tuple of arguments or a dict of keywords"
+        )
+    try:
+        bound = signature(model.forward).bind(*args, **kwargs)
+    except TypeError as error:
+        raise ReaperError(
+            f"example_inputs: {type(model).__name__}.forward does not take them ({error}); "
+            "pass what the model is called with"
+        ) from error
+    bound.apply_defaults()
+    return dict(bound.arguments)
+
+
+class _Tracer(fx.Tracer):
+    """Goes into everything but torch's own layers and the user's subclasses that compute the same."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return is_known_module(m) or super().is_leaf_module(m, module_qualified_name)
+
+
+def trace(model: nn.Module, arguments: dict[str, Any]) -> fx.GraphModule:
+    """The graph of ``model.forward`` in its present mode, on the very modules of the model."""
+    defaults = {name: value for name, value in arguments.items() if not holds_tensor(value)}
+    try:
+        graph = _Tracer().trace(model, concrete_args=defaults or None)
+    except Exception as error:  # fx raises whatever the model's own code raises on a proxy
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ReaperError(
+            f"model={type(model).__name__}: torch.fx cannot trace it ({reason}); "
+            "move the data-dependent part into a submodule, or pass the convolutional part of the model"
+        ) from error
+    return fx.GraphModule(model, graph)
+
+
+@contextmanager
+def training_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """Set the flags one by one: a model's own ``train()`` may do more than that."""
+    before = {module: module.training for module in model.modules()}
+    for module in before:
+        module.training = training
+    try:
+        yield
+    finally:
+        for module, flag in before.items():
+            module.training = flag
+
+
+@contextmanager
+def fake_buffers(model: nn.Module, fake: FakeTensorMode) -> Iterator[None]:
+    """Counters such as ``num_batches_tracked`` are constants to a fake mode: it would really count them up."""
+    before = [(module._buffers, dict(module._buffers)) for module in model.modules()]
+    for buffers, real in before:
+        buffers.update({name: None if b is None else fake.from_tensor(b) for name, b in real.items()})
+    try:
+        yield
+    finally:
+        for buffers, real in before:
+            buffers.update(real)
+
+
+def holds_tensor(value: Any) -> bool:
+    """Whether a value, or anything in a tuple or list, is a tensor."""
+    if isinstance(value, (tuple, list)):
+        return any(holds_tensor(part) for part in value)
+    return isinstance(value, Tensor)

@@ -1,0 +1,14 @@
+"""Shapes and types in the method's annotations are checked while the tests run."""
+
+from pathlib import Path
+
+from hypothesis import settings
+from jaxtyping import install_import_hook
+
+settings.register_profile("shared machine", deadline=None)
+settings.load_profile("shared machine")
+
+PACKAGE = Path(__file__).parents[1] / "src" / "torchreaper"
+# Not the lab: pydantic and typer read annotations in ways of their own.
+METHOD = ["torchreaper.criteria", *(f"torchreaper.{p.stem}" for p in PACKAGE.glob("*.py") if p.stem != "__init__")]
+install_import_hook(METHOD, "beartype.beartype")

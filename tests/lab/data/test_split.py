@@ -1,0 +1,80 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from torchreaper.lab.data.split import channel_moments, choose, divide
+from torchreaper.lab.errors import UserError
+
+LABELS = st.lists(st.integers(0, 4), min_size=1, max_size=60).map(torch.tensor)
+
+
+@given(labels=LABELS, data=st.data(), seed=st.integers(0, 1000), balanced=st.booleans())
+def test_choose_gives_distinct_ascending_indices_from_the_seed(labels, data, seed, balanced):
+    count = data.draw(st.integers(0, len(labels)))
+    chosen = choose(labels, count, seed=seed, balanced=balanced)
+    assert chosen.tolist() == sorted(set(chosen.tolist()))
+    assert len(chosen) == count
+    assert torch.equal(chosen, choose(labels, count, seed=seed, balanced=balanced))
+
+
+@given(labels=LABELS, data=st.data(), seed=st.integers(0, 1000))
+def test_balanced_counts_differ_by_at_most_one_where_a_class_is_not_used_up(labels, data, seed):
+    count = data.draw(st.integers(1, len(labels)))
+    chosen = labels[choose(labels, count, seed=seed, balanced=True)].bincount(minlength=5)
+    there = labels.bincount(minlength=5)
+    for one in range(5):
+        for other in range(5):
+            assert chosen[one] - chosen[other] <= 1 or chosen[other] == there[other]
+
+
+@given(sizes=st.lists(st.integers(1, 12), min_size=1, max_size=4), factor=st.integers(1, 5))
+def test_proportional_shares_are_exact_where_they_are_whole(sizes, factor):
+    labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes) * factor)
+    chosen = labels[choose(labels, sum(sizes), seed=0, balanced=False)].bincount()
+    assert chosen.tolist() == sizes
+
+
+def test_the_seed_matters():
+    labels = torch.arange(100) % 2
+    assert not torch.equal(choose(labels, 50, seed=0, balanced=True), choose(labels, 50, seed=1, balanced=True))
+
+
+@given(validation=st.integers(0, 39), seed=st.integers(0, 50), limits=st.tuples(st.integers(4, 40), st.integers(4, 40)))
+def test_divide_never_shares_an_image_and_limit_leaves_the_validation_images(validation, seed, limits):
+    labels = torch.arange(50) % 4
+    held = []
+    for limit in (*(min(limit, 50 - validation) for limit in limits), None):
+        if limit is not None and limit < 4:
+            continue
+        kept, out = divide(labels, validation=validation, limit=limit, classes=4, seed=seed)
+        assert not set(kept.tolist()) & set(out.tolist())
+        assert len(out) == validation
+        assert len(kept) == (limit or 50 - validation)
+        held.append(out.tolist())
+    assert all(out == held[0] for out in held)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"validation": 20}, "data.validation=20: leaves nothing to train on, there are 20 images"),
+        ({"limit": 16, "validation": 5}, "data.limit=16: only 15 training images are there; use limit <= 15"),
+        ({"limit": 3}, "data.limit=3: fewer than the 4 classes; use limit >= 4"),
+    ],
+)
+def test_asking_for_too_much_is_refused(asked, message):
+    with pytest.raises(UserError) as caught:
+        divide(torch.arange(20) % 4, **{"validation": 0, "limit": None, **asked}, classes=4, seed=0)
+    assert str(caught.value) == message
+
+
+@given(hnp.arrays(np.uint8, hnp.array_shapes(min_dims=4, max_dims=4, max_side=4)))
+def test_moments_are_those_of_the_pixels(pixels):
+    mean, std = channel_moments(torch.from_numpy(pixels))
+    values = pixels.astype(np.float64) / 255
+    np.testing.assert_allclose(mean, values.mean((0, 2, 3)), atol=1e-6)
+    expected = values.std((0, 2, 3))
+    np.testing.assert_allclose(std, np.where(expected > 1e-6, expected, 1), atol=1e-6)

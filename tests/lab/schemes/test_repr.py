@@ -1,0 +1,169 @@
+"""RePr in a recipe: its schedule against the epochs, its options, its state."""
+
+import copy
+import io
+import re
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from torchreaper.lab.errors import UserError
+from torchreaper.lab.schemes import RePrSpec, parse
+
+counts = st.integers(1, 30)
+
+
+def network(width=8):
+    torch.manual_seed(0)
+    layers = nn.Conv2d(1, width, 3), nn.ReLU(), nn.Conv2d(width, width, 3), nn.ReLU(), nn.Flatten()
+    return nn.Sequential(*layers, nn.Linear(16 * width, 10))
+
+
+def attach(model, **options):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    spec = RePrSpec(**{"full": 1, "sub": 2, "cycles": 2, "fraction": 0.5, **options})
+    return spec.attach(model, optimizer, torch.zeros(2, 1, 8, 8), seed=1), optimizer
+
+
+@given(full=counts, sub=counts, cycles=st.integers(0, 5), epochs=st.integers(1, 400))
+def test_a_schedule_is_accepted_exactly_when_the_last_epoch_trains_the_whole_network(full, sub, cycles, epochs):
+    spec = RePrSpec(full=full, sub=sub, cycles=cycles)
+    need = cycles * (full + sub)
+    if cycles == 0 or epochs > need:
+        spec.check(epochs)
+        return
+    with pytest.raises(UserError) as error:
+        spec.check(epochs)
+    text = str(error.value)
+    assert text.startswith(f"scheme: full={full}, sub={sub}, cycles={cycles} need {need} epochs")
+    assert f"the recipe has {epochs}" in text
+    assert text.endswith("raise epochs or lower cycles")
+    inside = need - sub < epochs < need
+    assert ("inside the sub-network phase" in text) == inside
+
+
+@pytest.mark.parametrize(
+    ("epochs", "text"),
+    [
+        (
+            80,
+            "scheme: full=20, sub=10, cycles=3 need 90 epochs, the recipe has 80; raise epochs or lower cycles",
+        ),
+        (
+            85,
+            "scheme: full=20, sub=10, cycles=3 need 90 epochs, the recipe has 85, which end inside the "
+            "sub-network phase of epochs 81 to 90; raise epochs or lower cycles",
+        ),
+        (
+            90,
+            "scheme: full=20, sub=10, cycles=3 need 90 epochs and at least one more for the filters that return "
+            "after epoch 90, the recipe has 90; raise epochs or lower cycles",
+        ),
+    ],
+)
+def test_the_arithmetic_stands_in_the_message(epochs, text):
+    with pytest.raises(UserError, match=f"^{re.escape(text)}$"):
+        RePrSpec().check(epochs)
+
+
+def test_an_unknown_criterion_is_found_before_anything_is_built():
+    RePrSpec(criterion="magnitude").check(100)
+    with pytest.raises(
+        UserError, match=r"^scheme\.criterion='orthogonalty': unknown criterion; did you mean 'orthogonality'"
+    ):
+        RePrSpec(criterion="orthogonalty").check(100)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"fraction": 1.3}, "scheme.fraction=1.3: must be in (0, 1)"),
+        ({"fraction": 0}, "scheme.fraction=0: must be in (0, 1)"),
+        ({"fraction": "a third"}, "scheme.fraction='a third': must be a number"),
+        ({"full": 0}, "scheme.full=0: must be at least 1"),
+        ({"full": True}, "scheme.full=True: must be a whole number"),
+        ({"sub": 1.5}, "scheme.sub=1.5: must be a whole number"),
+        ({"cycles": -1}, "scheme.cycles=-1: must be at least 0"),
+        ({"reinit": "orthogonaly"}, "scheme.reinit.method='orthogonaly': must be one of orthogonal, random"),
+        ({"reinit": 3}, "scheme.reinit=3: must be a mapping"),
+        ({"reinit": {"gian": 1}}, "scheme.reinit.gian: unknown key; did you mean scheme.reinit.gain?"),
+        ({"reinit": {"gain": [1]}}, "scheme.reinit.gain="),
+        ({"reinit": {"gain": -1}}, "scheme.reinit.gain=-1.0: must be"),
+        ({"reinit": {"bias": "kept"}}, "scheme.reinit.bias='kept': must be one of zero, keep"),
+        ({"reinit": {"method": "zero", "gain": 2}}, "scheme.reinit.gain=2.0: has no effect"),
+        ({"subnetwork": "small"}, "scheme.subnetwork='small': must be 'auto', 'masked' or 'compact'"),
+        ({"skip": 3}, "scheme.skip=3: must be the name of a layer or a list of names"),
+        ({"include": [3]}, "scheme.include=[3]: must be"),
+        ({"max_per_layer": 2}, "scheme.max_per_layer=2: must be at most 1"),
+        ({"min_filters": 0}, "scheme.min_filters=0: must be at least 1"),
+    ],
+)
+def test_what_is_wrong_is_named(options, text):
+    with pytest.raises(UserError) as error:
+        parse({"name": "repr", **options})
+    assert str(error.value).startswith(text)
+    assert "\n" not in str(error.value)
+
+
+def test_reinit_stands_in_the_recipe_with_the_methods_own_defaults():
+    assert RePrSpec(reinit="released").reinit == RePrSpec(reinit={"method": "released", "gain": 1.0}).reinit
+    assert RePrSpec().model_dump()["reinit"]["gain"] == "kept"
+    assert RePrSpec(reinit="released").reinit.build().bias == "keep"
+
+
+def test_options_reach_the_method():
+    scheme, _ = attach(network(), skip=None, fraction=0.25)
+    assert {layer.name for layer in scheme.bank.layers if layer.ranked} == {"0", "2"}
+    transition = scheme.step()
+    assert transition.kind == "drop"
+    assert sum(map(len, scheme.dropped.values())) == 4
+    assert scheme.phase == "sub"
+
+
+def test_what_the_method_refuses_is_a_user_error():
+    with pytest.raises(UserError, match=r"^scheme: .*nothing|^scheme: .*rank"):
+        attach(network(), skip=["0", "2"])
+
+
+def test_that_all_filters_come_from_one_layer_is_in_the_notes_and_no_warning():
+    model = network()
+    with torch.no_grad():
+        model[2].weight[1:] = model[2].weight[0]
+    scheme, _ = attach(model, skip=None, fraction=0.4)
+    assert any("sit in '2'" in note for note in scheme.step().notes)
+
+
+@pytest.mark.parametrize("steps", range(8))
+def test_a_copy_that_loads_the_state_goes_on_the_same(steps):
+    model = network()
+    scheme, optimizer = attach(model)
+    for _ in range(steps):
+        scheme.step()
+    buffer = io.BytesIO()
+    torch.save((model.state_dict(), optimizer.state_dict(), scheme.state_dict()), buffer)
+    buffer.seek(0)
+    other = network()
+    other_scheme, other_optimizer = attach(other)
+    saved = torch.load(buffer, weights_only=True)
+    for target, state in zip((other, other_optimizer, other_scheme), saved):
+        target.load_state_dict(state)
+    assert (other_scheme.phase, other_scheme.dropped) == (scheme.phase, scheme.dropped)
+    for _ in range(8 - steps):
+        scheme.step()
+        other_scheme.step()
+    assert scheme.phase == "full"
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name])
+    scheme.close()
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_without_cycles_nothing_happens():
+    model = network()
+    before = copy.deepcopy(model.state_dict())
+    scheme, _ = attach(model, cycles=0)
+    assert [scheme.step() for _ in range(20)] == [None] * 20
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())

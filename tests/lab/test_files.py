@@ -1,0 +1,106 @@
+"""Files that stay whole."""
+
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from torchreaper.lab import files
+from torchreaper.lab.errors import UserError
+
+numbers = st.floats(allow_nan=True, allow_infinity=True) | st.integers(-5, 5) | st.text(max_size=5) | st.none()
+values = st.recursive(
+    numbers, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+)
+
+
+def without_nan(value):
+    if isinstance(value, dict):
+        return {key: without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@given(value=st.dictionaries(st.text(max_size=3), values, max_size=4))
+def test_json_comes_back_with_null_for_what_is_no_number(tmp_path_factory, value):
+    path = tmp_path_factory.getbasetemp() / "value.json"
+    files.write_json(path, value)
+    assert files.read_json(path) == without_nan(value)
+    json.loads(path.read_text(), parse_constant=pytest.fail)
+
+
+def test_whole_files_are_replaced_and_nothing_is_left_behind(tmp_path):
+    path = tmp_path / "a"
+    files.write_whole(path, b"old")
+    files.write_whole(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_file_that_cannot_be_replaced_stays_as_it_was(tmp_path, monkeypatch):
+    path = tmp_path / "a"
+    files.write_whole(path, b"old")
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", fail)
+    with pytest.raises(OSError, match="No space"):
+        files.write_whole(path, b"new")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    assert path.read_bytes() == b"old"
+
+
+def test_every_cut_of_a_log_gives_its_whole_lines(tmp_path):
+    path = tmp_path / "log.jsonl"
+    lines = [{"epoch": n, "text": "zwölf\n" * n} for n in range(4)]
+    for line in lines:
+        files.append_line(path, line)
+    whole = path.read_bytes()
+    assert whole.count(b"\n") == len(lines)
+    for end in range(len(whole) + 1):
+        path.write_bytes(whole[:end])
+        expected = lines[: whole[:end].count(b"\n")]
+        assert files.read_lines(path) == expected
+        assert files.good_lines(path)[: len(expected)] == expected
+        files.rewrite_lines(path, expected)
+        assert path.read_bytes() == whole[: len(path.read_bytes())]
+        assert files.read_lines(path) == expected
+
+
+def test_a_damaged_line_is_an_error_to_a_reader_and_skipped_in_mending(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"epoch": 1}\n{"epo\x00h": 2}\nnull\n{"epoch": 3}\n')
+    with pytest.raises(UserError, match=r"log\.jsonl: line 2 is damaged; continue or repeat the run"):
+        files.read_lines(path)
+    assert files.good_lines(path) == [{"epoch": 1}, {"epoch": 3}]
+
+
+def test_files_that_are_not_there(tmp_path):
+    missing = tmp_path / "missing"
+    assert files.read_json(missing) is None
+    assert files.read_yaml(missing) is None
+    assert files.read_lines(missing) == files.good_lines(missing) == []
+    files.rewrite_lines(missing, [])
+    assert not missing.exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "\x00"])
+def test_damaged_files_name_themselves(tmp_path, text):
+    path = tmp_path / "value"
+    path.write_text(text)
+    for read in (files.read_json, files.read_yaml):
+        with pytest.raises(UserError, match="value: is damaged"):
+            read(path)
+
+
+def test_lines_are_left_alone_where_they_are_right(tmp_path):
+    path = tmp_path / "log.jsonl"
+    files.append_line(path, {"epoch": 1})
+    before = path.stat()
+    files.rewrite_lines(path, [{"epoch": 1}])
+    assert path.stat().st_ino == before.st_ino
+    assert json.loads(path.read_text()) == {"epoch": 1}

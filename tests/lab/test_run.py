@@ -1,0 +1,384 @@
+"""One run: what it writes, what it depends on, how it goes on, how it fails."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+
+import pytest
+import torch
+import yaml
+from tests.lab.tiny import ADAMW, recipe
+
+from torchreaper.lab import run as run_module
+from torchreaper.lab.data import load
+from torchreaper.lab.errors import UserError
+from torchreaper.lab.progress import Progress
+from torchreaper.lab.recipe import Recipe
+from torchreaper.lab.run import RunFailed, train
+from torchreaper.lab.runs import read_events, read_metrics, read_result
+
+PHASES = ["full", "sub", "sub", "full", "full"]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class Listener(Progress):
+    """Writes down what it is told, and stops the run after an epoch if asked to."""
+
+    def __init__(self, stop_after=None):
+        self.calls, self.notes, self.losses, self.stop_after = [], [], [], stop_after
+
+    def start_run(self, title, epochs, batches, done):
+        self.calls.append(("start", title, epochs, batches, done))
+
+    def batch(self, epoch, batch, loss):
+        self.calls.append(("batch", epoch, batch))
+        self.losses.append((epoch, batch, loss))
+
+    def epoch(self, metrics):
+        self.calls.append(("epoch", metrics["epoch"]))
+        if metrics["epoch"] == self.stop_after:
+            raise KeyboardInterrupt
+
+    def transition(self, epoch, transition):
+        self.calls.append((transition.kind, epoch))
+
+    def note(self, text):
+        self.notes.append(text)
+
+    def end_run(self, result):
+        self.calls.append(("end", result["fingerprint"]))
+
+
+def stopped(out, after, **kwargs):
+    """A run that was interrupted after some epoch; returns the listener."""
+    listener = Listener(stop_after=after)
+    with pytest.raises(KeyboardInterrupt):
+        train(out=out, progress=listener, **kwargs)
+    return listener
+
+
+def initial(folder):
+    return torch.load(folder / "last.pt", weights_only=True)
+
+
+def test_a_run_writes_its_folder(tmp_path):
+    tiny = recipe()
+    result = train(tiny, scheme="repr", seed=0, out=tmp_path)
+    folder = tmp_path / "tiny" / "repr" / "seed-0"
+    assert {path.name for path in folder.iterdir()} == {
+        *("recipe.yaml", "environment.json", "metrics.jsonl", "events.jsonl", "result.json"),
+        *("last.pt", "last.pt.sha256", "previous.pt", "previous.pt.sha256"),
+    }
+    metrics, events = read_metrics(folder), read_events(folder)
+    assert [line["epoch"] for line in metrics] == [1, 2, 3, 4, 5]
+    assert [line["phase"] for line in metrics] == PHASES
+    assert [(line["epoch"], line["kind"], line["cycle"]) for line in events] == [(1, "drop", 1), (3, "restore", 1)]
+    for line in metrics:
+        assert line["dropped"] == (events[0]["filters"] if line["phase"] == "sub" else {})
+        assert set(line["overlap"]) == {"conv1", "conv2"}
+        kept = {name: 6 - len(line["dropped"].get(name, [])) for name in line["overlap"]}
+        expected = sum(mean * kept[name] for name, mean in line["overlap"].items())
+        assert line["overlap_total"] == pytest.approx(expected)
+        assert 0 <= line["train_accuracy"] <= 1
+        assert round(line["train_accuracy"] * 60, 6) == int(round(line["train_accuracy"] * 60, 6))
+        assert line["lr"] == 0.05
+        assert line["images_per_second"] > 0 < line["seconds"]
+    assert len(events[0]["scores"]["conv2"]) == 6
+    assert result == read_result(folder)
+    last = metrics[-1]
+    assert result["test_accuracy"] == last["test_accuracy"]
+    assert result["validation_accuracy"] == last["validation_accuracy"]
+    assert result["gap"] == pytest.approx(result["train_accuracy"] - result["test_accuracy"])
+    assert result["seconds"] == pytest.approx(sum(line["seconds"] for line in metrics))
+    assert result["layers"] == {"conv1": 6, "conv2": 6}
+    assert (result["recipe"], result["scheme"], result["seed"], result["epochs"]) == ("tiny", "repr", 0, 5)
+    written = Recipe.model_validate(yaml.safe_load((folder / "recipe.yaml").read_text()))
+    assert written.scheme_spec("repr") == tiny.scheme_spec("repr")
+    assert json.loads((folder / "environment.json").read_text())["threads"] == 1
+
+
+def test_progress_hears_everything_in_order(tmp_path):
+    listener = Listener()
+    result = train(recipe(), scheme="repr", seed=0, out=tmp_path, progress=listener)
+    expected = [("start", "tiny / repr / seed 0", 5, 3, 0)]
+    for epoch in range(1, 6):
+        expected += [("batch", epoch, batch) for batch in (1, 2, 3)]
+        expected += [("drop", 1)] if epoch == 1 else [("restore", 3)] if epoch == 3 else []
+        expected += [("epoch", epoch)]
+    assert listener.calls == [*expected, ("end", result["fingerprint"])]
+    assert [loss is not None for _, batch, loss in listener.losses if batch == 3] == [True] * 5
+    assert listener.notes == []
+
+
+def test_the_metrics_are_those_of_the_trained_network(tmp_path, monkeypatch):
+    # Plain gradient descent, one batch: the running loss of epoch 1 is that of the initial weights.
+    tiny = recipe(
+        batch=60, optim={"name": "sgd", "lr": 1e-9}, model__options={"depth": 2, "width": 6}, data__validation=0
+    )
+    result = train(tiny, scheme="standard", seed=0, out=tmp_path)
+    metrics = read_metrics(tmp_path / "tiny" / "standard" / "seed-0")
+    assert metrics[0]["train_loss"] == pytest.approx(metrics[4]["train_loss"], rel=1e-4)
+    assert metrics[0]["train_accuracy"] == result["train_accuracy"]
+    assert metrics[0]["validation_accuracy"] is None
+    assert result["validation_accuracy"] is None
+    # Random weights: about the loss of guessing one of ten.
+    assert metrics[0]["test_loss"] == pytest.approx(2.3, abs=0.2)
+
+
+@pytest.mark.parametrize("optim", [recipe().optim.model_dump(), ADAMW], ids=["sgd", "adamw"])
+@pytest.mark.parametrize("scheme", ["standard", "repr"])
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(tmp_path, scheme, optim):
+    tiny = recipe(optim=optim, augment="crop-flip")
+    fingerprints = [
+        train(tiny, scheme=scheme, seed=seed, out=tmp_path / str(n))["fingerprint"] for n, seed in enumerate((0, 0, 1))
+    ]
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+
+
+def test_schemes_share_initial_weights_and_data_order(tmp_path):
+    # Without a drop yet, RePr is standard training bit for bit.
+    standard = stopped(tmp_path, 1, recipe=recipe(), scheme="standard", seed=3)
+    repr_ = stopped(tmp_path, 1, recipe=recipe(), scheme="repr", seed=3)
+    assert [loss for *_, loss in standard.losses] == [loss for *_, loss in repr_.losses]
+    models = [initial(tmp_path / "tiny" / scheme / "seed-3")["model"] for scheme in ("standard", "repr")]
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0] if not name.startswith("conv2"))
+
+
+def test_without_cycles_repr_is_standard_training_bit_for_bit(tmp_path):
+    tiny = recipe(scheme__cycles=0)
+    assert (
+        train(tiny, scheme="repr", seed=0, out=tmp_path)["fingerprint"]
+        == train(tiny, scheme="standard", seed=0, out=tmp_path)["fingerprint"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("scheme", "changes"),
+    [
+        ("standard", {}),
+        ("repr", {}),
+        ("repr", {"optim": ADAMW, "augment": "crop-flip", "grad_clip": 0.5}),
+        ("repr", {"schedule": {"name": "cosine", "warmup": 1}, "precision": "bf16-mixed"}),
+        ("repr", {"schedule": {"name": "halving", "every": 4}, "precision": "64-true", "report": "validation"}),
+        ("repr", {"optim": {"name": "rmsprop", "lr": 0.01, "momentum": 0.5}, "scheme__reinit": "random"}),
+    ],
+)
+@pytest.mark.parametrize("after", [1, 2, 4])
+def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, scheme, changes, after):
+    tiny = recipe(**changes)
+    whole = train(tiny, scheme=scheme, seed=1, out=tmp_path / "whole")
+    stopped(tmp_path / "cut", after, recipe=tiny, scheme=scheme, seed=1)
+    torch.rand(5)  # the caller's random numbers do not matter
+    listener = Listener()
+    result = train(tiny, scheme=scheme, seed=1, out=tmp_path / "cut", progress=listener)
+    assert listener.calls[0][-1] == after
+    assert listener.notes == []
+    same = ("fingerprint", "test_accuracy", "train_accuracy", "validation_accuracy", "reported_epoch")
+    assert {key: result[key] for key in same} == {key: whole[key] for key in same}
+    for read in (read_metrics, read_events):
+        logs = [read(tmp_path / out / "tiny" / scheme / "seed-1") for out in ("whole", "cut")]
+        for line in (*logs[0], *logs[1]):
+            for measured in ("seconds", "images_per_second"):
+                line.pop(measured, None)
+        assert logs[0] == logs[1]
+
+
+def test_a_finished_run_is_not_repeated(tmp_path, monkeypatch):
+    result = train(recipe(), scheme="repr", seed=0, out=tmp_path)
+    monkeypatch.setattr(run_module, "Run", None)
+    listener = Listener()
+    assert train(recipe(), scheme="repr", seed=0, out=tmp_path, progress=listener) == result
+    assert listener.calls == []
+
+
+def test_starting_afresh_repeats_it(tmp_path):
+    result = train(recipe(), scheme="repr", seed=0, out=tmp_path)
+    listener = Listener()
+    again = train(recipe(), scheme="repr", seed=0, out=tmp_path, progress=listener, resume=False)
+    assert listener.calls[0][-1] == 0
+    assert again["fingerprint"] == result["fingerprint"]
+
+
+def test_a_run_of_another_recipe_is_refused_finished_or_not(tmp_path):
+    stopped(tmp_path, 2, recipe=recipe(), scheme="repr", seed=0)
+    text = r"holds a run of another recipe: optim\.lr is 0\.05 there, 0\.1 here; choose another out"
+    with pytest.raises(UserError, match=text):
+        train(recipe(optim__lr=0.1), scheme="repr", seed=0, out=tmp_path)
+    train(recipe(), scheme="repr", seed=0, out=tmp_path)
+    with pytest.raises(UserError, match=text):
+        train(recipe(optim__lr=0.1), scheme="repr", seed=0, out=tmp_path)
+    # Another number of seeds is not another run.
+    train(recipe(seeds=9), scheme="repr", seed=0, out=tmp_path)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    stopped(tmp_path / "a", 2, recipe=recipe(), scheme="repr", seed=0)
+    stopped(tmp_path / "b", 1, recipe=recipe(model__options__width=7), scheme="repr", seed=0)
+    folders = [tmp_path / out / "tiny" / "repr" / "seed-0" for out in "ab"]
+    for name in ("last.pt", "last.pt.sha256"):
+        shutil.copy(folders[0] / name, folders[1] / name)
+    with pytest.raises(UserError, match=r"another recipe: model\.options\.width is 6 there, 7 here"):
+        train(recipe(model__options__width=7), scheme="repr", seed=0, out=tmp_path / "b")
+
+
+def test_a_checkpoint_that_the_code_no_longer_fits_is_refused(tmp_path):
+    stopped(tmp_path, 2, recipe=recipe(), scheme="repr", seed=0)
+    folder = tmp_path / "tiny" / "repr" / "seed-0"
+    state = initial(folder)
+    state["model"]["conv3.weight"] = state["model"].pop("conv2.weight")
+    run_module.RunFolder(folder, state["run"]).save(2, state, state["lines"]["metrics"], [])
+    with pytest.raises(UserError, match=r"^checkpoint: is of another model or version .*conv2\.weight"):
+        train(recipe(), scheme="repr", seed=0, out=tmp_path)
+
+
+def test_a_damaged_checkpoint_costs_an_epoch_and_no_bit(tmp_path):
+    whole = train(recipe(), scheme="repr", seed=0, out=tmp_path / "whole")
+    stopped(tmp_path / "cut", 3, recipe=recipe(), scheme="repr", seed=0)
+    last = tmp_path / "cut" / "tiny" / "repr" / "seed-0" / "last.pt"
+    last.write_bytes(last.read_bytes()[:-1000])
+    listener = Listener()
+    result = train(recipe(), scheme="repr", seed=0, out=tmp_path / "cut", progress=listener)
+    assert len(listener.notes) == 1
+    assert "damaged" in listener.notes[0]
+    assert listener.calls[0][-1] == 2
+    assert result["fingerprint"] == whole["fingerprint"]
+    assert [line["epoch"] for line in read_metrics(last.parent)] == [1, 2, 3, 4, 5]
+    assert [line["epoch"] for line in read_events(last.parent)] == [1, 3]
+
+
+def test_another_number_of_threads_is_told_and_the_old_one_taken(tmp_path, caplog):
+    whole = train(recipe(), scheme="repr", seed=0, out=tmp_path / "whole")
+    stopped(tmp_path / "cut", 2, recipe=recipe(), scheme="repr", seed=0)
+    torch.set_num_threads(2)
+    with caplog.at_level(logging.WARNING, "torchreaper.lab"):
+        result = train(recipe(), scheme="repr", seed=0, out=tmp_path / "cut")
+    assert "the run used 1 threads and this process 2: going on with 1" in caplog.text
+    assert torch.get_num_threads() == 2
+    assert result["fingerprint"] == whole["fingerprint"]
+    folder = tmp_path / "cut" / "tiny" / "repr" / "seed-0"
+    assert [e["after_epoch"] for e in json.loads((folder / "environment.json").read_text())["resumed"]] == [2]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path, monkeypatch):
+    good = stopped(tmp_path, 2, recipe=recipe(), scheme="repr", seed=0)
+    assert good.calls[-1] == ("epoch", 2)
+    folder = tmp_path / "tiny" / "repr" / "seed-0"
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "environment.json"}
+    real = run_module.data.normalise
+    calls = []
+
+    def spoilt(images, mean, std):
+        calls.append(len(images))
+        return real(images, mean, std) * (float("nan") if len(calls) == 3 else 1)
+
+    monkeypatch.setattr(run_module.data, "normalise", spoilt)
+    with pytest.raises(
+        RunFailed, match=r"^epoch 3, step 2: the training loss is nan; lower optim\.lr or set grad_clip"
+    ):
+        train(recipe(), scheme="repr", seed=0, out=tmp_path)
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "environment.json"}
+    assert read_result(folder) is None
+
+
+def test_a_rate_that_is_far_too_high_is_a_failed_run_in_the_same_place_every_time(tmp_path):
+    wild = recipe(optim={"name": "sgd", "lr": 1e30}, model__options={"depth": 2, "width": 6})
+    texts = set()
+    for _ in range(2):
+        with pytest.raises(RunFailed, match=r"^epoch 1") as error:
+            train(wild, scheme="standard", seed=0, out=tmp_path)
+        texts.add(str(error.value))
+    assert len(texts) == 1
+    assert read_metrics(tmp_path / "tiny" / "standard" / "seed-0") == []
+
+
+def test_a_full_disk_is_a_failed_run_that_goes_on_later(tmp_path, monkeypatch):
+    whole = train(recipe(), scheme="repr", seed=0, out=tmp_path / "whole")
+    real, calls = run_module.RunFolder.save, []
+
+    def full(self, epoch, *args):
+        calls.append(epoch)
+        if epoch == 3:
+            raise OSError(28, "No space left on device")
+        real(self, epoch, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module.RunFolder, "save", full)
+        with pytest.raises(RunFailed, match=r"^epoch 3: cannot be saved in .*No space left on device"):
+            train(recipe(), scheme="repr", seed=0, out=tmp_path / "cut")
+    result = train(recipe(), scheme="repr", seed=0, out=tmp_path / "cut")
+    assert result["fingerprint"] == whole["fingerprint"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "kwargs", "text"),
+    [
+        ({"data": {"name": "parquet", "train": "no-such-*.parquet", "test": "x"}}, {}, "no-such"),
+        ({"data__limit": 5000}, {}, "limit=5000"),
+        ({"scheme__fraction": 0.01}, {}, "^scheme: fraction=0.01"),
+        ({"scheme__skip": ["conv*"]}, {}, "^scheme: "),
+        ({}, {"scheme": "repro"}, "unknown scheme"),
+        ({}, {"device": "tpu"}, "^device='tpu'"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(tmp_path, changes, kwargs, text):
+    with pytest.raises(UserError, match=text):
+        train(recipe(**changes), **{"scheme": "repr", "seed": 0, "out": tmp_path / "out", **kwargs})
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_validation_split_chooses_the_first_best_epoch_of_the_whole_network(tmp_path):
+    tiny = recipe(report="validation", epochs=9, scheme__cycles=2)
+    result = train(tiny, scheme="repr", seed=0, out=tmp_path)
+    metrics = read_metrics(tmp_path / "tiny" / "repr" / "seed-0")
+    full = [line for line in metrics if line["phase"] == "full"]
+    best = max(full, key=lambda line: line["validation_accuracy"])
+    assert result["reported_epoch"] == best["epoch"]
+    for key in ("test_accuracy", "validation_accuracy"):
+        assert result[key] == best[key]
+    assert result["report"] == "validation"
+
+
+def test_precision_is_that_of_the_recipe(tmp_path):
+    for precision, dtype in (("64-true", torch.float64), ("bf16-mixed", torch.float32)):
+        tiny = recipe(precision=precision, name=precision)
+        train(tiny, scheme="repr", seed=0, out=tmp_path)
+        state = initial(tmp_path / precision / "repr" / "seed-0")
+        assert state["model"]["conv1.weight"].dtype == dtype
+        assert state["optimizer"]["state"][0]["momentum_buffer"].dtype == dtype
+
+
+def test_clipped_gradients_are_clipped(tmp_path):
+    # Without momentum and decay, the first step is at most lr * clip long.
+    lengths = []
+    for clip in (None, 1e-3):
+        tiny = recipe(
+            grad_clip=clip, name=f"clip-{clip}", batch=60, epochs=4, optim={"name": "sgd", "lr": 1.0},
+            model__options={"depth": 2, "width": 6},
+        )  # fmt: skip
+        stopped(tmp_path, 1, recipe=tiny, scheme="standard", seed=0)
+        moved = initial(tmp_path / tiny.name / "standard" / "seed-0")["model"]
+        from torchreaper.lab import models
+
+        fresh = models.build(
+            "cnet", tiny.model.options, in_channels=1, classes=10, image_size=(8, 8), generator_seed=0
+        ).state_dict()
+        lengths.append(sum(((moved[n] - fresh[n]) ** 2).sum() for n in fresh).sqrt().item())
+    assert lengths[0] > 10 * lengths[1]
+    assert lengths[1] == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_the_data_are_as_they_were(tmp_path):
+    dataset = load(recipe().data)
+    before = dataset.train.images.clone(), dataset.train.labels.clone()
+    train(recipe(augment="crop-flip"), scheme="standard", seed=0, out=tmp_path)
+    assert torch.equal(dataset.train.images, before[0])
+    assert torch.equal(dataset.train.labels, before[1])

@@ -1,0 +1,271 @@
+"""Run folders: checkpoints survive every cut and every flipped byte, logs agree with them, recipes are not mixed up."""
+
+import copy
+import os
+import random
+import subprocess
+
+import pytest
+import torch
+import yaml
+
+from torchreaper.lab import runs
+from torchreaper.lab.errors import UserError
+from torchreaper.lab.files import read_json
+from torchreaper.lab.runs import RunFolder, folder_of, read_events, read_metrics, read_result, run_of
+
+RECIPE = {"name": "tiny", "epochs": 9, "optim": {"name": "sgd", "lr": 0.1}, "seeds": 3, "scheme": {"name": "repr"}}
+
+
+def folder_at(path, recipe=RECIPE, seed=0):
+    folder = RunFolder(path / "run", run_of(recipe, seed=seed))
+    assert folder.look() is None
+    folder.open(recipe, resume=True)
+    return folder
+
+
+def save(folder, epoch, events=False):
+    event = [{"epoch": epoch, "kind": "drop"}] if events else []
+    folder.save(epoch, {"weights": torch.full((3,), float(epoch))}, {"epoch": epoch, "loss": 1 / epoch}, event)
+
+
+def loaded(folder):
+    notes = []
+    state = folder.load(notes.append)
+    folder.align(state, notes.append)
+    return state, notes
+
+
+def test_the_newest_checkpoint_is_loaded_and_the_one_before_is_kept(tmp_path):
+    folder = folder_at(tmp_path)
+    assert loaded(folder) == (None, [])
+    for epoch in (1, 2, 3):
+        save(folder, epoch)
+        state, notes = loaded(folder)
+        assert (state["epoch"], notes) == (epoch, [])
+        assert torch.equal(state["weights"], torch.full((3,), float(epoch)))
+    previous = torch.load(folder.path / "previous.pt", weights_only=True)
+    assert previous["epoch"] == 2
+    assert {p.name for p in folder.path.iterdir()} == {
+        *("recipe.yaml", "metrics.jsonl"),
+        *("last.pt", "last.pt.sha256", "previous.pt", "previous.pt.sha256"),
+    }
+
+
+def test_the_checksums_are_sha256sums(tmp_path):
+    folder = folder_at(tmp_path)
+    for epoch in (1, 2):
+        save(folder, epoch)
+    check = subprocess.run(
+        ["sha256sum", "-c", "last.pt.sha256", "previous.pt.sha256"], cwd=folder.path, capture_output=True, text=True
+    )
+    assert check.stdout == "last.pt: OK\nprevious.pt: OK\n"
+
+
+def test_whatever_happens_to_the_last_checkpoint_the_one_before_is_used(tmp_path):
+    folder = folder_at(tmp_path)
+    for epoch in (1, 2):
+        save(folder, epoch)
+    last, sidecar = folder.path / "last.pt", folder.path / "last.pt.sha256"
+    good, checksum = last.read_bytes(), sidecar.read_bytes()
+    logs = (folder.path / "metrics.jsonl").read_bytes()
+    draw = random.Random(0)
+    cuts = [good[: draw.randrange(len(good))] for _ in range(20)] + [b"", good + b"\0"]
+    flips = []
+    for _ in range(40):
+        at = draw.randrange(len(good))
+        flips.append(good[:at] + bytes([good[at] ^ 1 << draw.randrange(8)]) + good[at + 1 :])
+    faults = [(data, checksum) for data in cuts + flips] + [(good, b""), (good, checksum[1:]), (good, None)]
+    for data, digest in faults:
+        last.write_bytes(data)
+        sidecar.write_bytes(digest) if digest is not None else sidecar.unlink(missing_ok=True)
+        (folder.path / "metrics.jsonl").write_bytes(logs)
+        state, notes = loaded(folder)
+        assert state["epoch"] == 1
+        assert notes == [
+            f"{last}: damaged, it does not agree with its checksum; put aside, using the one before",
+        ]
+        assert [line["epoch"] for line in read_metrics(folder.path)] == [1]
+        assert not last.exists()
+    # The damaged file does not push out the good one.
+    save(folder, 2)
+    assert torch.load(folder.path / "previous.pt", weights_only=True)["epoch"] == 1
+    assert loaded(folder)[0]["epoch"] == 2
+
+
+def test_with_both_checkpoints_damaged_it_starts_again_and_says_so(tmp_path):
+    folder = folder_at(tmp_path)
+    for epoch in (1, 2):
+        save(folder, epoch, events=True)
+    for name in ("last.pt", "previous.pt"):
+        (folder.path / name).write_bytes(b"not a checkpoint")
+    state, notes = loaded(folder)
+    assert state is None
+    assert [note.split("; ")[1] for note in notes] == [
+        "put aside, using the one before",
+        "put aside, there is no other: starting at epoch 1",
+    ]
+    assert read_metrics(folder.path) == read_events(folder.path) == []
+
+
+class Died(BaseException):
+    """Stands for SIGKILL at one place: nothing after it happens."""
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3])
+def test_a_save_cut_off_between_any_two_steps_loses_at_most_itself(tmp_path, monkeypatch, epochs):
+    steps = 0
+    while True:
+        folder = folder_at(tmp_path / str(steps))
+        for epoch in range(1, epochs):
+            save(folder, epoch, events=True)
+        left = [steps]
+
+        def dying(function, left=left):
+            def call(*args):
+                if left[0] == 0:
+                    raise Died
+                left[0] -= 1
+                return function(*args)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            for name in ("replace", "fsync"):
+                patch.setattr(os, name, dying(getattr(os, name)))
+            try:
+                save(folder, epochs, events=True)
+                died = False
+            except Died:
+                died = True
+        state, notes = loaded(folder)
+        reached = state["epoch"] if state else 0
+        assert reached in {epochs - 1, epochs}
+        assert notes == []
+        assert [line["epoch"] for line in read_metrics(folder.path)] == list(range(1, reached + 1))
+        assert [line["epoch"] for line in read_events(folder.path)] == list(range(1, reached + 1))
+        if not died:
+            break
+        steps += 1
+    assert reached == epochs
+    assert steps >= 7
+
+
+@pytest.mark.parametrize("log", ["metrics.jsonl", "events.jsonl"])
+def test_the_logs_end_where_the_checkpoint_does(tmp_path, log):
+    folder = folder_at(tmp_path)
+    for epoch in (1, 2, 3):
+        save(folder, epoch, events=True)
+    path = folder.path / log
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    later = lines[2].replace(b'"epoch": 3', b'"epoch": 4')
+    for found in (whole[:-1], whole[:-9], b"".join(lines[:2]), whole + later, whole + later[:-4], whole):
+        path.write_bytes(found)
+        state, notes = loaded(folder)
+        assert state["epoch"] == 3
+        assert notes == []
+        assert path.read_bytes() == whole
+
+
+def test_lost_lines_are_told(tmp_path):
+    folder = folder_at(tmp_path)
+    for epoch in (1, 2, 3):
+        save(folder, epoch)
+    (folder.path / "metrics.jsonl").unlink()
+    _, notes = loaded(folder)
+    assert notes == [f"{folder.path / 'metrics.jsonl'}: the lines of epochs [1, 2] are lost; training is not affected"]
+    assert [line["epoch"] for line in read_metrics(folder.path)] == [3]
+
+
+def test_a_run_of_another_recipe_is_refused_and_named(tmp_path):
+    folder = folder_at(tmp_path)
+    save(folder, 1)
+    other = copy.deepcopy(RECIPE)
+    other["optim"]["lr"] = 0.05
+    with pytest.raises(UserError) as error:
+        folder_at(tmp_path, other)
+    assert str(error.value) == (
+        f"out={folder.path}: holds a run of another recipe: optim.lr is 0.1 there, 0.05 here; "
+        "choose another out or name, or delete that folder"
+    )
+
+
+def test_what_concerns_other_runs_only_may_change(tmp_path):
+    folder_at(tmp_path)
+    folder_at(tmp_path, {**RECIPE, "seeds": 7, "schemes": {"dsd": {}}, "profiles": {"quick": {}}})
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    folder, other = folder_at(tmp_path / "a"), folder_at(tmp_path / "b", seed=1)
+    save(other, 1)
+    for name in ("last.pt", "last.pt.sha256"):
+        os.replace(other.path / name, folder.path / name)
+    with pytest.raises(UserError, match="another recipe: seed is 1 there, 0 here"):
+        loaded(folder)
+
+
+def test_a_whole_file_that_is_no_checkpoint_is_an_error(tmp_path):
+    folder = folder_at(tmp_path)
+    runs.save_checkpoint(folder.path, {"weights": torch.zeros(1)})
+    with pytest.raises(UserError, match=r"last\.pt: is no checkpoint of a run; delete the folder"):
+        loaded(folder)
+
+
+def test_a_checkpoint_is_not_unpickled(tmp_path):
+    folder = folder_at(tmp_path)
+    marker = tmp_path / "ran"
+
+    class Payload:
+        def __reduce__(self):
+            return os.mkdir, (str(marker),)
+
+    save(folder, 1)
+    runs.save_checkpoint(folder.path, {"run": folder.run, "epoch": 2, "lines": {}, "bad": Payload()})
+    with pytest.raises(UserError, match=r"last\.pt: torch .* cannot read it"):
+        loaded(folder)
+    assert not marker.exists()
+
+
+def test_a_result_finishes_a_run(tmp_path):
+    folder = folder_at(tmp_path)
+    assert read_result(folder.path) is None
+    folder.finish({"test_accuracy": 0.5, "validation_accuracy": None})
+    assert folder.look() == read_result(folder.path) == {"test_accuracy": 0.5, "validation_accuracy": None}
+    (folder.path / "result.json").write_text("{")
+    with pytest.raises(UserError, match=r"result\.json: is damaged"):
+        folder.look()
+
+
+def test_starting_afresh_deletes_what_a_run_wrote_and_nothing_else(tmp_path):
+    folder = folder_at(tmp_path)
+    for epoch in (1, 2):
+        save(folder, epoch, events=True)
+    folder.finish({})
+    (folder.path / "notes.txt").write_text("mine")
+    folder.open({**RECIPE, "epochs": 10}, resume=False)
+    assert {p.name for p in folder.path.iterdir()} == {"notes.txt", "recipe.yaml"}
+    assert yaml.safe_load((folder.path / "recipe.yaml").read_text())["epochs"] == 10
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "run").write_text("a file")
+    folder = RunFolder(tmp_path / "run" / "inner", run_of(RECIPE, seed=0))
+    with pytest.raises(UserError, match=r"^out=.*inner: .*choose a folder that can be written"):
+        folder.open(RECIPE, resume=True)
+
+
+def test_the_environment_keeps_the_first_machine_and_adds_the_others(tmp_path):
+    folder = folder_at(tmp_path)
+    folder.environment({"torch": "a"}, epoch=0)
+    folder.environment({"torch": "b"}, epoch=4)
+    folder.environment({"torch": "c"}, epoch=6)
+    found = read_json(folder.path / "environment.json")
+    assert found == {
+        "torch": "a",
+        "resumed": [{"after_epoch": 4, "torch": "b"}, {"after_epoch": 6, "torch": "c"}],
+    }
+
+
+def test_where_a_run_lies(tmp_path):
+    assert folder_of(tmp_path, "c3", "repr", 2) == tmp_path / "c3" / "repr" / "seed-2"

@@ -1,0 +1,168 @@
+"""Intervals, paired differences, power, verdicts."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from torchreaper.lab.statistics import estimate, format_p, paired_difference, seeds_needed, verdict
+
+accuracies = st.lists(st.integers(0, 10_000).map(lambda hits: hits / 100), min_size=1, max_size=12)
+pairs = st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 10_000)), min_size=1, max_size=12).map(
+    lambda rows: ([a / 100 for a, _ in rows], [b / 100 for _, b in rows])
+)
+
+
+@given(pairs)
+def test_paired_difference_is_the_paired_t_test(pair):
+    values, baseline = pair
+    found = paired_difference(values, baseline)
+    assert found.mean == pytest.approx(np.mean(values) - np.mean(baseline), abs=1e-9)
+    if found.half_width is None:
+        assert len(values) == 1 or np.ptp(np.subtract(values, baseline)) < 1e-9
+        return
+    expected = stats.ttest_rel(values, baseline)
+    interval = expected.confidence_interval(0.95)
+    assert found.p == pytest.approx(expected.pvalue, rel=1e-6, abs=1e-12)
+    assert (found.low, found.high) == (pytest.approx(interval.low), pytest.approx(interval.high))
+
+
+@given(pairs)
+def test_swapping_the_two_sides_turns_the_difference_round(pair):
+    values, baseline = pair
+    there, back = paired_difference(values, baseline), paired_difference(baseline, values)
+    assert (back.n, back.p) == (there.n, pytest.approx(there.p) if there.p is not None else None)
+    assert back.mean == pytest.approx(-there.mean, abs=1e-9)
+    assert (there.low is None) == (back.high is None)
+    if there.low is not None:
+        assert back.high == pytest.approx(-there.low, abs=1e-9)
+
+
+@given(accuracies)
+def test_estimate_is_the_t_interval(values):
+    found = estimate(values)
+    assert (found.n, found.mean) == (len(values), pytest.approx(np.mean(values), abs=1e-9))
+    if found.sd is None or found.sd == 0.0:
+        assert found.half_width is None
+        assert found.low is None
+        assert len(set(values)) == 1
+        return
+    low, high = stats.t.interval(0.95, len(values) - 1, loc=np.mean(values), scale=stats.sem(values))
+    assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
+
+
+@given(st.integers(0, 10_000), st.integers(0, 10_000), st.integers(2, 9))
+def test_equal_values_give_no_interval_no_nan_and_no_warning(value, other, n):
+    same = estimate([value / 100] * n)
+    assert (same.mean, same.sd, same.low, same.high) == (value / 100, 0.0, None, None)
+    difference = paired_difference([value / 100] * n, [other / 100] * n)
+    assert (difference.sd, difference.low) == (0.0, None)
+    assert difference.p == (1.0 if value == other else None)
+
+
+def test_rounding_is_not_a_spread():
+    # 0.3 - 0.1, 0.4 - 0.2, 0.9 - 0.7: three doubles that differ in their last bits
+    difference = paired_difference([0.3, 0.4, 0.9], [0.1, 0.2, 0.7])
+    assert len({0.3 - 0.1, 0.4 - 0.2, 0.9 - 0.7}) > 1
+    assert (difference.sd, difference.p) == (0.0, None)
+
+
+def test_one_value_has_a_mean_only():
+    found = paired_difference([71.0], [70.0])
+    assert (found.n, found.mean, found.sd, found.low, found.high, found.p) == (1, 1.0, None, None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: estimate([]), "values: empty"),
+        (lambda: estimate([1.0, math.nan]), "every one must be a finite number"),
+        (lambda: paired_difference([1.0, 2.0], [1.0]), "values: 2 of them for 1 of the baseline"),
+        (lambda: seeds_needed(0.0, 1.0), "difference=0.0: must be a number other than 0"),
+        (lambda: seeds_needed(1.0, -1.0), "sd=-1.0: must be a number, 0 or above"),
+    ],
+)
+def test_bad_input(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize(("effect", "n"), [(0.2, 199), (0.5, 34), (0.8, 15), (1.0, 10)])
+def test_seeds_needed_matches_published_sample_sizes(effect, n):
+    # the paired t-test at 5 %, power 80 % (G*Power's numbers)
+    assert seeds_needed(effect, 1.0) == n
+
+
+@given(st.floats(0.1, 5.0), st.floats(1.0, 3.0))
+def test_smaller_differences_need_more_seeds(difference, times):
+    near, far = seeds_needed(difference, 1.0), seeds_needed(difference * times, 1.0)
+    assert 2 <= far <= near
+    assert seeds_needed(-difference, 1.0) == near
+
+
+def test_seeds_needed_at_the_ends():
+    assert seeds_needed(1.0, 0.0) == 2
+    assert seeds_needed(1.0, 1e-9) == 2
+    assert seeds_needed(0.01, 1.0) is None
+
+
+@given(pairs)
+def test_the_verdict_never_claims_more_than_the_interval(pair):
+    values, baseline = pair
+    difference = paired_difference(values, baseline)
+    text = verdict("repr", "standard", difference)
+    claims = "is better" in text or "is worse" in text
+    assert claims == (difference.low is not None and (difference.low > 0 or difference.high < 0))
+    assert "nan" not in text
+    assert "\n" not in text
+    if claims:
+        assert ("better" in text) == (difference.mean > 0)
+
+
+@pytest.mark.parametrize(
+    ("values", "baseline", "text"),
+    [
+        (
+            [71.0, 72.0, 73.0],
+            [70.0, 70.5, 71.4],
+            "repr is better than standard by 1.37 points: +1.37 points [+0.57, +2.17], p = 0.018, 3 seeds.",
+        ),
+        (
+            [70.0, 70.5, 71.4],
+            [71.0, 72.0, 73.0],
+            "repr is worse than standard by 1.37 points: -1.37 points [-2.17, -0.57], p = 0.018, 3 seeds.",
+        ),
+        (
+            [71.0, 70.0, 70.5],
+            [70.0, 70.5, 69.9],
+            "No evidence of a difference between repr and standard: +0.37 points [-1.56, +2.30], p = 0.499, "
+            "3 seeds; with these seeds it would have had to be about 1.93 points to show.",
+        ),
+        (
+            [90.0],
+            [10.0],
+            "One seed says nothing about a difference: repr minus standard is +80.00 points, "
+            "without an interval; run at least 3 seeds.",
+        ),
+        (
+            [71.0, 72.0],
+            [71.0, 72.0],
+            "No evidence of a difference: repr and standard are equal for each of the 2 seeds.",
+        ),
+        (
+            [71.5, 72.5],
+            [71.0, 72.0],
+            "No verdict: repr minus standard is exactly +0.50 points for each of the 2 seeds, "
+            "so there is no spread to judge it by; run more seeds.",
+        ),
+    ],
+)
+def test_verdicts(values, baseline, text):
+    assert verdict("repr", "standard", paired_difference(values, baseline)) == text
+
+
+def test_p_as_text():
+    assert [format_p(p) for p in (None, 0.5, 0.00099, 1.0)] == ["no p", "p = 0.500", "p < 0.001", "p = 1.000"]

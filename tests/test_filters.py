@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import torchreaper as tr
+from tests.nets import Residual, inputs, plain
+
+
+def reasons(model: nn.Module, **settings) -> dict[str, str]:
+    return {
+        layer.name: "" if layer.ranked else layer.reason for layer in tr.find_filters(model, inputs()[0], **settings)
+    }
+
+
+def test_layers_of_a_residual_network():
+    bank = tr.find_filters(Residual(), inputs()[0])
+    facts = [(x.name, x.filters, x.dims, x.route, x.ranked, x.reason) for x in bank]
+    assert facts == [
+        ("stem", 4, 27, "masked", False, "skipped"),
+        ("block1.conv1", 4, 36, "narrow", True, ""),
+        ("block1.conv2", 4, 36, "masked", True, "full width at add"),
+        ("block2.conv1", 6, 36, "narrow", True, ""),
+        ("block2.conv2", 6, 54, "masked", True, "full width at add"),
+        ("block2.shortcut.0", 6, 4, "masked", True, "full width at add"),
+    ]
+    assert bank["stem"].rows.shape == (4, 27)
+    assert len(bank) == 6
+
+
+@pytest.mark.parametrize(
+    ("settings", "ranked"),
+    [
+        ({}, ["block1.conv1", "block1.conv2", "block2.conv1", "block2.conv2", "block2.shortcut.0"]),
+        ({"skip": None, "scope": "block1"}, ["block1.conv1", "block1.conv2"]),
+        ({"skip": ("first", "*conv2")}, ["block1.conv1", "block2.conv1", "block2.shortcut.0"]),
+        ({"include": ["stem"], "scope": "stem"}, ["stem"]),
+        ({"skip": None, "scope": ["stem", "block2.shortcut"]}, ["stem", "block2.shortcut.0"]),
+    ],
+)
+def test_what_is_ranked_can_be_chosen(settings, ranked):
+    assert [layer.name for layer in tr.find_filters(Residual(), inputs()[0], **settings).ranked] == ranked
+
+
+def test_frozen_depthwise_and_output_layers_are_not_ranked():
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.Conv2d(4, 4, 3, groups=4),
+        nn.Conv2d(4, 6, 1),
+        nn.Conv2d(6, 5, 1),
+        nn.Conv2d(5, 3, 1),
+        nn.ReLU(),
+    )
+    model[2].weight.requires_grad_(False)
+    assert reasons(model) == {
+        **{"0": "skipped", "1": "depthwise", "2": "frozen (requires_grad is False)", "3": ""},
+        "4": "reaches an output of the model",
+    }
+    assert reasons(model, include=["1", "4"])["4"] == ""
+    with pytest.raises(tr.ReaperError, match=r"include='2': its filters cannot be dropped \(frozen"):
+        tr.find_filters(model, inputs()[0], include=["2"])
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "message"),
+    [
+        (
+            nn.Sequential(nn.Flatten(), nn.Linear(192, 3)),
+            {},
+            "model=Sequential: no convolution to rank (it has no convolution",
+        ),
+        (plain(widths=(4,)), {}, "model=Sequential: no convolution to rank (0: skipped); see skip, include and scope"),
+        (plain(), {"skip": "*"}, "no convolution to rank (0: skipped; 3: skipped; 6: skipped)"),
+        (plain(), {"skip": "conv9"}, "skip='conv9': no such layer; the layers are 0, 3, 6"),
+        (plain(), {"include": ["9"]}, "include='9': no such layer; the layers are 0, 3, 6"),
+        (plain(), {"scope": "backbone"}, "scope='backbone': no convolution inside; the layers are 0, 3, 6"),
+        (plain(), {"skip": ["3"], "include": ["3"]}, "include=['3']: also named in skip=['3']; name each layer in one"),
+    ],
+)
+def test_wrong_choices_are_named(model, settings, message):
+    with pytest.raises(tr.ReaperError) as caught:
+        tr.find_filters(model, inputs()[0], **settings)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_memory_format_and_grouped_filters():
+    """channels_last weights are no views of rows; grouped filters are rows inside their group."""
+    model = plain().to(memory_format=torch.channels_last)
+    bank = tr.find_filters(model, inputs()[0])
+    bank.drop({"3": [1, 2], "6": [0]})
+    old = model.state_dict()["3.weight"].clone()
+    bank.restore("orthogonal")
+    weight = model[3].weight.detach()
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert (weight[1] != old[1]).all()
+    assert torch.equal(weight[[0, 3, 4, 5]], old[[0, 3, 4, 5]])
+    assert abs(torch.cosine_similarity(weight[1].flatten(), old[1].flatten(), dim=0)) < 1e-6

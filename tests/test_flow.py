@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import torchreaper as tr
+from tests.nets import NETS, Residual, inputs, plain
+from torchreaper.flow import NOBODY, Channels, find_flow, reshaped
+
+
+def sequential(*modules: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), *modules)
+
+
+def barriers(*modules: nn.Module) -> list[str]:
+    """What the filters of a first convolution run into."""
+    return find_flow(sequential(*modules), inputs()[0]).barriers.get("0", [])
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_nothing_in_the_model_changes(net):
+    model = NETS[net]()
+    model.eval()
+    next(iter(model.children())).train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    identities = [id(b) for b in model.buffers()]
+    modes, rng = [m.training for m in model.modules()], torch.get_rng_state()
+    find_flow(model, inputs()[0])
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert identities == [id(b) for b in model.buffers()]
+    assert modes == [m.training for m in model.modules()]
+    assert torch.equal(rng, torch.get_rng_state())
+
+
+def test_residual_network():
+    flow = find_flow(Residual(), inputs()[0])
+    assert list(flow.start) == [
+        *("stem", "block1.conv1", "block1.conv2", "block2.conv1", "block2.conv2", "block2.shortcut.0")
+    ]
+    assert list(flow.start.values()) == [0, 4, 8, 12, 18, 24]
+    # The stem's channels go into the first block and past it into the sum.
+    assert flow.readers["block1.conv1"].tolist() == [0, 1, 2, 3]
+    assert set(flow.barriers) == {"stem", "block1.conv2", "block2.conv2", "block2.shortcut.0"}
+    # After the sum the channels belong to nobody.
+    assert "block2.conv1" not in flow.readers
+    assert "fc" not in flow.readers
+    assert flow.norms == {"norm", "block1.bn1", "block1.bn2", "block2.bn1", "block2.bn2", "block2.shortcut.1"}
+    assert not flow.outputs
+
+
+def test_flatten_repeats_each_filter_by_the_spatial_size():
+    flow = find_flow(plain(), inputs()[0])
+    assert flow.readers["11"].tolist() == [10 + f for f in range(5) for _ in range(16)]
+
+
+@given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 3), st.integers(1, 3))
+@settings(max_examples=50)
+def test_reshaping_follows_a_channel_exactly(n, c, h, w):
+    """A tensor that holds its channel's number must agree with the origins after every reshape."""
+    channels = Channels(torch.arange(c), -3)
+    x = torch.arange(c).view(1, c, 1, 1).expand(n, c, h, w).contiguous()
+    for shape in [(n, -1), (n, c, -1), (n, c, h * w), (n, c, w, h), (n, c, h, w, 1), (n, -1, w), (-1,), (n * c, h, w)]:
+        y = x.reshape(shape)
+        found = reshaped(channels, x.shape, y.shape)
+        if found is not None:
+            view = [1] * y.ndim
+            view[found.dim] = -1
+            assert y.shape[found.dim] == len(found.origin)
+            assert (y == found.origin.view(view)).all()
+        else:
+            assert shape not in [(n, -1), (n, c, -1), (n, c, h * w), (n, c, w, h), (n, c, h, w, 1)]
+
+
+class Functional(nn.Module):
+    def __init__(self, function, width: int = 4) -> None:
+        super().__init__()
+        self.conv, self.read = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(width, 2, 1)
+        self.function = function
+
+    def forward(self, x):
+        return self.read(self.function(self.conv(x)))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        *(F.relu, F.gelu, torch.tanh, lambda x: F.max_pool2d(x, 3, 2, padding=1), lambda x: F.dropout(x, 0.1)),
+        *(lambda x: F.pad(x, (1, 1, 1, 1)), lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"), lambda x: x * 2),
+        *(lambda x: x.float().contiguous().relu_(), lambda x: x / 3, lambda x: x.mean((2, 3), keepdim=True)),
+        *(lambda x: F.interpolate(x, scale_factor=2), lambda x: F.hardtanh(x), lambda x: x.flatten(2).unsqueeze(-1)),
+        lambda x: x + x,
+    ],
+)
+def test_what_keeps_zero_passes_a_channel_on(function):
+    model = Functional(function)
+    flow = find_flow(model, inputs()[0])
+    assert flow.readers["read"].tolist() == [0, 1, 2, 3]
+    assert not flow.barriers
+    zero = function(torch.zeros(2, 4, 8, 8))
+    assert not zero.any()
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        *(torch.sigmoid, lambda x: x + 1, lambda x: F.pad(x, (1, 1, 1, 1), value=1.0), lambda x: x.softmax(1)),
+        *(lambda x: F.layer_norm(x, x.shape[1:]), lambda x: x.flip(1), lambda x: x.transpose(1, 2).transpose(1, 2)),
+        *(lambda x: x * x.mean((2, 3), keepdim=True), lambda x: F.hardtanh(x, 0.5, 1.0), lambda x: x[:, :4]),
+        lambda x: x - x.mean(1, keepdim=True),
+    ],
+)
+def test_everything_else_is_a_barrier(function):
+    flow = find_flow(Functional(function), inputs()[0])
+    assert flow.barriers["conv"]
+    assert "read" not in flow.readers
+
+
+def test_cat_joins_and_add_of_others_ends():
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 2, 1), nn.Conv2d(3, 3, 1), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x):
+            return self.c(torch.cat([self.a(x), x, self.b(x)], dim=1))
+
+    flow = find_flow(Joined(), inputs()[0])
+    assert flow.readers["c"].tolist() == [0, 1, NOBODY, NOBODY, NOBODY, 2, 3, 4]
+    assert not flow.barriers
+    assert flow.outputs == {"c"}
+
+
+def test_grouped_and_computed_weights_are_barriers():
+    assert barriers(nn.Conv2d(4, 4, 1, groups=2)) == ["1"]
+    assert barriers(nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 1)))
+    assert barriers(nn.GroupNorm(2, 4)) == ["1"]
+    assert barriers(nn.PReLU(4)) == ["1"]
+    assert barriers(nn.PReLU()) == []
+    assert barriers(nn.Linear(8, 2)) == ["1"], "a Linear over the last dimension reads positions, not channels"
+
+
+def test_a_norm_used_twice_with_other_channels_is_a_barrier():
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.norm, self.c = (
+                nn.Conv2d(3, 4, 1),
+                nn.Conv2d(4, 4, 1),
+                nn.BatchNorm2d(4),
+                nn.Conv2d(4, 2, 1),
+            )
+
+        def forward(self, x):
+            return self.c(self.norm(self.b(self.norm(self.a(x)))))
+
+    flow = find_flow(Shared(), inputs()[0])
+    assert flow.barriers == {"a": ["norm"], "b": ["norm"]}
+    assert flow.norms == set()
+    assert "c" not in flow.readers
+
+
+def test_tied_weights_are_no_readers_and_not_ranked():
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c, self.d = (
+                nn.Conv2d(3, 4, 1),
+                nn.Conv2d(4, 4, 1),
+                nn.Conv2d(4, 4, 1),
+                nn.Conv2d(4, 2, 1),
+            )
+            self.c.weight = self.b.weight
+
+        def forward(self, x):
+            return self.d(self.c(self.b(self.a(x)))).mean((2, 3)).softmax(1)
+
+    bank = tr.find_filters(Tied(), inputs()[0], skip=None)
+    assert [layer.reason for layer in bank.layers] == [
+        *("full width at b", "weight is shared with another module", "weight is shared with another module"),
+        "full width at softmax",
+    ]
+
+
+def test_heads_of_one_mode_only_are_found():
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.aux, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 5, 1), nn.Conv2d(4, 6, 1)
+
+        def forward(self, x):
+            x = self.a(x)
+            return (self.b(x), self.aux(x)) if self.training else self.b(x)
+
+    flow = find_flow(Heads().eval(), inputs()[0])
+    assert set(flow.readers) == {"aux", "b"}
+    assert flow.outputs == {"aux", "b"}
+
+
+def test_the_users_hooks_see_no_tracing():
+    model, seen = plain(), []
+    model[0].register_forward_hook(lambda *_: seen.append(1))
+    find_flow(model, inputs()[0])
+    assert not seen
+
+
+def test_arguments_of_forward():
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x, scale=2.0, mask=None):
+            x = self.a(x) * scale
+            return self.b(x if mask is None else x * mask)
+
+    images = inputs()[0]
+    assert not find_flow(Two(), images).barriers
+    assert not find_flow(Two(), {"x": images, "scale": 3.0}).barriers
+    assert find_flow(Two(), (images, 1.0, torch.ones(6, 4, 8, 8))).barriers == {"a": ["mul"]}
+
+
+class Undecided(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x):
+        return self.conv(x) if x.sum() > 0 else x
+
+
+@pytest.mark.parametrize(
+    ("model", "example", "message"),
+    [
+        (Undecided(), inputs()[0], "model=Undecided: torch.fx cannot trace it"),
+        (plain(), torch.zeros(2, 1, 8, 8), "example_inputs={'input': [2, 1, 8, 8]}: Sequential does not run on them"),
+        (plain(), {"images": inputs()[0]}, "example_inputs: Sequential.forward does not take them"),
+        (nn.DataParallel(plain()), inputs()[0], "model=DataParallel: a wrapper; pass model.module"),
+        (torch.compile(plain(), backend="eager"), inputs()[0], "already compiled; attach to the plain module first"),
+    ],
+)
+def test_what_cannot_be_traced_is_said_in_one_line(model, example, message):
+    with pytest.raises(tr.ReaperError) as caught:
+        find_flow(model, example)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,356 @@
+"""The invariants of the method, for every kind of network, optimizer and loop."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import torchreaper as tr
+from tests.nets import LOOPS, NETS, OPTIMIZERS, build, inputs, looped, train_step
+from torchreaper.filters import cuts, dropped_ids
+from torchreaper.geometry import unit_rows
+from torchreaper.state import Cut, per_weight_state
+
+torch.set_num_threads(1)
+
+
+def scheme_for(model, optimizer, **settings) -> tr.RePr:
+    defaults = {"full": 2, "sub": 3, "cycles": 2, "fraction": 0.35, "max_per_layer": 0.6, "skip": None}
+    return tr.RePr(model, optimizer, inputs()[0], **{**defaults, **settings})
+
+
+def belongings(bank: tr.FilterBank, filters) -> list[tuple[str, torch.Tensor, Cut]]:
+    """Every tensor that holds something of these filters, and which part."""
+    found = cuts(bank.model, bank.flow, dropped_ids(bank.layers, filters))
+    return [
+        (f"{name}.{tensor}", getattr(bank.model.get_submodule(name), tensor), cut)
+        for name, entries in found.items()
+        for tensor, cut in entries.items()
+    ]
+
+
+def in_a_phase(net: str, optimizer: str = "momentum", loop: str = "plain", warmup: int = 2):
+    model, opt = build(net, optimizer)
+    scheme = scheme_for(model, opt, full=warmup)
+    called = looped(model, loop)
+    for epoch in range(warmup):
+        train_step(called, opt, epoch, loop)
+        transition = scheme.step()
+    assert transition is not None
+    assert transition.kind == "drop"
+    assert scheme.dropped
+    return model, opt, scheme, called
+
+
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("size", [1.0, 1e30, 3e38])
+def test_a_dropped_filter_is_absent(net, training, size):
+    """Invariant 1: whatever its own tensors hold, no output changes and no gradient enters it."""
+    model, _, scheme, _ = in_a_phase(net)
+    model.train(training)
+    images, labels = inputs(5)
+
+    def result():
+        before = copy.deepcopy([b for b in model.buffers()])
+        model.zero_grad()
+        output = model(images)
+        nn.functional.cross_entropy(output, labels).backward()
+        for buffer, value in zip(model.buffers(), before):
+            buffer.data.copy_(value)
+        return output.detach().clone(), [p.grad.clone() for p in model.parameters()]
+
+    output, gradients = result()
+    own = [b for b in belongings(scheme.bank, scheme.dropped)]
+    for name, tensor, cut in own:
+        rows = Cut(cut.rows, cut.columns[:0])  # what belongs to the filter itself; consumer slices are the consumer's
+        rows.fill(tensor.detach(), abs(size) if "running_var" in name else size)
+    changed, changed_gradients = result()
+    assert torch.equal(output, changed)
+    for before, after in zip(gradients, changed_gradients):
+        assert torch.equal(before, after)
+    for _, tensor, cut in own:
+        if isinstance(tensor, nn.Parameter):
+            assert not tensor.grad[cut.mask(tensor)].any()
+
+
+@pytest.mark.parametrize("net", ["residual", "conv1d"])
+def test_the_channel_is_zero_where_it_is_read_or_meets_a_barrier(net):
+    model, _, scheme, _ = in_a_phase(net)
+    seen = {}
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d)):
+            module.register_forward_hook(lambda m, i, o, name=name: seen.__setitem__(name, o))
+    model(inputs(3)[0])
+    followed_by = {"stem": "norm", "conv2": "bn" if net == "conv1d" else "", "block1.conv1": "block1.bn1"}
+    followed_by |= {"block1.conv2": "block1.bn2", "block2.conv1": "block2.bn1", "block2.conv2": "block2.bn2"}
+    followed_by |= {"block2.shortcut.0": "block2.shortcut.1"}
+    for layer, indices in scheme.dropped.items():
+        last = seen[followed_by.get(layer) or layer]
+        assert not last[:, list(indices)].any()
+        others = [i for i in range(last.shape[1]) if i not in indices]
+        assert last[:, others].any()
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_masked_equals_a_network_built_without_the_filters(norm):
+    """Outputs, and weights after training steps, against the same network at the widths that are left."""
+    from tests.nets import plain
+
+    model = plain(norm).double()
+    gone = {"0": [1], "3" if norm else "2": [0, 4], "6" if norm else "4": [2]}
+    bank = tr.find_filters(model, inputs(dtype=torch.float64)[0], skip=None)
+    assert list(gone) == [layer.name for layer in bank.layers]
+    small = plain(norm, (3, 4, 4)).double()
+    keep = {name: [i for i in range(bank[name].filters) if i not in gone[name]] for name in gone}
+
+    def slices(module_index: int):
+        before = [n for n in gone if int(n) < module_index]
+        own = keep.get(str(module_index)) or (keep[before[-1]] if before else None)
+        return own, keep[before[-1]] if before else None
+
+    def copy_into_small():
+        for index, (big, little) in enumerate(zip(model, small)):
+            rows, columns = slices(index)
+            if isinstance(big, nn.Conv2d):
+                weight = big.weight[rows]
+                little.weight.data = (weight[:, columns] if columns else weight).detach().clone()
+                little.bias.data = big.bias[rows].detach().clone()
+            elif isinstance(big, nn.BatchNorm2d):
+                for name in ("weight", "bias", "running_mean", "running_var"):
+                    getattr(little, name).data = getattr(big, name)[rows].detach().clone()
+            elif isinstance(big, nn.Linear):
+                features = [16 * c + k for c in columns for k in range(16)]
+                little.weight.data = big.weight[:, features].detach().clone()
+                little.bias.data = big.bias.detach().clone()
+
+    copy_into_small()
+    big_optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01)
+    small_optimizer = torch.optim.SGD(small.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01)
+    bank.attach(big_optimizer)
+    with bank.without(gone):
+        for seed in range(4):
+            images, labels = inputs(seed, dtype=torch.float64)
+            for net, optimizer in ((model, big_optimizer), (small, small_optimizer)):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(net(images), labels).backward()
+                optimizer.step()
+        for training in (True, False):
+            images, _ = inputs(9, dtype=torch.float64)
+            torch.testing.assert_close(
+                model.train(training)(images), small.train(training)(images), rtol=1e-10, atol=1e-10
+            )
+    trained = copy.deepcopy(small.state_dict())
+    copy_into_small()
+    for name, value in small.state_dict().items():
+        if "num_batches" not in name:
+            torch.testing.assert_close(value, trained[name], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("net", NETS)
+def test_a_dropped_filter_is_frozen(net, optimizer):
+    """Invariant 2, plain loop: every net with every optimizer."""
+    check_frozen(net, optimizer, "plain")
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "adamw"])
+@pytest.mark.parametrize("net", ["plain-norm", "residual"])
+@pytest.mark.parametrize("loop", LOOPS[1:])
+def test_a_dropped_filter_is_frozen_in_every_loop(net, optimizer, loop):
+    check_frozen(net, optimizer, loop)
+
+
+def check_frozen(net: str, optimizer: str, loop: str) -> None:
+    model, opt = build(net, optimizer)
+    scheme = scheme_for(model, opt)
+    called = looped(model, loop)
+    for epoch in range(3):
+        train_step(called, opt, epoch, loop)
+    filters, _ = scheme.bank.select(tr.criteria.make("random").scores(scheme.bank), 0.35, max_per_layer=0.6)
+    parts = belongings(scheme.bank, filters)
+    before = [tensor.detach()[cut.mask(tensor)] for _, tensor, cut in parts]
+    state = [[s[k][cut.mask(t)] for _, s, k in per_weight_state([opt], t)] for _, t, cut in parts]
+    others = [tensor.detach()[~cut.mask(tensor)].clone() for _, tensor, cut in parts]
+    scheme.bank.drop(filters)
+    for _, tensor, cut in parts:
+        assert not tensor.detach()[cut.mask(tensor)].any(), "weight-reading losses must see zeros"
+    losses = [train_step(called, opt, 10 + step, loop) for step in range(3)]
+    assert all(loss == loss for loss in losses)
+    for _, tensor, cut in parts:
+        assert not tensor.detach()[cut.mask(tensor)].any()
+    scheme.bank.restore()
+    for (name, tensor, cut), value, entries, rest in zip(parts, before, state, others):
+        assert torch.equal(tensor.detach()[cut.mask(tensor)], value), name
+        if tensor.ndim > 1:  # a bias under BatchNorm has no gradient
+            assert not torch.equal(tensor.detach()[~cut.mask(tensor)], rest), f"{name}: the kept part did not train"
+        now = [s[k][cut.mask(tensor)] for _, s, k in per_weight_state([opt], tensor)]
+        assert all(torch.equal(a, b) for a, b in zip(now, entries, strict=True)), name
+
+
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("optimizer", ["momentum", "adamw"])
+@pytest.mark.parametrize("loop", ["plain", "compiled"])
+def test_a_returning_filter_is_orthogonal_and_fresh(net, optimizer, loop):
+    """Invariant 4."""
+    model, opt, scheme, called = in_a_phase(net, optimizer, loop)
+    parameters, keys = list(model.parameters()), {k: v.shape for k, v in model.state_dict().items()}
+    whole = {k: v.clone() for k, v in model.state_dict().items()}  # old values of the dropped, in place
+    dropped = scheme.dropped
+    for epoch in range(3):
+        train_step(called, opt, epoch, loop)
+        transition = scheme.step()
+    assert transition is not None
+    assert transition.kind == "restore"
+    assert transition.filters == dropped
+    assert scheme.phase == "full"
+    assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True))
+    assert {k: v.shape for k, v in model.state_dict().items()} == keys
+    for name, indices in dropped.items():
+        layer, chosen = scheme.bank[name], list(indices)
+        reference = layer.rows.double().clone()
+        reference[chosen] = whole[f"{name}.weight"].flatten(1).double()[chosen]
+        new, unit = unit_rows(layer.rows[chosen]), unit_rows(reference)
+        if layer.dims - torch.linalg.matrix_rank(unit) >= len(chosen):
+            assert (new @ unit.T).abs().max() < 1e-5
+            assert (new @ new.T - torch.eye(len(chosen))).abs().max() < 1e-5
+    norms = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
+    for name, tensor, cut in belongings(scheme.bank, dropped):
+        module, kind = name.rsplit(".", 1)
+        if isinstance(model.get_submodule(module), (nn.BatchNorm1d, nn.BatchNorm2d)):
+            assert (tensor.detach()[cut.mask(tensor)] == norms[kind]).all(), name
+        for _, state, key in per_weight_state([opt], tensor):
+            assert not state[key][cut.mask(tensor)].any(), (name, key)
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_no_cycles_is_training_without_the_library(net):
+    """Invariant 5, bit for bit, under the model's own use of random numbers too."""
+    results = []
+    for attached in (True, False):
+        torch.manual_seed(3)
+        model, optimizer = build(net)
+        scheme = scheme_for(model, optimizer, cycles=0) if attached else None
+        for epoch in range(6):
+            train_step(model, optimizer, epoch)
+            if scheme:
+                assert scheme.step() is None
+        results.append((model.state_dict(), torch.get_rng_state()))
+    assert list(results[0][0]) == list(results[1][0])
+    assert all(torch.equal(a, b) for a, b in zip(results[0][0].values(), results[1][0].values(), strict=True))
+    assert torch.equal(results[0][1], results[1][1])
+
+
+NO_GLOBAL_RANDOM_STATE = """
+import random, sys
+import numpy, torch
+import torchreaper as tr
+from tests.nets import build, inputs
+model, optimizer = build("residual")
+before = torch.get_rng_state(), numpy.random.get_state()[1].copy(), random.getstate()
+for criterion in tr.criteria.names():
+    for method in tr.METHODS:
+        reinit = tr.Reinit(method, consumers="random")
+        settings = dict(full=2, sub=3, cycles=2, criterion=criterion, reinit=reinit, max_per_layer=0.5)
+        with tr.RePr(model, optimizer, inputs()[0], **settings) as scheme:
+            for _ in range(10):
+                scheme.step()
+            str(scheme), str(scheme.bank.preview(0.3, criterion))
+            assert len(scheme.history) == 4
+assert torch.equal(before[0], torch.get_rng_state()), "torch"
+assert (before[1] == numpy.random.get_state()[1]).all(), "numpy"
+assert before[2] == random.getstate(), "random"
+"""
+
+
+def test_no_global_random_state_is_touched():
+    """Invariant 5. In a process of its own: the run-time type checks of the tests draw random numbers themselves."""
+    subprocess.run([sys.executable, "-c", NO_GLOBAL_RANDOM_STATE], check=True, cwd=Path(__file__).parents[1])
+
+
+def test_the_seed_decides_and_only_the_seed():
+    def trained(seed: int, global_seed: int):
+        torch.manual_seed(global_seed)
+        model, optimizer = build("plain-norm")
+        scheme = scheme_for(model, optimizer, criterion="random", seed=seed)
+        for _ in range(10):
+            scheme.step()
+        return [t.filters for t in scheme.history], model.state_dict()["3.weight"]
+
+    (filters, weight), (same, equal) = trained(1, 0), trained(1, 99)
+    assert filters == same
+    assert torch.equal(weight, equal)
+    assert trained(2, 0)[0] != filters
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("net", ["plain-norm", "residual"])
+@pytest.mark.parametrize("stop", [1, 2, 4, 5, 8])
+def test_stop_anywhere_and_go_on_bit_identically(net, optimizer, stop):
+    """Invariant 6: fresh objects, loaded in the order model, optimizer, scheme."""
+
+    def run(model, opt, scheme, first, last):
+        for epoch in range(first, last):
+            train_step(model, opt, epoch)
+            scheme.step()
+
+    model, opt = build(net, optimizer)
+    scheme = scheme_for(model, opt, full=2, sub=2, reinit=tr.Reinit(consumers="random"))
+    run(model, opt, scheme, 0, stop)
+    shapes = {name: tuple(p.shape) for name, p in build(net, optimizer)[0].state_dict().items()}
+    saved = copy.deepcopy((model.state_dict(), opt.state_dict(), scheme.state_dict()))
+    assert {name: tuple(value.shape) for name, value in saved[0].items()} == shapes
+    run(model, opt, scheme, stop, 10)
+
+    model2, opt2 = build(net, optimizer, seed=77)
+    scheme2 = scheme_for(model2, opt2, full=2, sub=2, reinit=tr.Reinit(consumers="random"), seed=5)
+    model2.load_state_dict(saved[0])
+    opt2.load_state_dict(saved[1])
+    scheme2.load_state_dict(saved[2])
+    assert (scheme2.phase, scheme2.dropped) == (("sub", scheme2.dropped) if stop in (2, 3, 6, 7) else ("full", {}))
+    run(model2, opt2, scheme2, stop, 10)
+    for (name, a), b in zip(model.state_dict().items(), model2.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    assert [t.filters for t in scheme.history] == [t.filters for t in scheme2.history]
+    for key, state in opt.state_dict()["state"].items():
+        for entry, value in state.items():
+            other = opt2.state_dict()["state"][key][entry]
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(other)), (key, entry)
+
+
+def test_a_state_dict_in_a_phase_holds_the_stored_values():
+    model, opt = build("residual", "adam")
+    scheme = scheme_for(model, opt)
+    for epoch in range(2):
+        train_step(model, opt, epoch)
+    before, moments = copy.deepcopy(model.state_dict()), copy.deepcopy(opt.state_dict())
+    scheme.step(), scheme.step()
+    assert scheme.phase == "sub"
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    for key, state in opt.state_dict()["state"].items():
+        for entry, value in state.items():
+            assert torch.equal(value, moments["state"][key][entry]), (key, entry)
+    assert "mask" not in " ".join(model.state_dict())
+
+
+def test_loading_into_a_phase_is_refused():
+    model, opt, scheme, _ = in_a_phase("residual")
+    saved = model.state_dict(), opt.state_dict(), scheme.state_dict()
+    with pytest.raises(tr.ReaperError, match=r"load_state_dict: .* call scheme.restore\(\)"):
+        model.load_state_dict(saved[0])
+    with pytest.raises(tr.ReaperError, match=r"optimizer.load_state_dict: .* call scheme.restore\(\)"):
+        opt.load_state_dict(saved[1])
+    with pytest.raises(tr.ReaperError, match=r"call scheme.restore\(\)"):
+        scheme.load_state_dict(saved[2])
+    scheme.restore()
+    model.load_state_dict(saved[0])
+    opt.load_state_dict(saved[1])
+    scheme.load_state_dict(saved[2])
+    assert scheme.phase == "sub"

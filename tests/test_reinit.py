@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import torchreaper as tr
+from torchreaper.geometry import unit_rows
+from torchreaper.reinit import complement, orthogonal_directions, returning_rows, span, worst_cosine
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@st.composite
+def layers(draw):
+    """Rows of a layer with duplicates, near-duplicates, zeros and wild lengths, and how many filters return."""
+    filters, dims = draw(st.integers(1, 14)), draw(st.integers(1, 14))
+    rows = torch.randn(filters, dims, dtype=torch.float64, generator=generator(draw(st.integers(0, 10**6))))
+    for k in range(1, filters):
+        kind = draw(st.sampled_from(["own", "own", "copy", "near", "zero", "huge", "tiny"]))
+        if kind == "copy":
+            rows[k] = -2 * rows[k - 1]
+        elif kind == "near":
+            rows[k] = rows[k - 1] + 1e-13 * rows[k]
+        elif kind in ("zero", "huge", "tiny"):
+            rows[k] *= {"zero": 0.0, "huge": 1e25, "tiny": 1e-25}[kind]
+    return rows, draw(st.integers(1, filters))
+
+
+@given(layers(), st.integers(0, 1000))
+@settings(max_examples=200)
+def test_orthogonal_as_far_as_there_is_room(layer, seed):
+    rows, count = layer
+    dims = rows.shape[1]
+    room = dims - span(rows).shape[1]
+    new, case = orthogonal_directions(rows, count, generator(seed))
+    assert new.shape == (count, dims)
+    torch.testing.assert_close(new.norm(dim=1), torch.ones(count, dtype=torch.float64))
+    free = min(count, room)
+    # Orthogonal to every old and kept filter, as many as there is room for.
+    if free:
+        assert (new[:free] @ unit_rows(rows).T).abs().max() < 1e-5
+    # To each other, as long as there are dimensions.
+    mutual = new[: min(count, dims)]
+    assert (mutual @ mutual.T - torch.eye(len(mutual))).abs().max() < 1e-10
+    assert f"room {room} of {dims}" in case
+    assert ("random" in case) == (count > dims)
+
+
+@given(layers(), st.integers(0, 1000))
+def test_the_span_does_not_jump(layer, seed):
+    """A row moved by 1e-13 must not change how much room there is."""
+    rows, _ = layer
+    moved = rows + 1e-13 * rows.norm(dim=1, keepdim=True) * torch.randn(
+        rows.shape, dtype=torch.float64, generator=generator(seed)
+    )
+    assert span(rows).shape == span(moved).shape
+    basis = span(rows)
+    torch.testing.assert_close(basis.T @ basis, torch.eye(basis.shape[1], dtype=torch.float64))
+    unit = unit_rows(rows)
+    torch.testing.assert_close(unit @ basis @ basis.T, unit, rtol=0, atol=2e-6)
+
+
+def test_rank_deficient_layers_have_the_room_of_their_rank():
+    rows = torch.randn(3, 10, dtype=torch.float64, generator=generator()).repeat(4, 1)
+    _, case = orthogonal_directions(rows, 5, generator())
+    assert "room 7 of 10" in case
+
+
+def test_without_room_the_most_overlapping_are_honoured():
+    rows = torch.randn(12, 8, dtype=torch.float64, generator=generator(1))
+    new, case = orthogonal_directions(rows, 3, generator())
+    assert case == "room 0 of 8, 3 orthogonal to the 5 most overlapping only"
+    most = tr.overlap(rows).argsort(descending=True)[:5]
+    assert (new @ unit_rows(rows[most]).T).abs().max() < 1e-10
+
+
+def test_complement_is_random_not_canonical():
+    basis = span(torch.randn(2, 6, dtype=torch.float64, generator=generator()))
+    first, second = complement(basis, 2, generator(1)), complement(basis, 2, generator(2))
+    assert not torch.allclose(first, second)
+
+
+@given(layers())
+@settings(max_examples=50)
+def test_released_is_gram_schmidt_of_the_own_old_value(layer):
+    rows, count = layer
+    rows = rows[rows.norm(dim=1) > 1e-20]
+    if torch.linalg.matrix_rank(unit_rows(rows), tol=1e-3) < len(rows):
+        return  # the release divides by a residual of zero there
+    count = min(count, len(rows))
+    dropped = torch.arange(len(rows) - count, len(rows))
+    back = returning_rows(rows, dropped, tr.Reinit("released"), generator())
+    for k, f in enumerate(dropped.tolist()):
+        residual = unit_rows(rows[f : f + 1])[0]
+        for before in span(rows[:f]).T if f else []:
+            residual = residual - (residual @ before) * before
+        torch.testing.assert_close(back.rows[k], residual / residual.norm(), rtol=1e-6, atol=1e-6)
+
+
+def test_released_stays_close_to_the_old_direction():
+    """Unlike the paper's: cosine about 0.99 with the old value for random filters of a wide layer."""
+    rows = torch.randn(32, 800, dtype=torch.float64, generator=generator())
+    dropped = torch.arange(0, 32, 3)
+    back = returning_rows(rows, dropped, tr.Reinit("released"), generator())
+    cosines = (back.rows * unit_rows(rows[dropped])).sum(dim=1)
+    assert 0.97 < cosines.mean() < 1.0
+    assert back.worst > 0.9
+    assert returning_rows(rows, dropped, tr.Reinit(), generator()).worst < 1e-12
+
+
+@pytest.mark.parametrize(("gain", "length"), [("kept", None), (0.25, 0.25), (3, 3.0)])
+def test_gain_is_the_length(gain, length):
+    rows = torch.randn(6, 20, dtype=torch.float64, generator=generator())
+    dropped = torch.tensor([1, 4])
+    back = returning_rows(rows, dropped, tr.Reinit(gain=gain), generator())
+    expected = rows[[0, 2, 3, 5]].norm(dim=1).mean().item() if length is None else length
+    torch.testing.assert_close(back.rows.norm(dim=1), torch.full((2,), expected, dtype=torch.float64))
+
+
+def test_worst_cosine_sees_old_rows_and_new_ones():
+    rows = torch.eye(4, dtype=torch.float64)
+    assert worst_cosine(rows[:1], rows[1:]) == 0
+    assert worst_cosine(rows[:1], rows) == 1
+    assert worst_cosine(torch.stack([rows[0], rows[0]]), rows[1:]) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"method": "orthagonal"}, "reinit='orthagonal': must be one of orthogonal, random, zero, released"),
+        ({"gain": 0}, 'reinit.gain=0: must be "kept" or a number above 0'),
+        ({"gain": float("nan")}, "reinit.gain=nan: must be"),
+        ({"method": "zero", "gain": 2.0}, 'reinit.gain=2.0: has no effect with method "zero"'),
+        ({"bias": "random"}, "reinit.bias='random': must be one of zero, keep"),
+        ({"consumers": "drop"}, "reinit.consumers='drop': must be one of keep, zero, random"),
+        ({"optimizer_state": "mean"}, "reinit.optimizer_state='mean': must be one of zero, layer-mean, keep"),
+        ({"norms": "zero"}, "reinit.norms='zero': must be one of reset, keep"),
+    ],
+)
+def test_wrong_choices_are_named(choice, message):
+    with pytest.raises(tr.ReaperError) as caught:
+        tr.Reinit(**choice)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,257 @@
+from __future__ import annotations
+
+import io
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import torchreaper as tr
+from tests.nets import build, inputs, plain, train_step
+from torchreaper.scheme import transition_at
+
+ROOT = Path(__file__).parents[1]
+
+
+def scheme_for(model=None, optimizer=None, **settings) -> tr.RePr:
+    if model is None:
+        model, optimizer = build("residual")
+    return tr.RePr(model, optimizer, inputs()[0], **{"full": 2, "sub": 1, "cycles": 2, **settings})
+
+
+def test_the_papers_schedule():
+    moves = {step: transition_at(step, 20, 10, 3) for step in range(-5, 200) if transition_at(step, 20, 10, 3)}
+    assert moves == {
+        **{20: ("drop", 1), 30: ("restore", 1), 50: ("drop", 2), 60: ("restore", 2)},
+        **{80: ("drop", 3), 90: ("restore", 3)},
+    }
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 5))
+def test_any_schedule_alternates(full, sub, cycles):
+    moves = [(s, *m) for s in range(200) if (m := transition_at(s, full, sub, cycles))]
+    assert len(moves) == 2 * cycles
+    assert [kind for _, kind, _ in moves] == ["drop", "restore"] * cycles
+    assert [c for _, _, c in moves] == [k for k in range(1, cycles + 1) for _ in range(2)]
+    steps = [0, *(s for s, _, _ in moves)]
+    assert [b - a for a, b in zip(steps, steps[1:])] == [full, sub] * cycles
+
+
+def test_transitions():
+    model, optimizer = build("residual")
+    scheme = scheme_for(model, optimizer, fraction=0.3, skip=("first", "block2.shortcut.0"))
+    seen = []
+    for epoch in range(8):
+        train_step(model, optimizer, epoch)
+        seen.append(scheme.step())
+    assert [t.kind if t else None for t in seen] == [None, "drop", "restore", None, "drop", "restore", None, None]
+    drop, restore = seen[1], seen[2]
+    assert (drop.cycle, drop.step, restore.cycle, restore.step) == (1, 2, 1, 3)
+    assert drop.filters == restore.filters
+    assert sum(map(len, drop.filters.values())) == 6
+    assert all(indices for indices in drop.filters.values())
+    assert list(drop.scores) == [layer.name for layer in scheme.bank.ranked]
+    assert restore.scores == {}
+    assert drop.seconds > 0
+    assert all("worst |cos|" in note for note in restore.notes)
+    assert scheme.history == [t for t in seen if t]
+    assert scheme.phase == "full"
+    # What was dropped is what ranked worst.
+    worst = min(float(drop.scores[n][i]) for n, chosen in drop.filters.items() for i in chosen)
+    kept = max(float(s[i]) for n, s in drop.scores.items() for i in range(len(s)) if i not in drop.filters.get(n, ()))
+    assert worst >= kept
+
+
+def test_leaving_early_and_removing():
+    scheme = scheme_for(sub=3)
+    assert scheme.restore() is None
+    scheme.step(), scheme.step()
+    assert scheme.phase == "sub"
+    with pytest.raises(tr.ReaperError, match=r"remove: .* call scheme.restore\(\)"):
+        scheme.remove()
+    assert scheme.restore().kind == "restore"
+    assert scheme.phase == "full"
+    assert scheme.step() is None
+    scheme.remove()
+    assert not any(m._forward_hooks or m._state_dict_hooks for m in scheme.model.modules())
+    again = scheme_for(scheme.model, torch.optim.SGD(scheme.model.parameters(), lr=0.1))
+    assert again.phase == "full"
+
+
+def test_as_a_context():
+    model, optimizer = build("residual")
+    with scheme_for(model, optimizer) as scheme:
+        scheme.step(), scheme.step()
+        assert scheme.phase == "sub"
+    assert scheme.phase == "full"
+    assert [t.kind for t in scheme.history] == ["drop", "restore"]
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_printing():
+    scheme = scheme_for()
+    assert "step 0, full phase, 0 of 2 cycles begun" in str(scheme)
+    scheme.step(), scheme.step()
+    text = str(scheme)
+    assert "sub-network phase of cycle 1" in text
+    assert "of the multiply-adds" in text.replace("\n", " ")
+    assert "block2.shortcut.0" in text
+
+
+def test_one_log_line_a_transition(caplog):
+    with caplog.at_level(logging.INFO, "torchreaper"):
+        scheme = scheme_for()
+        for _ in range(3):
+            scheme.step()
+    assert len(caplog.messages) == 2
+    assert caplog.messages[0].startswith("step 2, cycle 1: dropped 7 filters (")
+
+
+def test_the_known_trap_is_warned_of():
+    """With the first layer ranked, its few dimensions per filter decide."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = plain(widths=(32, 32, 32))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheme = scheme_for(model, optimizer, full=1, skip=None, fraction=0.3)
+    with pytest.warns(tr.OneLayerWarning, match=r"2\d of 28 dropped filters sit in '0'.*orthogonality-corrected"):
+        transition = scheme.step()
+    assert any("sit in '0'" in note for note in transition.notes)
+    scheme.restore(), scheme.remove()
+    corrected = scheme_for(model, optimizer, full=1, skip=None, fraction=0.3, criterion="orthogonality-corrected")
+    assert len(corrected.step().filters["0"]) < 20
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"fraction": 1.3}, "fraction=1.3: must be in (0, 1)"),
+        ({"fraction": 0.0}, "fraction=0.0: must be in (0, 1)"),
+        ({"fraction": float("nan")}, "fraction=nan: must be in (0, 1)"),
+        ({"fraction": 0.01}, "fraction=0.01: of 26 ranked filters that is none; use at least 0.0385"),
+        ({"full": 0}, "full=0: must be a whole number of at least 1"),
+        ({"sub": 0}, "sub=0: must be a whole number of at least 1"),
+        ({"cycles": -1}, "cycles=-1: must be a whole number of at least 0"),
+        ({"min_filters": 0}, "min_filters=0: must be a whole number of at least 1"),
+        ({"max_per_layer": 0.0}, "max_per_layer=0.0: must be in (0, 1]"),
+        ({"criterion": "ortho"}, "criterion='ortho': must be one of"),
+        ({"reinit": "ortho"}, "reinit='ortho': must be one of"),
+        ({"subnetwork": "small"}, "subnetwork='small': must be"),
+        ({"subnetwork": "compact"}, 'subnetwork="compact": not available in this version'),
+        ({"skip": "*"}, "no convolution to rank"),
+    ],
+)
+def test_wrong_arguments_are_named_and_nothing_is_attached(settings, message):
+    model, optimizer = build("residual")
+    with pytest.raises(tr.ReaperError) as caught:
+        scheme_for(model, optimizer, **settings)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not any(m._forward_hooks or m._state_dict_hooks for m in model.modules())
+    assert not any(p._backward_hooks for p in model.parameters())
+
+
+def test_an_optimizer_of_another_model_is_refused():
+    model, _ = build("residual")
+    other = torch.optim.SGD(build("residual")[0].parameters(), lr=0.1)
+    with pytest.raises(tr.ReaperError, match=r"optimizer: does not hold block1.conv1.weight, .* and others; build it"):
+        scheme_for(model, other)
+    with pytest.raises(tr.ReaperError, match="optimizer=None: must be the optimizer that trains the model"):
+        scheme_for(model, None)
+
+
+def test_several_optimizers():
+    model, _ = build("residual")
+    groups = list(model.block1.parameters()), [p for n, p in model.named_parameters() if not n.startswith("block1")]
+    optimizers = [torch.optim.Adam(groups[0], lr=0.01), torch.optim.SGD(groups[1], lr=0.1, momentum=0.9)]
+    scheme = scheme_for(model, optimizers, full=1)
+    for seed in range(4):
+        nn.functional.cross_entropy(model(inputs(seed)[0]), inputs(seed)[1]).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        scheme.step()
+    assert [t.kind for t in scheme.history] == ["drop", "restore", "drop", "restore"]
+
+
+def test_nan_weights_are_an_error_that_names_the_layer_and_drops_nothing():
+    scheme = scheme_for(full=1)
+    scheme.model.block2.conv1.weight.data[2] = float("nan")
+    with pytest.raises(tr.ReaperError, match="scores of layer 'block2.conv1': NaN"):
+        scheme.step()
+    assert scheme.phase == "full"
+
+
+def test_every_layer_at_its_limit():
+    scheme = scheme_for(full=1, fraction=0.9, min_filters=4)
+    transition = scheme.step()
+    assert all(scheme.bank[n].filters - len(i) >= 4 for n, i in transition.filters.items())
+    assert any("every layer is at its limit" in note for note in transition.notes)
+
+
+def test_state_of_other_settings_or_another_model_is_refused():
+    state = scheme_for().state_dict()
+    with pytest.raises(tr.ReaperError, match="load_state_dict: full was 2 when saved and is 3 now"):
+        scheme_for(full=3).load_state_dict(state)
+    model = plain()
+    other = scheme_for(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(tr.ReaperError, match="load_state_dict: layers was"):
+        other.load_state_dict(state)
+    with pytest.raises(tr.ReaperError, match="not the state of a RePr scheme"):
+        other.load_state_dict({"step": 3})
+
+
+def test_state_survives_a_safe_load():
+    scheme = scheme_for()
+    scheme.step(), scheme.step()
+    buffer = io.BytesIO()
+    torch.save(scheme.state_dict(), buffer)
+    buffer.seek(0)
+    state = torch.load(buffer, weights_only=True)
+    model, optimizer = build("residual")
+    model.load_state_dict(scheme.model.state_dict())
+    fresh = scheme_for(model, optimizer)
+    fresh.load_state_dict(state)
+    assert fresh.dropped == scheme.dropped
+    assert [t.filters for t in fresh.history] == [t.filters for t in scheme.history]
+
+
+RESUME = """
+import sys, torch
+import torchreaper as tr
+from tests.nets import build, inputs, train_step
+torch.set_num_threads(1)
+first, last, source, target = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+model, optimizer = build("residual", "adamw", seed=first)
+scheme = tr.RePr(model, optimizer, inputs()[0], full=2, sub=2, cycles=2, reinit=tr.Reinit(consumers="random"))
+if source != "-":
+    saved = torch.load(source, weights_only=True)
+    model.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    scheme.load_state_dict(saved["scheme"])
+for epoch in range(first, last):
+    train_step(model, optimizer, epoch)
+    scheme.step()
+torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scheme": scheme.state_dict()}, target)
+"""
+
+
+@pytest.mark.parametrize("stop", [3, 4])
+def test_resume_in_a_fresh_process(tmp_path, stop):
+    def run(first, last, source, target):
+        args = [sys.executable, "-c", RESUME, str(first), str(last), str(source), str(tmp_path / target)]
+        subprocess.run(args, check=True, cwd=ROOT)
+        return torch.load(tmp_path / target, weights_only=True)
+
+    undisturbed = run(0, 9, "-", "whole.pt")
+    run(0, stop, "-", "half.pt")
+    resumed = run(stop, 9, tmp_path / "half.pt", "resumed.pt")
+    for name, value in undisturbed["model"].items():
+        assert torch.equal(value, resumed["model"][name]), name
+    assert torch.equal(undisturbed["scheme"]["generator"], resumed["scheme"]["generator"])

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import torchreaper as tr
+from tests.nets import OPTIMIZERS, build, inputs, train_step
+from torchreaper.state import Cut, as_optimizers, per_weight_state, reset
+
+
+@st.composite
+def tensors_with_cuts(draw):
+    rows, columns = draw(st.integers(1, 6)), draw(st.integers(1, 6))
+    shape = (rows, columns, *draw(st.lists(st.integers(1, 3), max_size=2)))
+    pick = lambda n: torch.tensor(sorted(draw(st.sets(st.integers(0, n - 1)))), dtype=torch.int64)  # noqa: E731
+    return torch.arange(1, 1 + torch.Size(shape).numel()).view(shape).double(), Cut(pick(rows), pick(columns))
+
+
+@given(tensors_with_cuts())
+def test_take_and_put_are_inverse(given_):
+    tensor, cut = given_
+    before = tensor.clone()
+    values = cut.take(tensor)
+    mask = cut.mask(tensor)
+    assert not tensor[mask].any()
+    assert torch.equal(tensor[~mask], before[~mask])
+    assert values.numel() == mask.sum()
+    assert bool(cut) == bool(mask.any())
+    cut.put(tensor, values)
+    assert torch.equal(tensor, before)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("how", ["zero", "layer-mean", "keep"])
+def test_optimizer_state_on_return(optimizer, how):
+    model, opt = build("plain-norm", optimizer)
+    bank = tr.find_filters(model, inputs()[0])
+    bank.attach(opt)
+    for seed in range(4):
+        train_step(model, opt, seed)
+    weight, cut = model[3].weight, Cut(torch.tensor([1, 4]), torch.tensor([], dtype=torch.int64))
+    before = {key: state[key].clone() for _, state, key in per_weight_state([opt], weight)}
+    bank.drop({"3": [1, 4]})
+    bank.restore(tr.Reinit(optimizer_state=how))
+    assert (len(before) > 0) == (optimizer != "sgd")
+    for _, state, key in per_weight_state([opt], weight):
+        mask = cut.mask(weight)
+        assert torch.equal(state[key][~mask], before[key][~mask])
+        if how == "keep":
+            assert torch.equal(state[key], before[key])
+        elif how == "layer-mean" and key in ("exp_avg_sq", "square_avg", "max_exp_avg_sq"):
+            torch.testing.assert_close(state[key][mask], before[key][~mask].mean().expand(int(mask.sum())))
+        else:
+            assert not state[key][mask].any()
+
+
+def test_first_adam_step_after_a_return():
+    """A second moment of 0 under a large step count: about (1 - b1) / sqrt(1 - b2) = 3.2 learning rates; layer-mean less."""
+
+    def first_update(how: str) -> float:
+        model, opt = build("plain", "sgd")
+        opt = torch.optim.Adam(model.parameters(), lr=1e-3)
+        bank = tr.find_filters(model, inputs()[0])
+        bank.attach(opt)
+        for seed in range(300):
+            train_step(model, opt, seed)
+        for state in opt.state.values():
+            state["step"].fill_(100_000)  # late in training, when bias correction is over
+        bank.drop({"2": [1, 4]})
+        bank.restore(tr.Reinit(optimizer_state=how))
+        before = model[2].weight.detach().clone()
+        train_step(model, opt, 999)
+        moved = (model[2].weight.detach() - before)[[1, 4]].abs()
+        return float(moved[moved > 0].median()) / 1e-3
+
+    assert first_update("zero") == pytest.approx(0.1 / 0.001**0.5, rel=0.25)
+    assert first_update("layer-mean") < 1.5
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "key", "value"),
+    [
+        (lambda p: torch.optim.Rprop(p, lr=0.02), "step_size", 0.02),
+        (lambda p: torch.optim.Adagrad(p, lr=0.1, initial_accumulator_value=0.3), "sum", 0.3),
+    ],
+)
+def test_fresh_is_what_a_new_optimizer_holds(optimizer, key, value):
+    weight = nn.Parameter(torch.ones(4, 3))
+    opt = optimizer([weight])
+    for _ in range(3):
+        weight.grad = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+        opt.step()
+    reset([opt], weight, Cut(torch.tensor([2]), torch.tensor([], dtype=torch.int64)), "zero")
+    assert torch.allclose(opt.state[weight][key][2], torch.tensor(value))
+    assert not torch.allclose(opt.state[weight][key][1], torch.tensor(value))
+
+
+def test_optimizers_are_unwrapped_and_checked():
+    opt = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
+
+    class Wrapper:
+        optimizer = opt
+
+    assert as_optimizers([opt, Wrapper()]) == (opt, opt)
+    assert as_optimizers(None) == ()
+    with pytest.raises(tr.ReaperError, match=r"optimizer='adam': must be a torch.optim.Optimizer"):
+        as_optimizers(["adam"])
