@@ -58,7 +58,7 @@ def test_a_dropped_filter_is_absent(net, training, size):
     images, labels = inputs(5)
 
     def result():
-        before = copy.deepcopy([b for b in model.buffers()])
+        before = copy.deepcopy(list(model.buffers()))
         model.zero_grad()
         output = model(images)
         nn.functional.cross_entropy(output, labels).backward()
@@ -67,7 +67,7 @@ def test_a_dropped_filter_is_absent(net, training, size):
         return output.detach().clone(), [p.grad.clone() for p in model.parameters()]
 
     output, gradients = result()
-    own = [b for b in belongings(scheme.bank, scheme.dropped)]
+    own = belongings(scheme.bank, scheme.dropped)
     for name, tensor, cut in own:
         rows = Cut(cut.rows, cut.columns[:0])  # what belongs to the filter itself; consumer slices are the consumer's
         rows.fill(tensor.detach(), abs(size) if "running_var" in name else size)

@@ -58,7 +58,7 @@ def test_optimizer_state_on_return(optimizer, how):
 
 
 def test_first_adam_step_after_a_return():
-    """A second moment of 0 under a large step count: about (1 - b1) / sqrt(1 - b2) = 3.2 learning rates; layer-mean less."""
+    """A second moment of 0 under a large step count: (1 - b1) / sqrt(1 - b2) = 3.2 learning rates."""
 
     def first_update(how: str) -> float:
         model, opt = build("plain", "sgd")

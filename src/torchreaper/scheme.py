@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchreaper import criteria
 from torchreaper.bank import FilterBank, check_fraction, check_mode, find_filters
 from torchreaper.criteria.ranking import quota
-from torchreaper.errors import OneLayerWarning, ReaperError
+from torchreaper.errors import NoEffectWarning, OneLayerWarning, ReaperError
 from torchreaper.filters import Skip
 from torchreaper.reinit import Reinit, as_reinit
 from torchreaper.state import Optimizers, as_optimizers, parameter_ids
@@ -131,6 +131,7 @@ class RePr:
         self.bank = find_filters(model, example_inputs, skip=skip, include=include, scope=scope, seed=seed)
         _check_optimizers(self.bank, optimizers)
         _check_quota(self.bank, fraction)
+        _warn_without_effect(self.bank, self.reinit, optimizers)
         self.bank.attach(optimizers)
         self.history: list[Transition] = []
         self.steps = 0
@@ -328,6 +329,26 @@ def _check_quota(bank: FilterBank, fraction: float) -> None:
         raise ReaperError(
             f"fraction={fraction}: of {ranked} ranked filters that is none; use at least {1 / ranked:.3g}"
         )
+
+
+def _warn_without_effect(bank: FilterBank, reinit: Reinit, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Choices of the return that nothing in this network or optimizer can feel; defaults are never warned of."""
+    plain = Reinit(reinit.method)
+    biased = any(layer.module.bias is not None for layer in bank.ranked)
+    moments = any(not isinstance(optimizer, torch.optim.SGD) for optimizer in optimizers)
+    useless = {
+        "bias": "no ranked convolution has a bias" if not biased else "",
+        "norms": "no BatchNorm follows a ranked convolution" if not bank.flow.norms else "",
+        "consumers": "no layer reads a ranked filter directly" if not bank.flow.readers else "",
+        "optimizer_state": "SGD keeps no second moments" if not moments and reinit.optimizer_state != "keep" else "",
+    }
+    for name, why in useless.items():
+        if why and getattr(reinit, name) != getattr(plain, name):
+            warnings.warn(
+                f"reinit.{name}={getattr(reinit, name)!r}: has no effect ({why}); leave it out",
+                NoEffectWarning,
+                stacklevel=3,
+            )
 
 
 def _check_state(state: Mapping[str, Any], config: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 LAYERS = {"conv1": 8, "conv2": 16, "conv3": 16}
 
@@ -76,6 +77,15 @@ def folder(out, scheme="repr", seed=0, *, finished=True, layers=LAYERS, **how):
         value = result(scheme, seed, last, layers=layers, epochs=len(lines))
         (path / "result.json").write_text(json.dumps(value))
     return path
+
+
+@pytest.fixture
+def one_thread():
+    """Networks this small are slowed down by a second thread, most of all on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -109,7 +109,8 @@ def again_and_again(out: Path, job: tuple[str, str, str], draw: random.Random) -
         if job[2] == "chain":
             whole = attempt(out, job, operation=draw.randrange(4, 20))
         else:
-            whole = attempt(out, job, after=draw.uniform(0.02, 0.3))
+            # Ever longer, as a slow machine would otherwise never get to the end of an epoch.
+            whole = attempt(out, job, after=draw.uniform(0.02, 0.3) * 1.1 ** len(died))
         if whole:
             return [ended(out, job, died)]
         died.append(epochs(out, job))

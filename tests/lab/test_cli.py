@@ -21,6 +21,8 @@ from torchreaper.errors import NoEffectWarning
 from torchreaper.lab import cli, console
 from torchreaper.lab.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 RECIPE = {
     "name": "tiny",
     "epochs": 3,

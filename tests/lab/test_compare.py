@@ -11,6 +11,8 @@ from torchreaper.lab.errors import UserError
 from torchreaper.lab.recipe import Recipe
 from torchreaper.lab.runs import RunFailed
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TINY = {
     "name": "tiny",
     "epochs": 3,

@@ -15,6 +15,14 @@ from torchreaper.lab.environment import make_fabric
 from torchreaper.lab.measures import convolutions, evaluate, event, fingerprint, overlap_by_layer
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 class Net(nn.Module):
     def __init__(self):
         super().__init__()

@@ -11,6 +11,7 @@ import torch
 import yaml
 from tests.lab.tiny import ADAMW, recipe
 
+from torchreaper.lab import models
 from torchreaper.lab import run as run_module
 from torchreaper.lab.data import load
 from torchreaper.lab.errors import UserError
@@ -335,16 +336,45 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path, changes, kwar
     assert not (tmp_path / "out").exists()
 
 
-def test_the_validation_split_chooses_the_first_best_epoch_of_the_whole_network(tmp_path):
+def test_the_validation_split_chooses_the_first_best_epoch_of_the_whole_network(tmp_path, monkeypatch):
     tiny = recipe(report="validation", epochs=9, scheme__cycles=2)
+    # By epoch: the sub-networks of 2, 3, 5 and 6 are better than any whole network, and 7 and 9 are equal.
+    accuracies = iter([0.1, 0.9, 0.9, 0.2, 0.9, 0.9, 0.6, 0.3, 0.6])
+    real = run_module.evaluate
+
+    def scripted(fabric, model, split, **kwargs):
+        loss, accuracy = real(fabric, model, split, **kwargs)
+        return loss, next(accuracies) if len(split) == tiny.data.validation else accuracy
+
+    monkeypatch.setattr(run_module, "evaluate", scripted)
     result = train(tiny, scheme="repr", seed=0, out=tmp_path)
     metrics = read_metrics(tmp_path / "tiny" / "repr" / "seed-0")
-    full = [line for line in metrics if line["phase"] == "full"]
-    best = max(full, key=lambda line: line["validation_accuracy"])
-    assert result["reported_epoch"] == best["epoch"]
-    for key in ("test_accuracy", "validation_accuracy"):
-        assert result[key] == best[key]
-    assert result["report"] == "validation"
+    assert [line["phase"] for line in metrics] == ["full", "sub", "sub"] * 2 + ["full"] * 3
+    assert (result["report"], result["reported_epoch"], result["validation_accuracy"]) == ("validation", 7, 0.6)
+    assert result["test_accuracy"] == metrics[6]["test_accuracy"]
+    assert result["gap"] == result["train_accuracy"] - result["test_accuracy"]
+
+
+def test_order_and_augmentation_of_an_epoch_depend_on_the_seed_and_the_epoch_only(tmp_path, monkeypatch):
+    data, orders, crops = run_module.data, [], []
+    batches, augment = data.batches, data.augment
+
+    def ordered(split, *, seed, epoch, shuffle, **kwargs):
+        if shuffle:
+            orders.append((seed, epoch))
+        return batches(split, seed=seed, epoch=epoch, shuffle=shuffle, **kwargs)
+
+    def cropped(images, kind, generator):
+        crops.append(generator.initial_seed())
+        return augment(images, kind, generator)
+
+    monkeypatch.setattr(data, "batches", ordered)
+    monkeypatch.setattr(data, "augment", cropped)
+    for scheme in ("standard", "repr"):
+        train(recipe(augment="crop-flip"), scheme=scheme, seed=7, out=tmp_path)
+    epochs = [1, 2, 3, 4, 5] * 2
+    assert orders == [(7, epoch) for epoch in epochs]
+    assert crops == [data.epoch_seed(7, epoch, "augment") for epoch in epochs for _ in range(3)]
 
 
 def test_precision_is_that_of_the_recipe(tmp_path):
@@ -366,8 +396,6 @@ def test_clipped_gradients_are_clipped(tmp_path):
         )  # fmt: skip
         stopped(tmp_path, 1, recipe=tiny, scheme="standard", seed=0)
         moved = initial(tmp_path / tiny.name / "standard" / "seed-0")["model"]
-        from torchreaper.lab import models
-
         fresh = models.build(
             "cnet", tiny.model.options, in_channels=1, classes=10, image_size=(8, 8), generator_seed=0
         ).state_dict()

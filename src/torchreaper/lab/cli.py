@@ -1,6 +1,6 @@
 """The command ``reaper``: train, compare, inspect.
 
-Nothing heavy is imported before a command needs it: ``reaper --help`` answers without loading torch.
+Nothing but the package itself is imported before a command needs it: data, plotting and statistics libraries take seconds.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def evaluate(
 def overlap_by_layer(
     layers: Mapping[str, Convolution], filters: Mapping[str, int], dropped: Mapping[str, tuple[int, ...]]
 ) -> tuple[dict[str, float], float]:
-    """The mean overlap O_f (PAPER.md 3) of each layer's filters, and the sum of O_f over all filters.
+    """The mean overlap O_f (section 3 of the paper) of each layer's filters, and the sum of O_f over all filters.
 
     In a sub-network phase both are those of the network that is there: of the kept filters only, J being their
     number. The sum then has fewer terms, so it falls when filters go, whatever the others do.

@@ -115,7 +115,11 @@ class Run:
         self.validation = dataset.validation.to(on) if dataset.validation else None
         dtype = next(self.module.parameters()).dtype
         self.mean, self.std = dataset.mean.to(on, dtype), dataset.std.to(on, dtype)
-        self.steps = math.ceil(len(self.train) / recipe.batch)
+        self.steps = len(self.train) // recipe.batch
+        if not self.steps:
+            raise UserError(
+                f"batch={recipe.batch}: larger than the {len(self.train)} training images; use a smaller one"
+            )
         self.schedule = build_schedule(
             recipe.schedule, self.optimizer, epochs=recipe.epochs, steps_per_epoch=self.steps
         )
@@ -159,7 +163,7 @@ class Run:
             "overlap": overlaps,
             "overlap_total": total,
             "dropped": {name: list(filters) for name, filters in dropped.items()},
-            "images_per_second": len(self.train) / seconds,
+            "images_per_second": self.steps * self.recipe.batch / seconds,
             # What training costs; judging the network and writing files are the lab's, not the scheme's.
             "seconds": seconds + stepping,
         }
@@ -234,7 +238,10 @@ class Run:
         self.model.train()
         lr = self.optimizer.param_groups[0]["lr"]
         crops = data.epoch_generator(self.seed, epoch, "augment")
-        order = data.batches(self.train, batch=self.recipe.batch, seed=self.seed, epoch=epoch, shuffle=True)
+        # A last batch of a few images would be a full step on noise, right before the network is judged.
+        order = data.batches(
+            self.train, batch=self.recipe.batch, seed=self.seed, epoch=epoch, shuffle=True, drop_last=True
+        )
         losses: list[float] = []
         waiting: list[Tensor] = []
         correct = torch.zeros((), dtype=torch.int64, device=self.fabric.device)
@@ -250,7 +257,7 @@ class Run:
                 progress.batch(epoch, step, losses[-1] / len(index))
             else:
                 progress.batch(epoch, step, None)
-        count = len(self.train)
+        count = self.steps * self.recipe.batch
         return {"train_loss": math.fsum(losses) / count, "train_accuracy": correct.item() / count, "lr": lr}
 
     def _step(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -57,18 +57,14 @@ def estimate(values: Sequence[float], *, level: float = LEVEL) -> Estimate:
     return Estimate(n, mean, sd, low, high)
 
 
-def paired_difference(
-    values: Sequence[float], baseline: Sequence[float], *, level: float = LEVEL
-) -> Difference:
+def paired_difference(values: Sequence[float], baseline: Sequence[float], *, level: float = LEVEL) -> Difference:
     """The mean of ``values[i] - baseline[i]``, its t-interval and the p-value of the two-sided paired t-test.
 
     Raises:
         ValueError: lengths that differ, no values, or one that is not finite.
     """
     if len(values) != len(baseline):
-        raise ValueError(
-            f"values: {len(values)} of them for {len(baseline)} of the baseline; pair them by seed"
-        )
+        raise ValueError(f"values: {len(values)} of them for {len(baseline)} of the baseline; pair them by seed")
     scale = max((abs(number) for number in (*values, *baseline)), default=0.0)
     n, mean, sd = _moments([value - other for value, other in zip(values, baseline)], scale=scale)
     low, high = _interval(n, mean, sd, level)
@@ -125,9 +121,7 @@ def verdict(name: str, baseline: str, difference: Difference, *, unit: str = "po
             f"with these seeds it would have had to be about {half:.2f} {unit} to show."
         )
     direction = "better" if mean > 0.0 else "worse"
-    return (
-        f"{name} is {direction} than {baseline} by {abs(mean):.2f} {unit}: {size} {interval}, {p}, {n} seeds."
-    )
+    return f"{name} is {direction} than {baseline} by {abs(mean):.2f} {unit}: {size} {interval}, {p}, {n} seeds."
 
 
 def format_p(p: float | None) -> str:
@@ -180,8 +174,6 @@ def _power(n: int, effect: float, level: float) -> float:
 
     noncentrality = effect * math.sqrt(n)
     threshold = float(stats.t.ppf((1.0 + level) / 2.0, n - 1))
-    if (
-        noncentrality > threshold * 10.0 + 10.0
-    ):  # beyond this the noncentral t is 1 to all digits, or unreliable
+    if noncentrality > threshold * 10.0 + 10.0:  # beyond this the noncentral t is 1 to all digits, or unreliable
         return 1.0
     return float(stats.nct.sf(threshold, n - 1, noncentrality))

@@ -151,9 +151,10 @@ LONG = {f"backbone.stages.{i}.residual_branch.depthwise.convolution": 8 for i in
         (LONG, 40, 2, 3),
         ({f"features.{i}": 64 for i in range(13)}, 200, 5, 2),
         ({"stem": 16, **RESNET}, 200, 1, 2),
+        ({f"conv{i}": 64 for i in range(160)}, 20, 1, 1),
         ({"a": 8, "b": 8}, 30, 2, 9),
     ],
-    ids=["least", "three-epochs", "long-names", "vgg", "resnet-56", "nine-schemes"],
+    ids=["least", "three-epochs", "long-names", "vgg", "resnet-56", "160-layers", "nine-schemes"],
 )
 def test_every_size_is_readable(made_up, layers, epochs, seeds, schemes):
     names = ["standard", "repr", "repr-random-with-a-long-name-of-its-own", *(f"other{i}" for i in range(9))]
@@ -184,6 +185,28 @@ def test_schemes_with_different_phases_get_strips_of_their_colours(made_up):
         for patch in figure.axes[0].patches
     ]
     assert strips == [(COLOURS[1], 3, 5), (COLOURS[1], 8, 10), (COLOURS[2], 4, 6)]
+    assert_readable(figure)
+
+
+@pytest.mark.parametrize("plunge", [0.0, 0.6])
+def test_a_start_far_off_does_not_press_the_rest_flat(made_up, plunge):
+    lines = made_up.metrics(epochs=40, full=10, sub=5)
+    for line in lines:
+        line["test_accuracy"] = 0.9 + 0.001 * line["epoch"] - (0.1 if line["phase"] == "sub" else 0.0)
+    lines[0]["test_accuracy"] -= plunge
+    low, high = accuracy_figure({"repr": {0: lines}}).axes[0].get_ylim()
+    assert 78 < low < 83 and 94 < high < 97  # noqa: PT018  the dip of the sub-network phases stays in view
+
+
+@pytest.mark.parametrize(("factor", "scale"), [(1.0, "linear"), (10.0, "log")])
+def test_layers_of_very_different_overlap_get_a_logarithmic_axis(made_up, factor, scale):
+    lines = made_up.metrics()
+    for line in lines:
+        line["overlap"] = {"conv1": 0.05 * factor, "conv2": 0.05, "conv3": 0.06}
+    figure = overlap_figure({"standard": {0: lines}, "repr": {0: lines}})
+    total, *panels = figure.findobj(matplotlib.axes.Axes)
+    assert [panel.get_yscale() for panel in panels] == [scale, scale]
+    assert total.get_yscale() == "linear"
     assert_readable(figure)
 
 

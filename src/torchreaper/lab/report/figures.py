@@ -20,7 +20,7 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullLocator
 
 Metrics = Sequence[Mapping[str, Any]]
 Runs = Mapping[str, Mapping[int, Metrics]]
@@ -84,6 +84,8 @@ def accuracy_figure(runs: Runs, *, name: str = "") -> Figure:
         strips = _shade((upper, lower), runs)
         _curves(upper, runs, lambda line: 100.0 * line["test_accuracy"])
         _curves(lower, runs, lambda line: 100.0 * (line["train_accuracy"] - line["test_accuracy"]))
+        for panel in (upper, lower):
+            _leave_out_the_start(panel)
         lower.axhline(0.0, color="#808080", linewidth=0.8, zorder=1)
         upper.set_ylabel("test accuracy (%)")
         lower.set_ylabel("generalisation gap:\ntrain − test accuracy (points)")  # noqa: RUF001
@@ -94,7 +96,9 @@ def accuracy_figure(runs: Runs, *, name: str = "") -> Figure:
 
 
 def overlap_figure(runs: Runs, *, name: str = "") -> Figure:
-    """The overlap O_f over time: its sum over all filters and, a panel per scheme, its mean in every layer.
+    """The overlap O_f over time: its sum over the filters, and its mean in every layer, a panel per scheme.
+
+    Both are of the filters that are in the network: in a sub-network phase the sum has fewer terms.
 
     Raises:
         ValueError: no run in ``runs``, or one without a line.
@@ -111,7 +115,7 @@ def overlap_figure(runs: Runs, *, name: str = "") -> Figure:
         total = upper.subplots()
         strips = _shade((total,), runs)
         _curves(total, runs, lambda line: line["overlap_total"])
-        total.set_ylabel("sum of $O_f$ over all filters")
+        total.set_ylabel("sum of $O_f$ over\nthe filters in the network")
         _epoch_axis(total, runs)
         total.set_title(_title(name, "overlap of the filters", runs))
         _key(upper, _scheme_keys(runs, strips))
@@ -122,6 +126,7 @@ def overlap_figure(runs: Runs, *, name: str = "") -> Figure:
             _layer_panel(panel, scheme, seeds, layers)
         for panel in panels[len(runs) :]:
             panel.remove()
+        _spread_out(panels[: len(runs)])
         for panel in panels[::columns]:
             panel.set_ylabel("mean $O_f$ of the layer")
         _layer_key(lower[0], list(panels[: len(runs)]), layers)
@@ -232,6 +237,38 @@ def _shade(panels: Sequence[Axes], runs: Runs) -> bool:
                 axes.axvspan(start, end, top - 0.02, top, color=_look(number)[0], linewidth=0, zorder=0)
             top -= 0.025 if phases else 0.0
     return strips
+
+
+def _leave_out_the_start(axes: Axes) -> None:
+    """Fit the y-axis to the epochs after the first tenth, where that more than halves its range.
+
+    A network that has just begun is so far from where it goes that nothing else would be seen.
+    """
+    curves = [line for line in axes.lines if len(np.asarray(line.get_xdata())) > 2]  # not the line at 0
+    drawn: list[np.ndarray] = [np.column_stack([line.get_xdata(), line.get_ydata()]) for line in curves]
+    drawn += [np.asarray(path.vertices) for band in axes.collections for path in band.get_paths()]
+    points = np.concatenate(drawn) if drawn else np.empty((0, 2))
+    points = points[np.isfinite(points).all(axis=1)]
+    if len(points) == 0 or points[:, 0].max() <= FEW_EPOCHS:
+        return
+    late = points[points[:, 0] > 1 + points[:, 0].max() / 10, 1]
+    if len(late) == 0 or np.ptp(points[:, 1]) <= 2 * np.ptp(late):
+        return
+    room = 0.08 * np.ptp(late) or 0.5
+    axes.set_ylim(late.min() - room, late.max() + room)
+
+
+def _spread_out(panels: Sequence[Axes]) -> None:
+    """A logarithmic y-axis, where layers differ so much that a linear one would press most of them flat."""
+    values = np.concatenate([np.asarray(line.get_ydata(), float) for panel in panels for line in panel.lines])
+    values = values[np.isfinite(values)]
+    if len(values) == 0 or values.min() <= 0 or values.max() < 4 * values.min():
+        return
+    for panel in panels:
+        panel.set_yscale("log")
+        panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        panel.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        panel.yaxis.set_minor_locator(NullLocator())
 
 
 def _scheme_keys(runs: Runs, strips: bool) -> list[Line2D | Patch]:

@@ -1,4 +1,4 @@
-"""RePr: drop the filters that overlap most, train without them, bring them back orthogonal (PAPER.md 2)."""
+"""RePr: drop the filters that overlap most, train without them, bring them back orthogonal (Algorithm 1, the paper)."""
 
 from __future__ import annotations
 
