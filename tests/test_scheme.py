@@ -215,9 +215,13 @@ def test_state_of_other_settings_or_another_model_is_refused():
     state = scheme_for().state_dict()
     with pytest.raises(tr.ReaperError, match="load_state_dict: full was 2 when saved and is 3 now"):
         scheme_for(full=3).load_state_dict(state)
+    with pytest.raises(
+        tr.ReaperError, match="load_state_dict: reinit consumers was 'keep' when saved and is 'zero' now"
+    ):
+        scheme_for(reinit=tr.Reinit(consumers="zero")).load_state_dict(state)
     model = plain()
     other = scheme_for(model, torch.optim.SGD(model.parameters(), lr=0.1))
-    with pytest.raises(tr.ReaperError, match="load_state_dict: layers was"):
+    with pytest.raises(tr.ReaperError, match="load_state_dict: layers 0 was None when saved and is 4 now"):
         other.load_state_dict(state)
     with pytest.raises(tr.ReaperError, match="not the state of a RePr scheme"):
         other.load_state_dict({"step": 3})

@@ -356,12 +356,21 @@ def _check_state(state: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         raise ReaperError(
             "load_state_dict: not the state of a RePr scheme of this version; pass what scheme.state_dict() gave"
         )
-    for name, value in config.items():
-        if state["config"].get(name) != value:
+    saved, now = _flat(state["config"]), _flat(config)
+    for name in {**now, **saved}:
+        if saved.get(name) != now.get(name):
             raise ReaperError(
-                f"load_state_dict: {name} was {state['config'].get(name)!r} when saved and is {value!r} now; "
+                f"load_state_dict: {name} was {saved.get(name)!r} when saved and is {now.get(name)!r} now; "
                 "build the scheme with the settings and the model of the checkpoint"
             )
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one level, so that a difference is named by one key."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        flat |= _flat(value, f"{prefix}{name} ") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
 
 
 def _packed(transition: Transition) -> dict[str, Any]:

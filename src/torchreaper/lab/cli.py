@@ -1,6 +1,6 @@
 """The command ``reaper``: train, compare, inspect.
 
-Nothing but the package itself is imported before a command needs it: data, plotting and statistics libraries take seconds.
+Only the package itself is imported before a command needs more: data, plotting and statistics libraries take seconds.
 """
 
 from __future__ import annotations

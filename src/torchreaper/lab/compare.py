@@ -116,7 +116,7 @@ def compare(
     for scheme in schemes:
         if any(not finished(recipe, scheme, seed, out) for seed in range(seeds)):
             # What the data, the network or the scheme refuse is told now, not after the other schemes' hours.
-            Run(recipe, recipe.scheme_spec(scheme), seed=0, device=device).scheme.close()
+            Run(recipe, recipe.scheme_spec(scheme), seed=0, device=device, progress=progress).scheme.close()
     results: dict[str, dict[int, Result]] = {scheme: {} for scheme in schemes}
     failures: list[Failure] = []
     # The seeds outside: the runs of a pair are neighbours in time, so that a machine growing hot or busy

@@ -56,6 +56,9 @@ class LineProgress:
         self._console = console
         self._title = ""
 
+    def loading(self, what: str, done: int, total: int) -> None:
+        """Ignored."""
+
     def start_run(self, title: str, epochs: int, batches: int, done: int) -> None:
         """Keep the title for the line at the end."""
         self._title = title
@@ -92,6 +95,17 @@ class BarProgress:
         self._last: dict[str, Any] = {}
         self._phase, self._next_phase = "", ""
         self._drawn = 0.0
+
+    def loading(self, what: str, done: int, total: int) -> None:
+        """A bar for as long as images are being read."""
+        if self._task is None or self._title != what:
+            self._end_task()
+            self._title = what
+            self._task = self._bars.add_task(f"reading {what} images", total=total, status="")
+        self._bars.update(self._task, completed=done, status=f"{done:,} of {total:,}")
+        if done == total:
+            self._end_task()
+            self._title = ""
 
     def start_run(self, title: str, epochs: int, batches: int, done: int) -> None:
         """A fresh bar, the first ``done`` epochs of it full already."""

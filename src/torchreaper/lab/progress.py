@@ -13,6 +13,9 @@ logger = logging.getLogger("torchreaper.lab")
 class Progress(Protocol):
     """Listens to one run after the other."""
 
+    def loading(self, what: str, done: int, total: int) -> None:
+        """Images are being read: `done` of `total` of the split called `what`."""
+
     def start_run(self, title: str, epochs: int, batches: int, done: int) -> None:
         """A run begins: `epochs` epochs of `batches` batches, the first `done` of them finished before."""
 
@@ -34,6 +37,9 @@ class Progress(Protocol):
 
 class NullProgress(Progress):
     """Shows nothing; notes go to the log `torchreaper.lab` as warnings."""
+
+    def loading(self, what: str, done: int, total: int) -> None:
+        """Ignored."""
 
     def start_run(self, title: str, epochs: int, batches: int, done: int) -> None:
         """Ignored."""

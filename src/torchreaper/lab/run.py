@@ -64,7 +64,7 @@ def train(
     if resume and (result := folder.look()) is not None:
         return result
     with own_random_numbers(seed):
-        run = Run(recipe, spec, seed=seed, device=device)
+        run = Run(recipe, spec, seed=seed, device=device, progress=progress)
         folder.open(written, resume=resume)
         checkpoint = folder.load(progress.note)
         done = 0
@@ -94,9 +94,11 @@ def train(
 class Run:
     """The moving parts of one run, on its device."""
 
-    def __init__(self, recipe: Recipe, spec: schemes.Spec, *, seed: int, device: str) -> None:
+    def __init__(
+        self, recipe: Recipe, spec: schemes.Spec, *, seed: int, device: str, progress: Progress | None = None
+    ) -> None:
         self.recipe, self.seed = recipe, seed
-        dataset = data.load(recipe.data, recipe.base)
+        dataset = data.load(recipe.data, recipe.base, progress=progress.loading if progress else None)
         self.fabric = make_fabric(device, recipe.precision)
         train = dataset.train
         self.module = models.build(
