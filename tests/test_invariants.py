@@ -290,14 +290,26 @@ def test_the_seed_decides_and_only_the_seed():
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("net", ["plain-norm", "residual"])
+@pytest.mark.parametrize("net", ["plain", "plain-norm", "residual"])
 @pytest.mark.parametrize("stop", [1, 2, 4, 5, 8])
 def test_stop_anywhere_and_go_on_bit_identically(net, optimizer, stop):
-    """Invariant 6: fresh objects, loaded in the order model, optimizer, scheme."""
+    """Invariant 6, plain loop: every optimizer, with and without norms, in every phase."""
+    check_resume(net, optimizer, stop, "plain")
+
+
+@pytest.mark.parametrize("loop", LOOPS[1:])
+@pytest.mark.parametrize("stop", [1, 2, 5])
+def test_stop_anywhere_in_every_loop(stop, loop):
+    check_resume("residual", "adamw", stop, loop)
+
+
+def check_resume(net: str, optimizer: str, stop: int, loop: str) -> None:
+    """Fresh objects, loaded in the order model, optimizer, scheme, end with the same bits."""
 
     def run(model, opt, scheme, first, last):
+        called = looped(model, loop)
         for epoch in range(first, last):
-            train_step(model, opt, epoch)
+            train_step(called, opt, epoch, loop)
             scheme.step()
 
     model, opt = build(net, optimizer)
