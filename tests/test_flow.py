@@ -180,9 +180,69 @@ def test_tied_weights_are_no_readers_and_not_ranked():
 
     bank = tr.find_filters(Tied(), inputs()[0], skip=None)
     assert [layer.reason for layer in bank.layers] == [
-        *("full width at b", "weight is shared with another module", "weight is shared with another module"),
+        *("full width at b", "weight is used in another place too", "weight is used in another place too"),
         "full width at softmax",
     ]
+
+
+def test_a_weight_that_is_used_by_itself_is_not_ranked():
+    class Direct(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x):
+            x = self.b(self.a(x))
+            return self.c(F.conv2d(x, self.b.weight)).softmax(1)
+
+    bank = tr.find_filters(Direct(), inputs()[0], skip=None)
+    assert bank["b"].reason == "weight is used in another place too"
+    assert "b" not in bank.flow.readers
+
+
+@pytest.mark.parametrize("reader", [nn.Conv2d(4, 2, 1), nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))])
+def test_a_module_used_on_other_channels_too_keeps_them_all(reader):
+    """Its slices would be left out for the filter, and be missing for the other use."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.reader = nn.Conv2d(3, 4, 1), reader
+
+        def forward(self, x):
+            return self.reader(self.a(x)) + self.reader(torch.sigmoid(self.a(x)))
+
+    flow = find_flow(Twice(), inputs()[0])
+    assert flow.readers == {}
+    assert flow.norms == set()
+
+
+class Written(nn.Module):
+    def __init__(self, write) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1), nn.Conv2d(3, 4, 1)
+        self.write = write
+
+    def forward(self, x):
+        y = self.a(x)
+        view = y.flatten(2)
+        self.write(y, self.c(x))
+        return self.b(y).mean((2, 3)) + view.mean((1, 2)).unsqueeze(1)
+
+
+@pytest.mark.parametrize(
+    "write", [lambda y, z: y.add_(z), lambda y, z: y.add_(1), lambda y, z: y.copy_(z), lambda y, z: torch.sigmoid_(y)]
+)
+def test_what_is_written_over_in_place_is_no_longer_the_filters(write):
+    assert "b" not in find_flow(Written(write), inputs()[0]).readers
+    assert find_flow(Written(lambda y, z: y), inputs()[0]).readers["b"].tolist() == [0, 1, 2, 3]
+
+
+def test_padding_and_empty_reductions_of_channels_are_barriers():
+    for function in (lambda x: F.pad(x, (0, 0, 0, 0, 1, -1)), lambda x: F.pad(x, (0, 0, 0, 0, 2, 2))[:, 2:6]):
+        flow = find_flow(Functional(function), inputs()[0])
+        assert flow.barriers["conv"]
+        assert "read" not in flow.readers
 
 
 def test_heads_of_one_mode_only_are_found():
@@ -202,9 +262,14 @@ def test_heads_of_one_mode_only_are_found():
 
 def test_the_users_hooks_see_no_tracing():
     model, seen = plain(), []
-    model[0].register_forward_hook(lambda *_: seen.append(1))
-    find_flow(model, inputs()[0])
+    model[3].register_forward_hook(lambda *_: seen.append(1))
+    flow = find_flow(model, inputs()[0])
     assert not seen
+    # And what they see is whole, for they may change it.
+    assert flow.barriers == {"0": ["3"], "3": ["3"]}
+    attached = plain()
+    tr.find_filters(attached, inputs()[0]).attach()
+    assert not find_flow(attached, inputs()[0]).barriers, "the package's own hooks are no barrier"
 
 
 def test_arguments_of_forward():

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from torchreaper.errors import ReaperError
-from torchreaper.flow import Flow, owns_weight, tied_parameters
+from torchreaper.flow import Flow, owns_weight
 from torchreaper.operations import CONVOLUTIONS
 from torchreaper.state import Cut
 
@@ -76,12 +76,11 @@ def filter_layers(
     inside = _inside(scope, names)
     if both := [name for name in names if name in included and name in skipped and skip != "first"]:
         raise ReaperError(f"include={both}: also named in skip={skip!r}; name each layer in one of them")
-    tied = tied_parameters(model)
     layers = []
     for name in names:
         module = model.get_submodule(name)
         assert isinstance(module, CONVOLUTIONS)
-        never = _never_ranked(module, tied)
+        never = _never_ranked(name, module, flow)
         reason = never or ("" if name in included else _left_out(name, module, flow, skipped, inside))
         if never and name in included:
             raise ReaperError(f"include={name!r}: its filters cannot be dropped ({never}); take it out of include")
@@ -143,11 +142,11 @@ def _positions(origin: Int[Tensor, " channels"], ids: Int[Tensor, " ids"]) -> In
     return torch.isin(origin, ids).nonzero().flatten()
 
 
-def _never_ranked(module: nn.Module, tied: set[int]) -> str:
+def _never_ranked(name: str, module: nn.Module, flow: Flow) -> str:
     if not owns_weight(module):
         return "weight is computed from other parameters"
-    if id(module.weight) in tied:
-        return "weight is shared with another module"
+    if name in flow.shared:
+        return "weight is used in another place too"
     if not module.weight.requires_grad:
         return "frozen (requires_grad is False)"
     return ""

@@ -9,22 +9,25 @@ position of its channel dimension, the id of the filter it comes from. What the 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any, cast
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
 
 from torchreaper.errors import ReaperError
-from torchreaper.operations import CONVOLUTIONS, Kind, kind_of
+from torchreaper.operations import CONVOLUTIONS, Kind, argument, kind_of
 from torchreaper.tracing import (
     ExampleInputs,
     bind_arguments,
     fake_buffers,
+    has_foreign_hooks,
     holds_tensor,
     refuse_wrappers,
     trace,
@@ -60,6 +63,7 @@ class Flow:
         readers: origins of the input features of every dense convolution and Linear that reads filters.
         barriers: per convolution, the places that need its output at full width.
         outputs: convolutions with a channel that reaches an output of the model.
+        shared: modules with a parameter that is used in more than one place.
         positions: output positions per sample of every convolution, norm and Linear, over all its calls.
         widths: output channels of the same modules.
     """
@@ -70,6 +74,7 @@ class Flow:
     readers: dict[str, Int[Tensor, " features"]] = field(default_factory=dict)
     barriers: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     outputs: set[str] = field(default_factory=set)
+    shared: set[str] = field(default_factory=set)
     positions: dict[str, int] = field(default_factory=dict)
     widths: dict[str, int] = field(default_factory=dict)
 
@@ -107,10 +112,10 @@ def find_flow(model: nn.Module, example_inputs: ExampleInputs) -> Flow:
                     total += module.out_channels
     # Two uses of one module that disagree about its channels make it a barrier; that can change what lies behind
     # it, so the walk starts again until nothing new is found.
-    tied = tied_parameters(model)
-    opaque = {name for name, m in model.named_modules() if any(id(p) in tied for p in m._parameters.values())}
+    shared = _sharing(model, graphs)
+    opaque = set(shared)
     while True:
-        flow = Flow(dict(start))
+        flow = Flow(dict(start), shared=shared)
         uses: dict[str, list[Channels]] = defaultdict(list)
         for training, graph in zip((True, False), graphs):
             walk = _Walk(graph, flow, uses, opaque, count=training)
@@ -137,30 +142,45 @@ class _Walk(fx.Interpreter):
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.flow, self.uses, self.opaque, self.count = flow, uses, opaque, count
         self.channels: dict[fx.Node, Channels] = {}
-        self.shapes: dict[fx.Node, torch.Size] = {}
+        self.values: dict[fx.Node, Tensor] = {}
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # Past the module's hooks: they are the user's, and must not see fake tensors.
         return self.fetch_attr(target).forward(*args, **kwargs)
 
     def run_node(self, node: fx.Node) -> Any:
+        versions = {n: self.values[n]._version for n in node.all_input_nodes if n in self.channels}
         with self.fake, torch.no_grad():
             value = super().run_node(node)
         if isinstance(value, Tensor):
-            self.shapes[node] = value.shape
+            self.values[node] = value
         entering = [self.channels[n] for n in node.all_input_nodes if n in self.channels]
         if node.op == "output":
             for channels in entering:
                 self.flow.outputs.update(self.flow.layers_of(channels.origin))
         elif holds_tensor(value):
             leaving = self._follow(node, value, entering)
+            if leaving is not None and value.shape[leaving.dim] != len(leaving.origin):
+                leaving = self._barrier(node, [leaving])
+            self._forget_changed(versions)
             if leaving is not None and (leaving.origin != NOBODY).any():
                 self.channels[node] = leaving
         return value
 
+    def _forget_changed(self, versions: dict[fx.Node, int]) -> None:
+        """What an in-place operation has written to is no longer what it was, in any of its views."""
+        for changed in [n for n, version in versions.items() if self.values[n]._version != version]:
+            storage = self.values[changed].untyped_storage()
+            for node in list(self.channels):
+                if self.values[node].untyped_storage() == storage:
+                    del self.channels[node]
+
     def _follow(self, node: fx.Node, value: Any, entering: list[Channels]) -> Channels | None:
         module = self.fetch_attr(str(node.target)) if node.op == "call_module" else None
         kind = kind_of(node, module)
+        if module is not None and has_foreign_hooks(module):
+            own = [self._convolution(str(node.target), module, value, [])] if kind is Kind.CONVOLUTION else []
+            return self._barrier(node, entering + own)
         if kind is Kind.CONVOLUTION:
             return self._convolution(str(node.target), module, value, entering)
         if kind is Kind.LINEAR:
@@ -168,6 +188,7 @@ class _Walk(fx.Interpreter):
             return None
         if kind is Kind.NORM:
             self._count(str(node.target), value, 1 - value.ndim)
+            self._use(str(node.target), entering, value.shape[1], 1 - value.ndim)
         if not entering:
             return None
         if kind is Kind.CAT:
@@ -176,13 +197,12 @@ class _Walk(fx.Interpreter):
             return self._add(node, entering)
         if kind is Kind.BARRIER or len(entering) > 1 or not isinstance(value, Tensor):
             return self._barrier(node, entering)
-        channels, before = entering[0], self.shapes[node.all_input_nodes[0]]
+        channels, before = entering[0], self.values[node.all_input_nodes[0]].shape
         if kind is Kind.NORM and node.target not in self.opaque and channels.dim == 1 - value.ndim:
-            self.uses[str(node.target)].append(channels)
             self.flow.sites[str(node.target)] = channels
             self.flow.norms.add(str(node.target))
             return channels
-        if kind is Kind.KEEP and value.ndim == len(before):
+        if kind is Kind.KEEP and value.ndim == len(before) and not _pads_channels(node, channels):
             return channels
         if kind is Kind.SCALE and len(node.all_input_nodes) == 1:
             return channels if node.args[0] in self.channels else self._barrier(node, entering)
@@ -205,12 +225,17 @@ class _Walk(fx.Interpreter):
 
     def _read(self, name: str, module: nn.Module, entering: list[Channels], dim: int) -> None:
         """A dense layer reads its input: note which filter each of its input features comes from."""
+        if owns_weight(module):
+            self._use(name, entering, module._parameters["weight"].shape[1], dim)  # type: ignore[union-attr]
         for channels in entering:
             if name in self.opaque or channels.dim != dim or not owns_weight(module):
                 self._barrier_at(name, [channels])
             else:
-                self.uses[name].append(channels)
                 self.flow.readers[name] = channels.origin
+
+    def _use(self, name: str, entering: list[Channels], width: int, dim: int) -> None:
+        """Note what a module is used on; on nobody's channels too, for another use may be on a filter's."""
+        self.uses[name] += entering or [Channels(torch.full((width,), NOBODY), dim)]
 
     def _convolution(self, name: str, module: Any, value: Tensor, entering: list[Channels]) -> Channels:
         dim = -1 - len(module.kernel_size)
@@ -240,34 +265,31 @@ class _Walk(fx.Interpreter):
     def _add(self, node: fx.Node, entering: list[Channels]) -> Channels | None:
         # Not `all_input_nodes`, which names a tensor once even where it is added to itself.
         operands = [n for n in node.args[:2] if isinstance(n, fx.Node) and n in self.channels]
-        if len(operands) == 2 and self.shapes[operands[0]] == self.shapes[operands[1]]:
+        if len(operands) == 2 and self.values[operands[0]].shape == self.values[operands[1]].shape:
             first, second = (self.channels[n] for n in operands)
             if _agree([first, second]):
                 return first
         return self._barrier(node, entering)
 
     def _cat(self, node: fx.Node, value: Tensor, entering: list[Channels]) -> Channels | None:
-        dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+        parts, dim = argument(node, 0, "tensors"), argument(node, 1, "dim", 0)
         first = entering[0]
-        parts = cast(list[fx.Node], node.args[0])
-        assert isinstance(dim, int)
+        if not isinstance(parts, (tuple, list)) or not isinstance(dim, int):
+            return self._barrier(node, entering)
         at_channels = (dim if dim < 0 else dim - value.ndim) == first.dim
         if not at_channels or any(channels.dim != first.dim for channels in entering):
             return self._barrier(node, entering)
         origins = [
-            self.channels[n].origin if n in self.channels else torch.full((self.shapes[n][first.dim],), NOBODY)
+            self.channels[n].origin if n in self.channels else torch.full((self.values[n].shape[first.dim],), NOBODY)
             for n in parts
         ]
         return Channels(torch.cat(origins), first.dim)
 
     def _reduce(self, node: fx.Node, channels: Channels, before: torch.Size) -> Channels | None:
-        dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-        keepdim = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
-        if dims is None:
-            return None
-        listed = [dims] if isinstance(dims, int) else list(dims)  # type: ignore[arg-type]
-        reduced = {d if d < 0 else d - len(before) for d in cast(list[int], listed)}
-        if not all(d > channels.dim for d in reduced):
+        dims, keepdim = argument(node, 1, "dim"), argument(node, 2, "keepdim", False)
+        listed = [dims] if isinstance(dims, int) else list(dims or ())
+        reduced = {d if d < 0 else d - len(before) for d in listed}
+        if not reduced or not all(d > channels.dim for d in reduced):
             return None
         return Channels(channels.origin, channels.dim + (0 if keepdim else len(reduced)))
 
@@ -294,15 +316,23 @@ def owns_weight(module: nn.Module) -> bool:
     return module._parameters.get("weight") is not None
 
 
-def tied_parameters(model: nn.Module) -> set[int]:
-    """The ids of parameters that stand in more than one module: what one use leaves out, the other would miss."""
-    seen: set[int] = set()
-    tied: set[int] = set()
-    for module in model.modules():
+def _sharing(model: nn.Module, graphs: Sequence[fx.GraphModule]) -> set[str]:
+    """Modules with a parameter that another module holds too, or that a forward method takes by itself.
+
+    What one use of it leaves out, the other would miss.
+    """
+    holders: dict[int, list[str]] = defaultdict(list)
+    for name, module in model.named_modules():
         for parameter in module._parameters.values():
             if parameter is not None:
-                (tied if id(parameter) in seen else seen).add(id(parameter))
-    return tied
+                holders[id(parameter)].append(name)
+    shared = {name for names in holders.values() if len(names) > 1 for name in names}
+    taken = {str(node.target) for graph in graphs for node in graph.graph.nodes if node.op == "get_attr"}
+    return shared | {name.rpartition(".")[0] for name in taken}
+
+
+def _pads_channels(node: fx.Node, channels: Channels) -> bool:
+    return node.target is F.pad and len(argument(node, 1, "pad")) // 2 >= -channels.dim
 
 
 def _agree(seen: list[Channels]) -> bool:

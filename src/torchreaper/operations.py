@@ -112,7 +112,8 @@ _METHODS: dict[str, Kind] = {
 }
 
 
-def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
+def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
+    """An argument of a call, by position or by name."""
     return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
 
@@ -145,9 +146,9 @@ def kind_of(node: fx.Node, module: nn.Module | None) -> Kind:
     if node.op != "call_function":
         return Kind.BARRIER
     if node.target is F.pad:
-        mode, value = _argument(node, 2, "mode", "constant"), _argument(node, 3, "value", None)
+        mode, value = argument(node, 2, "mode", "constant"), argument(node, 3, "value", None)
         return Kind.KEEP if mode != "constant" or not value else Kind.BARRIER
-    if node.target in (F.hardtanh, torch.clamp):
-        low, high = _argument(node, 1, "min_val", -1.0), _argument(node, 2, "max_val", 1.0)
-        return Kind.KEEP if node.target is F.hardtanh and low <= 0 <= high else Kind.BARRIER
+    if node.target is F.hardtanh:
+        low, high = argument(node, 1, "min_val", -1.0), argument(node, 2, "max_val", 1.0)
+        return Kind.KEEP if low <= 0 <= high else Kind.BARRIER
     return _FUNCTIONS.get(node.target, Kind.BARRIER) if callable(node.target) else Kind.BARRIER

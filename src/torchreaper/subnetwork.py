@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from torchreaper.errors import ReaperError
 from torchreaper.flow import Flow
 from torchreaper.state import ELEMENTWISE, Cut, per_weight_state
+from torchreaper.tracing import OwnHook
 
 _IN_A_PHASE = (
     "the model is in a sub-network phase, its dropped filters are not in place; call scheme.restore() "
@@ -27,7 +28,7 @@ _IN_A_PHASE = (
 
 
 @dataclass(eq=False)
-class Leaf:
+class Leaf(OwnHook):
     """What one module is without; its methods are the module's hooks.
 
     An object of its own for every module, so that copies and pickles of the model carry no more than their share.

@@ -72,6 +72,16 @@ def trace(model: nn.Module, arguments: dict[str, Any]) -> fx.GraphModule:
     return fx.GraphModule(model, graph)
 
 
+class OwnHook:
+    """Marks what has methods that this package registers as forward hooks; all others are the user's."""
+
+
+def has_foreign_hooks(module: nn.Module) -> bool:
+    """Whether the user's own forward hooks see, and may change, what enters or leaves ``module``."""
+    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    return any(not isinstance(getattr(hook, "__self__", None), OwnHook) for hook in hooks)
+
+
 @contextmanager
 def training_mode(model: nn.Module, training: bool) -> Iterator[None]:
     """Set the flags one by one: a model's own ``train()`` may do more than that."""
