@@ -80,6 +80,10 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "conv1d": Signal,
 }
 
+SPECIAL: dict[str, Callable[[], nn.Module]] = {
+    "dropout": lambda: nn.Sequential(*plain()[:6], nn.Dropout(0.3), *plain()[6:]),
+}
+
 OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05),
     "momentum": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=0.01),
@@ -99,7 +103,7 @@ def build(net: str, optimizer: str = "momentum", seed: int = 0) -> tuple[nn.Modu
     """A network with weights of its own seed; norm entries are random too, so that every shift is on."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = NETS[net]()
+        model = {**NETS, **SPECIAL}[net]()
         for module in model.modules():
             if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
                 nn.init.uniform_(module.weight, 0.5, 1.5)

@@ -81,6 +81,8 @@ def test_costs_are_those_of_a_network_built_without_the_filters():
         (lambda b: b.drop(GONE, mode="mask"), "subnetwork='mask': must be"),
         (lambda b: b.preview(1.3), "fraction=1.3: must be in (0, 1)"),
         (lambda b: b.preview(0.3, "magic"), "criterion='magic': must be one of"),
+        (lambda b: b.preview(0.01), "fraction=0.01: of 26 ranked filters that is none; use at least 0.0385"),
+        (lambda b: b.preview(0.3, min_filters=9), "min_filters=9, max_per_layer=1.0: no layer may lose a filter"),
         (lambda b: b.select({}, 0.3), "scores: the criterion gave none for layer 'block1.conv1'"),
         (
             lambda b: b.select({layer.name: torch.zeros(3) for layer in b}, 0.3),
@@ -97,6 +99,57 @@ def test_wrong_calls_are_named(bank, call, message):
     assert all(torch.equal(a, b) for a, b in zip(before.values(), bank.model.state_dict().values()))
 
 
+def test_a_diverged_network_is_not_brought_back_half(bank):
+    bank.drop(GONE)
+    bank.model.block2.conv1.weight.data[2] = float("nan")
+    before = [p.detach().clone() for p in bank.model.parameters()]
+    with pytest.raises(tr.ReaperError, match=r"restore: the weights of layer 'block2.conv1' are not finite"):
+        bank.restore("orthogonal")
+    assert bank.dropped == {"block1.conv1": (3,), "block2.conv1": (0, 5)}
+    for a, b in zip(before, bank.model.parameters(), strict=True):
+        assert torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
+    bank.restore()
+
+
+def test_frozen_tensors_are_not_written(bank):
+    model = bank.model
+    for parameter in (model.block2.bn1.weight, model.block2.bn1.bias, model.block2.conv2.weight):
+        parameter.requires_grad_(False)
+    before = copy.deepcopy(model.state_dict())
+    bank.drop({"block2.conv1": [0, 5]})
+    bank.restore(tr.Reinit(consumers="random"))
+    after = model.state_dict()
+    for name in ("block2.bn1.weight", "block2.bn1.bias", "block2.conv2.weight"):
+        assert torch.equal(before[name], after[name]), name
+    assert not torch.equal(before["block2.conv1.weight"], after["block2.conv1.weight"])
+    model.block2.conv1.weight.requires_grad_(False)
+    bank.drop({"block2.conv1": [0, 5]})
+    with pytest.raises(tr.ReaperError, match=r"restore: layer 'block2.conv1' is frozen; restore it as it was"):
+        bank.restore("orthogonal")
+    bank.restore()
+
+
+def test_dropping_nothing_is_nothing(bank):
+    bank.drop({"stem": []})
+    assert bank._masked is None
+    bank.attach()
+    bank.drop({})
+    with bank.without({}):
+        assert bank.dropped == {}
+
+
+def test_in_inference_mode(bank):
+    optimizer = torch.optim.SGD(bank.model.parameters(), lr=0.1, momentum=0.9)
+    bank.attach(optimizer)
+    train_step(bank.model, optimizer, 0)
+    with torch.inference_mode():
+        bank.drop(GONE)
+    train_step(bank.model, optimizer, 1)
+    with torch.inference_mode():
+        bank.restore("orthogonal")
+    train_step(bank.model, optimizer, 2)
+
+
 def test_order_of_calls_is_checked(bank):
     bank.attach()
     with pytest.raises(tr.ReaperError, match="attached already"):
@@ -106,12 +159,23 @@ def test_order_of_calls_is_checked(bank):
     bank.drop(GONE)
     with pytest.raises(tr.ReaperError, match="dropped already; restore them"):
         bank.drop(GONE)
+    with pytest.raises(tr.ReaperError, match="preview: filters are dropped, their weights are not in place"):
+        bank.preview(0.3)
     with pytest.raises(tr.ReaperError, match=r"detach: filters are dropped; call restore\(\)"):
         bank.detach()
     bank.restore()
     assert bank.restore() == []
     bank.detach()
     tr.find_filters(bank.model, inputs()[0]).attach()
+
+
+def test_memory_of_a_grouped_reader_is_left_alone():
+    """A grouped convolution reads its input at full width: none of its columns belongs to a filter."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 8, 3, groups=2), nn.Flatten(), nn.Linear(288, 2))
+    bank = tr.find_filters(model, inputs()[0], skip=None)
+    weight = model[1].weight.detach().clone()
+    with bank.without({"0": [1]}):
+        assert torch.equal(model[1].weight.detach(), weight)
 
 
 @pytest.mark.parametrize("dropped", [False, True])

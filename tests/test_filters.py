@@ -6,6 +6,7 @@ from torch import nn
 
 import torchreaper as tr
 from tests.nets import Residual, inputs, plain
+from torchreaper.flow import find_flow
 
 
 def reasons(model: nn.Module, **settings) -> dict[str, str]:
@@ -85,8 +86,52 @@ def test_wrong_choices_are_named(model, settings, message):
     assert "\n" not in str(caught.value)
 
 
-def test_memory_format_and_grouped_filters():
-    """channels_last weights are no views of rows; grouped filters are rows inside their group."""
+class CountsReads(nn.Module):
+    """A computed weight that notices being read, as spectral_norm's power iteration does."""
+
+    reads = 0
+
+    def forward(self, weight):
+        CountsReads.reads += 1
+        return weight * 1.0
+
+
+def test_computed_weights_are_not_read_and_cannot_be_dropped():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 5, 3), nn.Conv2d(5, 2, 1), nn.Flatten(), nn.Linear(72, 2))
+    nn.utils.parametrize.register_parametrization(model[1], "weight", CountsReads())
+    find_flow(model, inputs()[0])
+    CountsReads.reads = 0
+    find_flow(model, inputs()[0])
+    by_running = CountsReads.reads  # running the model reads it, and is put back
+    bank = tr.find_filters(model, inputs()[0])
+    bank.preview(0.5)
+    str(bank)
+    with bank.without({"0": [1]}):
+        pass
+    assert CountsReads.reads == 2 * by_running
+    assert [(x.name, x.dims, x.droppable, x.reason) for x in bank][1] == (
+        "1",
+        36,
+        False,
+        "weight is computed from other parameters",
+    )
+    with pytest.raises(tr.ReaperError, match=r"filters of '1': cannot be dropped \(weight is computed"):
+        bank.drop({"1": [0]})
+
+
+def test_a_spectral_norm_is_as_it_was():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 5, 3), nn.Conv2d(5, 2, 1), nn.Flatten(), nn.Linear(72, 2))
+    nn.utils.parametrizations.spectral_norm(model[1])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    bank = tr.find_filters(model, inputs()[0])
+    bank.preview(0.5)
+    with bank.without({"0": [1]}):
+        pass
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_rows_of_a_channels_last_weight():
+    """They are no views of it."""
     model = plain().to(memory_format=torch.channels_last)
     bank = tr.find_filters(model, inputs()[0])
     bank.drop({"3": [1, 2], "6": [0]})

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import random
+
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F
@@ -89,7 +92,7 @@ class Functional(nn.Module):
     "function",
     [
         *(F.relu, F.gelu, torch.tanh, lambda x: F.max_pool2d(x, 3, 2, padding=1), lambda x: F.dropout(x, 0.1)),
-        *(lambda x: F.pad(x, (1, 1, 1, 1)), lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"), lambda x: x * 2),
+        *(lambda x: F.pad(x, (1, 1, 1, 1)), lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"), lambda x: 0.5 * x * 2),
         *(lambda x: x.float().contiguous().relu_(), lambda x: x / 3, lambda x: x.mean((2, 3), keepdim=True)),
         *(lambda x: F.interpolate(x, scale_factor=2), lambda x: F.hardtanh(x), lambda x: x.flatten(2).unsqueeze(-1)),
         lambda x: x + x,
@@ -181,7 +184,7 @@ def test_tied_weights_are_no_readers_and_not_ranked():
     bank = tr.find_filters(Tied(), inputs()[0], skip=None)
     assert [layer.reason for layer in bank.layers] == [
         *("full width at b", "weight is used in another place too", "weight is used in another place too"),
-        "full width at softmax",
+        "reaches an output of the model",
     ]
 
 
@@ -258,6 +261,143 @@ def test_heads_of_one_mode_only_are_found():
     flow = find_flow(Heads().eval(), inputs()[0])
     assert set(flow.readers) == {"aux", "b"}
     assert flow.outputs == {"aux", "b"}
+
+
+class Restless(nn.Module):
+    """Draws random numbers, counts, keeps what it computed: all that a forward should not do, and some do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, momentum=None), nn.Conv2d(4, 4, 1)
+        self.c, self.inner = nn.Conv2d(4, 2, 1), nn.Sequential(nn.ReLU())
+        self.register_buffer("count", torch.zeros(1))
+        self.kept = "nothing"
+
+    def forward(self, x):
+        self.count += 1
+        x = self.inner(self.norm(self.a(x))) + torch.rand(1) + random.random() + float(numpy.random.rand())
+        self.kept = x
+        if not self.training or random.random() < 0.5:
+            x = self.b(x)
+        return self.c(x).mean((2, 3))
+
+
+def test_a_restless_forward_leaves_no_trace():
+    model = Restless()
+    seen = []
+    model.inner.register_forward_hook(lambda module, args, out: seen.append(float(out.max())))
+    before = torch.get_rng_state(), random.getstate(), numpy.random.get_state()[1].copy()
+    names = []
+    for seed in range(8):
+        random.seed(seed)
+        at_first = random.getstate()
+        names.append(list(find_flow(model, inputs()[0]).start))
+        assert random.getstate() == at_first
+    assert names == [["a", "b", "c"]] * 8, "the order of the layers must not depend on chance"
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (numpy.random.get_state()[1] == before[2]).all()
+    assert model.count.item() == 0
+    assert model.kept == "nothing"
+    assert seen == []
+    random.setstate(before[1])
+
+
+def test_a_hook_on_a_container_is_a_barrier():
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()), nn.Conv2d(4, 2, 1))
+    assert find_flow(model, inputs()[0]).readers["1"].tolist() == [0, 1, 2, 3]
+    model[0].register_forward_hook(lambda module, args, out: out + 1)
+    flow = find_flow(model, inputs()[0])
+    assert flow.barriers["0.0"] == ["seen_by_a_hook"]
+    assert "1" not in flow.readers
+
+
+def test_slices_of_a_sequential_and_small_batches_are_traced():
+    class Sliced(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.f = plain()
+
+        def forward(self, x):
+            return self.f[4:](self.f[:4](x))
+
+    flow = find_flow(Sliced(), inputs(n=1)[0])
+    assert list(flow.start) == ["f.0", "f.3", "f.6"]
+    assert not flow.barriers
+    tiny = nn.Sequential(nn.Conv2d(3, 4, 8), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1), nn.Flatten(), nn.Linear(2, 2))
+    assert find_flow(tiny, inputs(n=1)[0]).readers["2"].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda y: F.log_softmax(y.mean((2, 3)), 1),
+        lambda y: torch.sigmoid(y),
+        lambda y: y.clamp(0, 1) + 1,
+        lambda y: y.flatten(2).transpose(1, 2),
+        lambda y: {"scores": [y[:, :, 0, 0].detach()]},
+    ],
+)
+def test_filters_that_are_classes_are_outputs(end):
+    class Classes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 10, 1)
+
+        def forward(self, x):
+            return end(self.b(self.a(x)))
+
+    bank = tr.find_filters(Classes(), inputs()[0], skip=None)
+    assert [layer.ranked for layer in bank] == [True, False]
+
+
+def test_a_pool_over_channels_is_a_barrier():
+    for function in (lambda x: F.avg_pool3d(x, (3, 1, 1), 1, (1, 0, 0)), lambda x: nn.MaxPool3d((1, 2, 2), 1)(x)):
+        flow = find_flow(Functional(function), inputs()[0])
+        assert flow.barriers["conv"]
+        assert "read" not in flow.readers
+
+
+def test_in_place_activations_keep_the_filter_and_its_barriers():
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x):
+            h = self.a(x)
+            r = F.relu(h, inplace=True)
+            return self.c(self.b(r) + h).mean((2, 3))
+
+    flow = find_flow(InPlace(), inputs()[0])
+    assert flow.barriers == {"a": ["add"], "b": ["add"]}
+
+    class Augmented(InPlace):
+        def forward(self, x):
+            y = self.a(x)
+            h = y
+            h += self.b(y)
+            return self.c(y).mean((2, 3))
+
+    flow = find_flow(Augmented(), inputs()[0])
+    assert "c" not in flow.readers
+    assert flow.barriers["a"] == ["iadd"]
+
+
+def test_subclasses_that_compute_something_else_are_not_taken_for_what_they_inherit():
+    class Shifted(nn.Hardtanh):
+        def forward(self, x):
+            return super().forward(x) + 1
+
+    class Standardised(nn.Conv2d):
+        def _conv_forward(self, x, weight, bias):
+            return super()._conv_forward(x, weight - weight.mean(), bias)
+
+    class Same(nn.Conv2d):
+        pass
+
+    assert "read" not in find_flow(Functional(Shifted()), inputs()[0]).readers
+    assert find_flow(nn.Sequential(Same(3, 4, 1), Same(4, 2, 1)), inputs()[0]).readers["1"].tolist() == [0, 1, 2, 3]
+    assert list(find_flow(nn.Sequential(Standardised(3, 4, 1), nn.Conv2d(4, 2, 1)), inputs()[0]).start) == ["1"]
 
 
 def test_the_users_hooks_see_no_tracing():

@@ -153,6 +153,51 @@ def test_masked_equals_a_network_built_without_the_filters(norm):
             torch.testing.assert_close(value, trained[name], rtol=1e-9, atol=1e-9)
 
 
+def residual_without(model: nn.Module, images: torch.Tensor, gone: dict[str, list[int]]) -> torch.Tensor:
+    """The residual network computed with narrow weights, put back to full width only for its sums. In train mode."""
+
+    def branch(x, alive, conv_name, norm_name):
+        conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
+        kept = [i for i in range(conv.out_channels) if i not in gone.get(conv_name, ())]
+        y = nn.functional.conv2d(x, conv.weight[kept][:, alive], None, conv.stride, conv.padding)
+        return nn.functional.batch_norm(y, None, None, norm.weight[kept], norm.bias[kept], training=True), kept
+
+    def wide(x, kept, width):
+        full = x.new_zeros(x.shape[0], width, *x.shape[2:])
+        full[:, kept] = x
+        return full
+
+    y, kept = branch(images, [0, 1, 2], "stem", "norm")
+    x = wide(y, kept, 4).relu()
+    for name, width in (("block1", 4), ("block2", 6)):
+        everything = list(range(x.shape[1]))
+        y, alive = branch(x, everything, f"{name}.conv1", f"{name}.bn1")
+        y, kept = branch(y.relu(), alive, f"{name}.conv2", f"{name}.bn2")
+        if name == "block2":
+            short, short_kept = branch(x, everything, "block2.shortcut.0", "block2.shortcut.1")
+            x = wide(short, short_kept, width)
+        x = (wide(y, kept, width) + x).relu()
+    return model.fc(x.mean((2, 3)))
+
+
+def test_masked_equals_a_residual_network_computed_without_the_filters():
+    model = build("residual")[0].double()
+    gone = {"stem": [1], "block1.conv1": [0, 2], "block1.conv2": [3], "block2.conv1": [5], "block2.conv2": [0, 1]}
+    gone["block2.shortcut.0"] = [2]
+    images, labels = inputs(4, dtype=torch.float64)
+    whole = copy.deepcopy(model)
+    expected = residual_without(whole, images, gone)
+    nn.functional.cross_entropy(expected, labels).backward()
+    with tr.find_filters(model, images, skip=None).without(gone):
+        found = model(images)
+        nn.functional.cross_entropy(found, labels).backward()
+        gradients = [p.grad.clone() for p in model.parameters()]
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    for (name, p), gradient in zip(whole.named_parameters(), gradients, strict=True):
+        # Beyond the stem, a dropped filter's reader sees zeros at full width: no gradient for it either.
+        torch.testing.assert_close(gradient, p.grad, rtol=1e-9, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("net", NETS)
 def test_a_dropped_filter_is_frozen(net, optimizer):
@@ -229,7 +274,7 @@ def test_a_returning_filter_is_orthogonal_and_fresh(net, optimizer, loop):
             assert not state[key][cut.mask(tensor)].any(), (name, key)
 
 
-@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("net", [*NETS, "dropout"])
 def test_no_cycles_is_training_without_the_library(net):
     """Invariant 5, bit for bit, under the model's own use of random numbers too."""
     results = []
@@ -291,14 +336,14 @@ def test_the_seed_decides_and_only_the_seed():
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("net", ["plain", "plain-norm", "residual"])
-@pytest.mark.parametrize("stop", [1, 2, 4, 5, 8])
+@pytest.mark.parametrize("stop", [1, 2, 3, 4, 7])
 def test_stop_anywhere_and_go_on_bit_identically(net, optimizer, stop):
     """Invariant 6, plain loop: every optimizer, with and without norms, in every phase."""
     check_resume(net, optimizer, stop, "plain")
 
 
 @pytest.mark.parametrize("loop", LOOPS[1:])
-@pytest.mark.parametrize("stop", [1, 2, 5])
+@pytest.mark.parametrize("stop", [1, 3, 6])
 def test_stop_anywhere_in_every_loop(stop, loop):
     check_resume("residual", "adamw", stop, loop)
 
@@ -325,7 +370,9 @@ def check_resume(net: str, optimizer: str, stop: int, loop: str) -> None:
     model2.load_state_dict(saved[0])
     opt2.load_state_dict(saved[1])
     scheme2.load_state_dict(saved[2])
-    assert (scheme2.phase, scheme2.dropped) == (("sub", scheme2.dropped) if stop in (2, 3, 6, 7) else ("full", {}))
+    assert scheme2.phase == ("sub" if stop in (2, 3, 6, 7) else "full")
+    assert scheme2.dropped == {name: tuple(indices) for name, indices in saved[2]["dropped"].items()}
+    assert bool(scheme2.dropped) == (stop in (2, 3, 6, 7))
     run(model2, opt2, scheme2, stop, 10)
     for (name, a), b in zip(model.state_dict().items(), model2.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
@@ -355,6 +402,12 @@ def test_a_state_dict_in_a_phase_holds_the_stored_values():
 def test_loading_into_a_phase_is_refused():
     model, opt, scheme, _ = in_a_phase("residual")
     saved = model.state_dict(), opt.state_dict(), scheme.state_dict()
+    before = [p.detach().clone() for p in model.parameters()]
+    other = build("residual", seed=9)[0]
+    for part in ("", "block2", "block2.conv1"):
+        with pytest.raises(tr.ReaperError, match=r"load_state_dict: .* call scheme.restore\(\)"):
+            model.get_submodule(part).load_state_dict(other.get_submodule(part).state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)), "half of it was loaded"
     with pytest.raises(tr.ReaperError, match=r"load_state_dict: .* call scheme.restore\(\)"):
         model.load_state_dict(saved[0])
     with pytest.raises(tr.ReaperError, match=r"optimizer.load_state_dict: .* call scheme.restore\(\)"):

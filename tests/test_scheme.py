@@ -80,6 +80,8 @@ def test_leaving_early_and_removing():
     assert scheme.phase == "full"
     assert scheme.step() is None
     scheme.remove()
+    with pytest.raises(tr.ReaperError, match="step: the scheme was removed from the model; build a new one"):
+        scheme.step()
     assert not any(m._forward_hooks or m._state_dict_hooks for m in scheme.model.modules())
     again = scheme_for(scheme.model, torch.optim.SGD(scheme.model.parameters(), lr=0.1))
     assert again.phase == "full"
@@ -146,6 +148,8 @@ def test_the_known_trap_is_warned_of():
         ({"subnetwork": "small"}, "subnetwork='small': must be"),
         ({"subnetwork": "compact"}, 'subnetwork="compact": not available in this version'),
         ({"skip": "*"}, "no convolution to rank"),
+        ({"min_filters": 99}, "min_filters=99, max_per_layer=1.0: no layer may lose a filter (the widest has 6)"),
+        ({"seed": -1}, "seed=-1: must be a whole number of at least 0"),
     ],
 )
 def test_wrong_arguments_are_named_and_nothing_is_attached(settings, message):
@@ -201,7 +205,9 @@ def test_nan_weights_are_an_error_that_names_the_layer_and_drops_nothing():
     scheme.model.block2.conv1.weight.data[2] = float("nan")
     with pytest.raises(tr.ReaperError, match=r"scores of layer 'block2.conv1': NaN"):
         scheme.step()
-    assert scheme.phase == "full"
+    assert (scheme.phase, scheme.steps) == ("full", 0)
+    scheme.model.block2.conv1.weight.data[2] = 0.1
+    assert scheme.step().kind == "drop", "the step can be tried again"
 
 
 def test_every_layer_at_its_limit():
@@ -225,6 +231,15 @@ def test_state_of_other_settings_or_another_model_is_refused():
         other.load_state_dict(state)
     with pytest.raises(tr.ReaperError, match="not the state of a RePr scheme"):
         other.load_state_dict({"step": 3})
+
+
+def test_a_criterion_is_known_by_its_settings():
+    def state(criterion):
+        return scheme_for(criterion=criterion).state_dict()
+
+    scheme_for(criterion="orthogonality").load_state_dict(state(tr.criteria.Orthogonality()))
+    with pytest.raises(tr.ReaperError, match=r"criterion was 'Magnitude\(p=1\)' when saved and is 'Magnitude\(p=2\)'"):
+        scheme_for(criterion=tr.criteria.Magnitude(2)).load_state_dict(state(tr.criteria.Magnitude(1)))
 
 
 def test_state_survives_a_safe_load():

@@ -104,7 +104,7 @@ def test_optimizers_are_unwrapped_and_checked():
     class Wrapper:
         optimizer = opt
 
-    assert as_optimizers([opt, Wrapper()]) == (opt, opt)
+    assert as_optimizers([opt, Wrapper()]) == (opt,), "one optimizer twice would store its state twice"
     assert as_optimizers(None) == ()
     with pytest.raises(tr.ReaperError, match=r"optimizer='adam': must be a torch.optim.Optimizer"):
         as_optimizers(["adam"])

@@ -194,26 +194,48 @@ class FilterBank:
         min_filters: int = 1,
         max_per_layer: float = 1.0,
     ) -> Preview:
-        """What dropping ``fraction`` of the ranked filters would do; nothing changes, the random state included."""
-        check_fraction(fraction)
+        """What dropping ``fraction`` of the ranked filters would do; nothing changes, the random state included.
+
+        Raises:
+            ReaperError: filters are dropped now (their weights are not in place), or the settings drop none.
+        """
+        if self.dropped:
+            raise ReaperError("preview: filters are dropped, their weights are not in place; restore them before")
+        self.check_settings(fraction, min_filters, max_per_layer)
         before = self.generator.get_state()
         try:
             scores = criteria.make(criterion).scores(self)
         finally:
             self.generator.set_state(before)
         filters, notes = self.select(scores, fraction, min_filters=min_filters, max_per_layer=max_per_layer)
-        none, gone = dropped_ids(self.layers, {}), dropped_ids(self.layers, filters)
-        return Preview(
-            fraction,
-            filters,
-            {layer.name: scores[layer.name] for layer in self.ranked},
-            network_cost(self.model, self.flow, none),
-            network_cost(self.model, self.flow, gone),
-            tuple(notes),
-        )
+        mine = {layer.name: scores[layer.name] for layer in self.ranked}
+        return Preview(fraction, filters, mine, self.cost({}), self.cost(filters), tuple(notes))
+
+    def cost(self, filters: Filters) -> Cost:
+        """What the network costs without ``filters`` (layer -> indices; empty: the whole network)."""
+        return network_cost(self.model, self.flow, dropped_ids(self.layers, filters))
+
+    def check_settings(self, fraction: float, min_filters: int = 1, max_per_layer: float = 1.0) -> None:
+        """Raise :class:`ReaperError` for values out of range, and for those that would never drop a filter."""
+        check_fraction(fraction)
+        if isinstance(max_per_layer, bool) or not isinstance(max_per_layer, (int, float)) or not 0 < max_per_layer <= 1:
+            raise ReaperError(f"max_per_layer={max_per_layer!r}: must be in (0, 1]")
+        ranked = sum(layer.filters for layer in self.ranked)
+        if not criteria.quota(fraction, ranked):
+            raise ReaperError(
+                f"fraction={fraction}: of {ranked} ranked filters that is none; use at least {1 / ranked:.3g}"
+            )
+        if not any(criteria.capacity(layer.filters, min_filters, max_per_layer) for layer in self.ranked):
+            widest = max(layer.filters for layer in self.ranked)
+            raise ReaperError(
+                f"min_filters={min_filters}, max_per_layer={max_per_layer}: no layer may lose a filter (the widest has "
+                f"{widest}); lower min_filters or raise max_per_layer"
+            )
 
     def drop(self, filters: Filters, *, mode: str = "auto") -> None:
         """Leave ``filters`` out until :meth:`restore`.
+
+        To train in between, :meth:`attach` the optimizer first: without it, its state of these filters is not kept.
 
         Args:
             filters: layer name -> indices.
@@ -226,11 +248,14 @@ class FilterBank:
         if self.dropped:
             raise ReaperError("drop: filters are dropped already; restore them before dropping others")
         wanted = {name: self._checked(name, indices) for name, indices in filters.items() if len(indices)}
+        if not wanted:
+            return
         if self._masked is None:
             self.attach()
         assert self._masked is not None
         ids = dropped_ids(self.layers, wanted)
-        self._masked.enter(masks(self.flow, ids), cuts(self.model, self.flow, ids))
+        with torch.inference_mode(False):  # a tensor made in it could never be trained again
+            self._masked.enter(masks(self.flow, ids), cuts(self.model, self.flow, ids))
         self.dropped = wanted
 
     def restore(self, reinit: str | Reinit | None = None) -> list[str]:
@@ -243,16 +268,19 @@ class FilterBank:
             One note per layer on how its filters came back; empty without ``reinit``.
         """
         how = None if reinit is None else as_reinit(reinit)
-        dropped, self.dropped = self.dropped, {}
-        if not dropped:
+        if not self.dropped:
             return []
         assert self._masked is not None
-        self._masked.leave()
-        if how is None:
-            return []
-        lost = {self._by_name[name]: indices for name, indices in dropped.items()}
-        belongings = cuts(self.model, self.flow, dropped_ids(self.layers, dropped))
-        return bring_back(self.model, lost, belongings, self._optimizers, how, self.generator)
+        lost = {self._by_name[name]: indices for name, indices in self.dropped.items()}
+        if how is not None:
+            self._check_return(lost)
+        belongings = cuts(self.model, self.flow, dropped_ids(self.layers, self.dropped))
+        with torch.inference_mode(False):
+            self._masked.leave()
+            self.dropped = {}
+            if how is None:
+                return []
+            return bring_back(self.model, lost, belongings, self._optimizers, how, self.generator)
 
     @contextmanager
     def without(self, filters: Filters, mode: str = "auto") -> Iterator[FilterBank]:
@@ -266,8 +294,22 @@ class FilterBank:
             if not attached_before:
                 self.detach()
 
+    def _check_return(self, lost: Mapping[FilterLayer, Sequence[int]]) -> None:
+        """Before anything is touched: what a re-initialisation needs."""
+        assert self._masked is not None
+        for layer in lost:
+            if not layer.module.weight.requires_grad:
+                raise ReaperError(f"restore: layer {layer.name!r} is frozen; restore it as it was, without reinit")
+            if not (layer.rows.isfinite().all() and self._masked.stored(layer.name).isfinite().all()):
+                raise ReaperError(
+                    f"restore: the weights of layer {layer.name!r} are not finite, training has diverged; lower the "
+                    "learning rate or clip gradients, and go on from an earlier checkpoint"
+                )
+
     def _checked(self, name: str, indices: Sequence[int]) -> tuple[int, ...]:
         layer = self[name]
+        if not layer.droppable:
+            raise ReaperError(f"filters of {name!r}: cannot be dropped ({layer.reason})")
         chosen = tuple(sorted({int(i) for i in indices}))
         if wrong := [i for i in chosen if not 0 <= i < layer.filters]:
             raise ReaperError(f"filters of {name!r}: {wrong[0]} is not in 0..{layer.filters - 1}")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from torchreaper.filters import cuts
+from torchreaper.filters import cuts, tensor_of
 from torchreaper.flow import Flow
+from torchreaper.operations import CONVOLUTIONS
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,17 @@ def network_cost(model: nn.Module, flow: Flow, ids: Int[Tensor, " ids"]) -> Cost
     for name, entries in gone.items():
         module = model.get_submodule(name)
         for tensor, cut in entries.items():
-            if isinstance(weight := getattr(module, tensor), nn.Parameter):
+            if isinstance(weight := tensor_of(module, tensor), nn.Parameter):
                 parameters -= int(cut.mask(weight).sum())
     multiply_adds = activations = 0
     for name, positions in flow.positions.items():
-        weight = getattr(model.get_submodule(name), "weight", None)
-        if isinstance(weight, Tensor) and weight.ndim > 1:
+        module = model.get_submodule(name)
+        weight = tensor_of(module, "weight")
+        if weight is None and isinstance(module, CONVOLUTIONS):  # computed from other parameters; nothing of it can go
+            multiply_adds += (
+                positions * module.out_channels * module.in_channels // module.groups * prod(module.kernel_size)
+            )
+        elif weight is not None and weight.ndim > 1:
             part = gone.get(name, {}).get("weight")
             lost = 0 if part is None else int(part.mask(weight).sum())
             multiply_adds += positions * (weight.numel() - lost)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from math import prod
 from typing import Literal, Union
 
 import torch
@@ -36,6 +37,7 @@ class FilterLayer:
         route: "narrow" where every reader of the filters is a dense layer, so that they could be left out for real;
             "masked" where some place needs the full width.
         ranked: whether the filters take part in the global ranking.
+        droppable: whether they can be left out at all: not where the weight is computed, or used in another place too.
         reason: why not ranked, or what makes the route "masked"; empty otherwise.
     """
 
@@ -47,6 +49,7 @@ class FilterLayer:
     start: int
     route: Route
     ranked: bool
+    droppable: bool
     reason: str
 
     @property
@@ -91,11 +94,12 @@ def filter_layers(
                 name=name,
                 module=module,
                 filters=module.out_channels,
-                dims=module.weight[0].numel(),
+                dims=module.in_channels // module.groups * prod(module.kernel_size),
                 groups=module.groups,
                 start=flow.start[name],
                 route="masked" if barriers or unread or never else "narrow",
                 ranked=not reason,
+                droppable=owns_weight(module) and name not in flow.shared,
                 reason=reason or (f"full width at {', '.join(barriers[:3])}" if barriers else ""),
             )
         )
@@ -106,7 +110,7 @@ def dropped_ids(layers: Iterable[FilterLayer], dropped: Filters) -> Int[Tensor, 
     """The flow's ids of the given filters."""
     start = {layer.name: layer.start for layer in layers}
     return torch.tensor(
-        sorted(start[name] + i for name, indices in dropped.items() for i in indices), dtype=torch.int64
+        sorted(start[name] + i for name, indices in dropped.items() for i in indices), dtype=torch.int64, device="cpu"
     )
 
 
@@ -129,13 +133,19 @@ def cuts(model: nn.Module, flow: Flow, ids: Int[Tensor, " ids"]) -> dict[str, di
         entries = {
             tensor: Cut(rows, columns if tensor == "weight" and name in flow.readers else _NONE)
             for tensor in ("weight", "bias", "running_mean", "running_var")
-            if isinstance(getattr(module, tensor, None), Tensor)
+            if tensor_of(module, tensor) is not None
         }
         found[name] = {tensor: cut for tensor, cut in entries.items() if cut}
     return {name: entries for name, entries in found.items() if entries}
 
 
-_NONE = torch.empty(0, dtype=torch.int64)
+def tensor_of(module: nn.Module, name: str) -> Tensor | None:
+    """A parameter or buffer that the module holds itself; reading a computed one may run code of its own."""
+    found = module._parameters.get(name)
+    return module._buffers.get(name) if found is None else found
+
+
+_NONE = torch.empty(0, dtype=torch.int64, device="cpu")
 
 
 def _positions(origin: Int[Tensor, " channels"], ids: Int[Tensor, " ids"]) -> Int[Tensor, " positions"]:
@@ -165,6 +175,8 @@ def _left_out(name: str, module: nn.Module, flow: Flow, skipped: set[str], insid
 
 
 def _as_patterns(value: Skip, argument: str) -> list[str]:
+    if not (value is None or isinstance(value, (str, Sequence, Set))):
+        raise ReaperError(f"{argument}={value!r}: must be a layer name or pattern, a list of them, or None")
     patterns = [value] if isinstance(value, str) else list(value or ())
     if wrong := [p for p in patterns if not isinstance(p, str)]:
         raise ReaperError(f"{argument}={wrong[0]!r}: must be a layer name or pattern")

@@ -9,20 +9,19 @@ position of its channel dimension, the id of the filter it comes from. What the 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
 
 from torchreaper.errors import ReaperError
-from torchreaper.operations import CONVOLUTIONS, Kind, argument, kind_of
+from torchreaper.operations import CONVOLUTIONS, NORMS, Kind, argument, is_division, kind_of, spatial_dims
 from torchreaper.tracing import (
     ExampleInputs,
     bind_arguments,
@@ -32,6 +31,7 @@ from torchreaper.tracing import (
     refuse_wrappers,
     trace,
     training_mode,
+    undisturbed,
 )
 
 NOBODY = -1
@@ -80,7 +80,7 @@ class Flow:
 
     def layers_of(self, origin: Int[Tensor, " channels"]) -> list[str]:
         """The convolutions that own a channel of ``origin``, in order of execution."""
-        names, starts = list(self.start), torch.tensor([*self.start.values()])
+        names, starts = list(self.start), torch.tensor([*self.start.values()], device="cpu")
         owners = torch.searchsorted(starts, origin[origin != NOBODY], right=True) - 1
         return [names[k] for k in sorted(set(owners.tolist()))]
 
@@ -98,10 +98,38 @@ def find_flow(model: nn.Module, example_inputs: ExampleInputs) -> Flow:
     """
     refuse_wrappers(model)
     arguments = bind_arguments(model, example_inputs)
-    graphs = []
-    for training in (True, False):
+    with undisturbed(model):
+        return _united(model, arguments)
+
+
+def _united(model: nn.Module, arguments: dict[str, Any]) -> Flow:
+    graphs = {}
+    for training in (False, True):
         with training_mode(model, training):
-            graphs.append(trace(model, arguments))
+            graphs[training] = trace(model, arguments)
+    start = _numbered(model, graphs.values())
+    # Two uses of one module that disagree about its channels make it a barrier; that can change what lies behind
+    # it, so the walk starts again until nothing new is found.
+    shared = _sharing(model, graphs.values())
+    opaque = set(shared)
+    while True:
+        flow = Flow(dict(start), shared=shared)
+        uses: dict[str, list[Channels]] = defaultdict(list)
+        for training in (True, False):
+            walk = _Walk(graphs[training], flow, uses, opaque, count=training)
+            with training_mode(model, training), fake_buffers(model, walk.fake):
+                _run(walk, model, arguments)
+        disagreeing = {name for name, seen in uses.items() if not _agree(seen)} - opaque
+        if not disagreeing:
+            return flow
+        opaque |= disagreeing
+
+
+def _numbered(model: nn.Module, graphs: Iterable[fx.GraphModule]) -> dict[str, int]:
+    """First filter id of every convolution, in order of execution.
+
+    The evaluation graph comes first: in training a model may go its ways at random.
+    """
     start, total = {}, 0
     for graph in graphs:
         for node in graph.graph.nodes:
@@ -110,21 +138,7 @@ def find_flow(model: nn.Module, example_inputs: ExampleInputs) -> Flow:
                 if isinstance(module, CONVOLUTIONS):
                     start[node.target] = total
                     total += module.out_channels
-    # Two uses of one module that disagree about its channels make it a barrier; that can change what lies behind
-    # it, so the walk starts again until nothing new is found.
-    shared = _sharing(model, graphs)
-    opaque = set(shared)
-    while True:
-        flow = Flow(dict(start), shared=shared)
-        uses: dict[str, list[Channels]] = defaultdict(list)
-        for training, graph in zip((True, False), graphs):
-            walk = _Walk(graph, flow, uses, opaque, count=training)
-            with training_mode(model, training), fake_buffers(model, walk.fake):
-                _walk(walk, model, arguments)
-        disagreeing = {name for name, seen in uses.items() if not _agree(seen)} - opaque
-        if not disagreeing:
-            return flow
-        opaque |= disagreeing
+    return start
 
 
 class _Walk(fx.Interpreter):
@@ -143,41 +157,61 @@ class _Walk(fx.Interpreter):
         self.flow, self.uses, self.opaque, self.count = flow, uses, opaque, count
         self.channels: dict[fx.Node, Channels] = {}
         self.values: dict[fx.Node, Tensor] = {}
+        self.leads: dict[fx.Node, set[str]] = {}
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        module = self.fetch_attr(target)
+        if isinstance(module, NORMS):  # a shape is all that counts, also where a batch would be too small to normalise
+            return torch.empty_like(args[0] if args else kwargs["input"])
         # Past the module's hooks: they are the user's, and must not see fake tensors.
-        return self.fetch_attr(target).forward(*args, **kwargs)
+        return module.forward(*args, **kwargs)
 
     def run_node(self, node: fx.Node) -> Any:
-        versions = {n: self.values[n]._version for n in node.all_input_nodes if n in self.channels}
+        inputs = node.all_input_nodes
+        versions = {n: self.values[n]._version for n in inputs if n in self.channels}
         with self.fake, torch.no_grad():
             value = super().run_node(node)
         if isinstance(value, Tensor):
             self.values[node] = value
-        entering = [self.channels[n] for n in node.all_input_nodes if n in self.channels]
         if node.op == "output":
-            for channels in entering:
-                self.flow.outputs.update(self.flow.layers_of(channels.origin))
-        elif holds_tensor(value):
-            leaving = self._follow(node, value, entering)
+            self.flow.outputs.update(*(self.leads[n] for n in inputs))
+            return value
+        module = self.fetch_attr(str(node.target)) if node.op == "call_module" else None
+        kind = kind_of(node, module)
+        self.leads[node] = self._leads(node, kind)
+        if holds_tensor(value):
+            entering = [self.channels[n] for n in inputs if n in self.channels]
+            leaving = self._follow(node, kind, module, value, entering)
             if leaving is not None and value.shape[leaving.dim] != len(leaving.origin):
                 leaving = self._barrier(node, [leaving])
-            self._forget_changed(versions)
+            if kind not in (Kind.KEEP, Kind.SCALE):
+                self._forget_changed(node, versions)
             if leaving is not None and (leaving.origin != NOBODY).any():
                 self.channels[node] = leaving
         return value
 
-    def _forget_changed(self, versions: dict[fx.Node, int]) -> None:
-        """What an in-place operation has written to is no longer what it was, in any of its views."""
+    def _leads(self, node: fx.Node, kind: Kind) -> set[str]:
+        """The convolutions whose channels, or a function of each of them, this node hands on: a softmax of classes too.
+
+        What reads channels, or adds other channels to them, ends it.
+        """
+        if kind is Kind.CONVOLUTION:
+            return {str(node.target)}
+        tensors = [n for n in node.all_input_nodes if n in self.values]
+        if kind is Kind.LINEAR or (kind is Kind.ADD and len(tensors) > 1):
+            return set()
+        return set().union(*(self.leads[n] for n in tensors))
+
+    def _forget_changed(self, node: fx.Node, versions: dict[fx.Node, int]) -> None:
+        """What an in-place operation has written to is no longer the filter's, in any of its views."""
         for changed in [n for n, version in versions.items() if self.values[n]._version != version]:
             storage = self.values[changed].untyped_storage()
-            for node in list(self.channels):
-                if self.values[node].untyped_storage() == storage:
-                    del self.channels[node]
+            for alias in [n for n in self.channels if self.values[n].untyped_storage() == storage]:
+                self._barrier(node, [self.channels.pop(alias)])
 
-    def _follow(self, node: fx.Node, value: Any, entering: list[Channels]) -> Channels | None:
-        module = self.fetch_attr(str(node.target)) if node.op == "call_module" else None
-        kind = kind_of(node, module)
+    def _follow(
+        self, node: fx.Node, kind: Kind, module: nn.Module | None, value: Any, entering: list[Channels]
+    ) -> Channels | None:
         if module is not None and has_foreign_hooks(module):
             own = [self._convolution(str(node.target), module, value, [])] if kind is Kind.CONVOLUTION else []
             return self._barrier(node, entering + own)
@@ -202,10 +236,12 @@ class _Walk(fx.Interpreter):
             self.flow.sites[str(node.target)] = channels
             self.flow.norms.add(str(node.target))
             return channels
-        if kind is Kind.KEEP and value.ndim == len(before) and not _pads_channels(node, channels):
-            return channels
+        if kind is Kind.KEEP and value.ndim == len(before):
+            behind = -1 - channels.dim
+            return channels if spatial_dims(node, module, value.ndim) <= behind else self._barrier(node, entering)
         if kind is Kind.SCALE and len(node.all_input_nodes) == 1:
-            return channels if node.args[0] in self.channels else self._barrier(node, entering)
+            divisor = is_division(node) and argument(node, 0, "input") not in self.channels
+            return self._barrier(node, entering) if divisor else channels
         if kind is Kind.RESHAPE:
             return reshaped(channels, before, value.shape) or self._barrier(node, entering)
         if kind is Kind.REDUCE:
@@ -235,7 +271,7 @@ class _Walk(fx.Interpreter):
 
     def _use(self, name: str, entering: list[Channels], width: int, dim: int) -> None:
         """Note what a module is used on; on nobody's channels too, for another use may be on a filter's."""
-        self.uses[name] += entering or [Channels(torch.full((width,), NOBODY), dim)]
+        self.uses[name] += entering or [Channels(nobody(width), dim)]
 
     def _convolution(self, name: str, module: Any, value: Tensor, entering: list[Channels]) -> Channels:
         dim = -1 - len(module.kernel_size)
@@ -245,7 +281,7 @@ class _Walk(fx.Interpreter):
             self._barrier_at(name, entering)
         self._count(name, value, dim)
         first = self.flow.start[name]
-        channels = Channels(torch.arange(first, first + module.out_channels), dim)
+        channels = Channels(torch.arange(first, first + module.out_channels, device="cpu"), dim)
         self.flow.sites[name] = channels
         return channels
 
@@ -280,8 +316,7 @@ class _Walk(fx.Interpreter):
         if not at_channels or any(channels.dim != first.dim for channels in entering):
             return self._barrier(node, entering)
         origins = [
-            self.channels[n].origin if n in self.channels else torch.full((self.values[n].shape[first.dim],), NOBODY)
-            for n in parts
+            self.channels[n].origin if n in self.channels else nobody(self.values[n].shape[first.dim]) for n in parts
         ]
         return Channels(torch.cat(origins), first.dim)
 
@@ -311,12 +346,17 @@ def reshaped(channels: Channels, before: torch.Size, after: torch.Size) -> Chann
     return None
 
 
+def nobody(width: int) -> Int[Tensor, " width"]:
+    """The origin of a tensor that no filter has a part in."""
+    return torch.full((width,), NOBODY, device="cpu")
+
+
 def owns_weight(module: nn.Module) -> bool:
     """Whether ``module.weight`` is a parameter of its own, not one computed from others (weight_norm and the like)."""
     return module._parameters.get("weight") is not None
 
 
-def _sharing(model: nn.Module, graphs: Sequence[fx.GraphModule]) -> set[str]:
+def _sharing(model: nn.Module, graphs: Iterable[fx.GraphModule]) -> set[str]:
     """Modules with a parameter that another module holds too, or that a forward method takes by itself.
 
     What one use of it leaves out, the other would miss.
@@ -327,19 +367,17 @@ def _sharing(model: nn.Module, graphs: Sequence[fx.GraphModule]) -> set[str]:
             if parameter is not None:
                 holders[id(parameter)].append(name)
     shared = {name for names in holders.values() if len(names) > 1 for name in names}
-    taken = {str(node.target) for graph in graphs for node in graph.graph.nodes if node.op == "get_attr"}
+    nodes = [node for graph in graphs for node in graph.graph.nodes if node.op == "get_attr"]
+    # `weight.dtype` and the like take nothing of the weight.
+    taken = {str(node.target) for node in nodes if any(user.target is not getattr for user in node.users)}
     return shared | {name.rpartition(".")[0] for name in taken}
-
-
-def _pads_channels(node: fx.Node, channels: Channels) -> bool:
-    return node.target is F.pad and len(argument(node, 1, "pad")) // 2 >= -channels.dim
 
 
 def _agree(seen: list[Channels]) -> bool:
     return all(c.dim == seen[0].dim and torch.equal(c.origin, seen[0].origin) for c in seen)
 
 
-def _walk(walk: _Walk, model: nn.Module, arguments: dict[str, Any]) -> None:
+def _run(walk: _Walk, model: nn.Module, arguments: dict[str, Any]) -> None:
     fake = walk.fake.from_tensor
     inputs = tree_map(lambda x: fake(x.detach()) if isinstance(x, Tensor) else x, list(arguments.values()))
     try:

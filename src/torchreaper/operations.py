@@ -32,7 +32,7 @@ class Kind(Enum):
     REDUCE = auto()
     """A mean, sum or maximum over given dimensions."""
     SCALE = auto()
-    """Multiplication or division by a number."""
+    """Multiplication by a number, or division by one."""
     ADD = auto()
     CAT = auto()
     BARRIER = auto()
@@ -42,73 +42,60 @@ class Kind(Enum):
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
-_KEEP_MODULES = (
-    *(
-        nn.Identity,
-        nn.ReLU,
-        nn.ReLU6,
-        nn.LeakyReLU,
-        nn.RReLU,
-        nn.ELU,
-        nn.CELU,
-        nn.SELU,
-        nn.GELU,
-        nn.SiLU,
-        nn.Mish,
-    ),
-    *(nn.Tanh, nn.Hardswish, nn.Softsign, nn.Tanhshrink, nn.Softshrink, nn.Hardshrink),
-    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
-    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
-    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
-    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
-    *(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReplicationPad1d),
-    *(nn.ReplicationPad2d, nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d),
+_POINTWISE_MODULES = (
+    "Identity ReLU ReLU6 LeakyReLU RReLU ELU CELU SELU GELU SiLU Mish Tanh Hardswish Softsign Tanhshrink Softshrink "
+    "Hardshrink Dropout Dropout1d Dropout2d Dropout3d"
 )
+_SPATIAL_MODULES = (
+    "MaxPool1d MaxPool2d MaxPool3d AvgPool1d AvgPool2d AvgPool3d AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveAvgPool3d "
+    "AdaptiveMaxPool1d AdaptiveMaxPool2d AdaptiveMaxPool3d ZeroPad1d ZeroPad2d ZeroPad3d ReflectionPad1d "
+    "ReflectionPad2d ReplicationPad1d ReplicationPad2d Upsample UpsamplingNearest2d UpsamplingBilinear2d"
+)
+_POINTWISE_FUNCTIONS = (
+    "relu relu_ relu6 leaky_relu leaky_relu_ elu elu_ celu selu gelu silu mish tanh hardswish softsign dropout "
+    "dropout1d dropout2d dropout3d"
+)
+_SPATIAL_FUNCTIONS = (
+    "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
+    "adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d interpolate"
+)
+_POINTWISE_METHODS = (
+    "relu relu_ tanh tanh_ abs abs_ clone contiguous detach to type float half bfloat16 double cpu cuda"
+)
+
+
+def _named(home: Any, names: str) -> dict[Any, str]:
+    return {getattr(home, name): name for name in names.split()}
+
+
+_SPATIAL = {**_named(nn, _SPATIAL_MODULES), **_named(F, _SPATIAL_FUNCTIONS), **_named(torch, "max_pool1d max_pool2d")}
+_DIVISIONS = (operator.truediv, operator.itruediv, torch.div, "div", "div_")
+
 _MODULES: dict[type[nn.Module], Kind] = {
     **dict.fromkeys(CONVOLUTIONS, Kind.CONVOLUTION),
     **dict.fromkeys(NORMS, Kind.NORM),
-    **dict.fromkeys(_KEEP_MODULES, Kind.KEEP),
+    **dict.fromkeys(_named(nn, f"{_POINTWISE_MODULES} {_SPATIAL_MODULES}"), Kind.KEEP),
     nn.Linear: Kind.LINEAR,
     nn.Flatten: Kind.RESHAPE,
+    nn.Hardtanh: Kind.KEEP,
+    nn.PReLU: Kind.KEEP,
+    **dict.fromkeys(_named(nn, "ConstantPad1d ConstantPad2d ConstantPad3d"), Kind.KEEP),
 }
-_KEEP_FUNCTIONS: tuple[Callable[..., Any], ...] = (
-    *(
-        F.relu,
-        F.relu_,
-        F.relu6,
-        F.leaky_relu,
-        F.elu,
-        F.celu,
-        F.selu,
-        F.gelu,
-        F.silu,
-        F.mish,
-        F.tanh,
-        F.hardswish,
-    ),
-    *(torch.relu, torch.relu_, torch.tanh, torch.clone, torch.abs),
-    *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.interpolate),
-    *(F.max_pool1d, F.max_pool2d, F.max_pool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d),
-    *(torch.max_pool1d, torch.max_pool2d, torch.max_pool3d),
-    *(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
-    *(F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d),
-)
 _FUNCTIONS: dict[Callable[..., Any], Kind] = {
-    **dict.fromkeys(_KEEP_FUNCTIONS, Kind.KEEP),
-    **dict.fromkeys((torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze), Kind.RESHAPE),
-    **dict.fromkeys((torch.mean, torch.sum, torch.amax), Kind.REDUCE),
+    **dict.fromkeys(_named(F, f"{_POINTWISE_FUNCTIONS} {_SPATIAL_FUNCTIONS} hardtanh pad"), Kind.KEEP),
+    **dict.fromkeys(_named(torch, "relu relu_ tanh clone abs detach max_pool1d max_pool2d"), Kind.KEEP),
+    **dict.fromkeys(_named(torch, "flatten reshape squeeze unsqueeze"), Kind.RESHAPE),
+    **dict.fromkeys(_named(torch, "mean sum amax"), Kind.REDUCE),
+    **dict.fromkeys(_named(torch, "cat concat concatenate"), Kind.CAT),
     **dict.fromkeys((operator.add, operator.iadd, torch.add, operator.sub, operator.isub, torch.sub), Kind.ADD),
-    **dict.fromkeys((operator.mul, operator.imul, torch.mul, operator.truediv, torch.div), Kind.SCALE),
-    torch.cat: Kind.CAT,
-    torch.concat: Kind.CAT,
+    **dict.fromkeys((operator.mul, operator.imul, torch.mul, *_DIVISIONS[:3]), Kind.SCALE),
 }
 _METHODS: dict[str, Kind] = {
-    **dict.fromkeys(("relu", "relu_", "tanh", "abs", "clone", "contiguous", "to", "float", "half"), Kind.KEEP),
-    **dict.fromkeys(("bfloat16", "double", "type", "cpu", "cuda"), Kind.KEEP),
-    **dict.fromkeys(("flatten", "view", "reshape", "squeeze", "unsqueeze"), Kind.RESHAPE),
-    **dict.fromkeys(("mean", "sum", "amax"), Kind.REDUCE),
-    **dict.fromkeys(("add", "add_", "sub", "sub_"), Kind.ADD),
-    **dict.fromkeys(("mul", "mul_", "div", "div_"), Kind.SCALE),
+    **dict.fromkeys(_POINTWISE_METHODS.split(), Kind.KEEP),
+    **dict.fromkeys(["flatten", "view", "reshape", "squeeze", "unsqueeze"], Kind.RESHAPE),
+    **dict.fromkeys(["mean", "sum", "amax"], Kind.REDUCE),
+    **dict.fromkeys(["add", "add_", "sub", "sub_"], Kind.ADD),
+    **dict.fromkeys(["mul", "mul_", "div", "div_"], Kind.SCALE),
 }
 
 
@@ -117,38 +104,68 @@ def argument(node: fx.Node, position: int, name: str, default: Any = None) -> An
     return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
 
-def _module_kind(module: nn.Module) -> Kind:
-    # A subclass counts as what it inherits from only while it computes the same thing.
+def _base(module: nn.Module) -> type[nn.Module] | None:
+    """The listed class that ``module`` computes the same as: its own, or one whose methods it has not replaced."""
     for base in type(module).__mro__:
         if base in _MODULES:
-            return _MODULES[base] if type(module).forward is base.forward else Kind.BARRIER
-    if isinstance(module, nn.Hardtanh):  # ReLU6 is listed; others only where 0 stays 0
-        return Kind.KEEP if module.min_val <= 0 <= module.max_val else Kind.BARRIER
-    if isinstance(module, nn.PReLU):
-        return Kind.KEEP if module.num_parameters == 1 else Kind.BARRIER
-    if isinstance(module, (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)):
-        return Kind.KEEP if module.value == 0 else Kind.BARRIER
-    return Kind.BARRIER
+            own, listed = type(module), base
+            same = own.forward is listed.forward
+            same &= getattr(own, "_conv_forward", None) is getattr(listed, "_conv_forward", None)
+            return base if same else None
+    return None
+
+
+def _module_kind(module: nn.Module) -> Kind:
+    base = _base(module)
+    if base is None:
+        return Kind.BARRIER
+    zero_stays_zero = True
+    if isinstance(module, nn.Hardtanh):
+        zero_stays_zero = module.min_val <= 0 <= module.max_val
+    elif isinstance(module, nn.PReLU):  # one slope a channel would be an entry of the filter
+        zero_stays_zero = module.num_parameters == 1
+    elif isinstance(module, (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)):
+        zero_stays_zero = module.value == 0
+    return _MODULES[base] if zero_stays_zero else Kind.BARRIER
 
 
 def is_known_module(module: nn.Module) -> bool:
-    """Whether the table treats ``module`` as one operation (also the user's subclass with the same ``forward``)."""
+    """Whether the table treats ``module`` as one operation (also the user's subclass that computes the same)."""
     return _module_kind(module) is not Kind.BARRIER
 
 
 def kind_of(node: fx.Node, module: nn.Module | None) -> Kind:
     """The kind of a graph node; ``module`` is the called module of a ``call_module`` node."""
-    if node.op == "call_module":
-        assert module is not None
+    if module is not None:
         return _module_kind(module)
     if node.op == "call_method":
         return _METHODS.get(str(node.target), Kind.BARRIER)
-    if node.op != "call_function":
+    if node.op != "call_function" or not callable(node.target):
         return Kind.BARRIER
-    if node.target is F.pad:
-        mode, value = argument(node, 2, "mode", "constant"), argument(node, 3, "value", None)
-        return Kind.KEEP if mode != "constant" or not value else Kind.BARRIER
+    if node.target is F.pad and argument(node, 2, "mode", "constant") == "constant" and argument(node, 3, "value"):
+        return Kind.BARRIER
     if node.target is F.hardtanh:
         low, high = argument(node, 1, "min_val", -1.0), argument(node, 2, "max_val", 1.0)
         return Kind.KEEP if low <= 0 <= high else Kind.BARRIER
-    return _FUNCTIONS.get(node.target, Kind.BARRIER) if callable(node.target) else Kind.BARRIER
+    return _FUNCTIONS.get(node.target, Kind.BARRIER)
+
+
+def is_division(node: fx.Node) -> bool:
+    """Whether a SCALE node divides: then only its first operand passes on."""
+    return node.target in _DIVISIONS
+
+
+def spatial_dims(node: fx.Node, module: nn.Module | None, ndim: int) -> int:
+    """Over how many of the last dimensions a KEEP node mixes positions; the channels must lie before them.
+
+    A pool in two dimensions takes [n, c, h, w] and [c, h, w] alike; on a tensor read otherwise it would mix channels.
+    """
+    if node.target is F.pad:
+        return len(argument(node, 1, "pad")) // 2
+    base = None if module is None else _base(module)
+    if base is not None and base.__name__.startswith("ConstantPad"):
+        return int(base.__name__[-2])
+    name = _SPATIAL.get(base if module is not None else node.target, "")
+    if not name:
+        return 0
+    return int(name[-2]) if name.endswith("d") else ndim - 2  # interpolate and Upsample take [n, c, ...] only

@@ -36,14 +36,15 @@ class Reinit:
 
     Attributes:
         method: "orthogonal": orthogonal to the old values of the dropped and the current values of the kept
-            filters. "random": random directions, the honest control. "zero": zeros; a filter at 0 under a ReLU
-            without a norm gets no gradient and never wakes. "released": the release's, the Gram-Schmidt residual of
-            the filter's own old value against the filters before it.
+            filters. "random": random directions, the honest control. "zero": zeros; where a ReLU follows, such a filter
+            gets no gradient and never wakes, with a fresh norm between them neither. "released": the release's, the
+            Gram-Schmidt residual of the filter's own old value against the filters before it.
         gain: length of the new filters: "kept", the mean length of the kept ones, or a number. Default: "kept";
             1.0 for "released".
         bias: "zero" or "keep" (the value when dropped). Default: "zero"; "keep" for "released".
         consumers: what later layers' slices that read the filter hold: "keep" (the values when dropped), "zero", or
-            "random": normal, with the root mean square of the rest of that tensor.
+            "random": normal, with the root mean square of the rest of that tensor. Rows that return in those layers
+            themselves are new throughout.
         optimizer_state: per-weight state of all that: "zero" (what a new optimizer holds), "layer-mean" (second
             moments start from the mean of the rest of their tensor) or "keep" (as when dropped).
         norms: the filter's BatchNorm entries: "reset" to gamma 1, beta 0, mean 0, variance 1, or "keep".
@@ -97,12 +98,10 @@ class Return:
 
     Attributes:
         rows: float64 ``[returning, dims]``, at their final length.
-        worst: largest |cos| of a new row with any old or kept row, or with another new one; NaN where rows are 0.
         case: one line on how much room there was.
     """
 
     rows: Float[Tensor, "returning dims"]
-    worst: float
     case: str
 
 
@@ -118,20 +117,20 @@ def returning_rows(
     rows = rows.detach().double().cpu()
     count, dims = len(dropped), rows.shape[1]
     if reinit.method == "zero":
-        return Return(torch.zeros(count, dims, dtype=torch.float64), float("nan"), "zeros")
+        return Return(torch.zeros(count, dims, dtype=torch.float64, device="cpu"), "zeros")
     if reinit.method == "orthogonal":
         directions, case = orthogonal_directions(rows, count, generator)
     elif reinit.method == "released":
         directions, case = released_directions(rows, dropped, generator)
     else:
         directions, case = random_directions(count, dims, generator), "random directions"
-    return Return(directions * _length(rows, dropped, reinit.gain), worst_cosine(directions, rows), case)
+    return Return(directions * _length(rows, dropped, reinit.gain), case)
 
 
 def _length(rows: Rows, dropped: Int[Tensor, " returning"], gain: Any) -> float:
     if gain != "kept":
         return float(gain)
-    kept = torch.ones(len(rows), dtype=torch.bool)
+    kept = torch.ones(len(rows), dtype=torch.bool, device="cpu")
     kept[dropped] = False
     # A group may have lost all its filters; then the old lengths are the best guide there is.
     norms = rows[kept if kept.any() else ~kept].norm(dim=1)
@@ -140,7 +139,7 @@ def _length(rows: Rows, dropped: Int[Tensor, " returning"], gain: Any) -> float:
 
 def random_directions(count: int, dims: int, generator: torch.Generator) -> Float[Tensor, "count dims"]:
     """Rows of unit length, uniform over directions."""
-    return unit_rows(torch.randn(count, dims, dtype=torch.float64, generator=generator))
+    return unit_rows(torch.randn(count, dims, dtype=torch.float64, generator=generator, device="cpu"))
 
 
 def span(rows: Rows) -> Float[Tensor, "dims rank"]:
@@ -170,7 +169,7 @@ def complement(
     There must be room: ``count <= dims - rank``.
     """
     while True:
-        rows = torch.randn(count, basis.shape[0], dtype=torch.float64, generator=generator)
+        rows = torch.randn(count, basis.shape[0], dtype=torch.float64, generator=generator, device="cpu")
         for _ in range(2):  # once leaves rounding errors of the size of what was projected away
             rows = rows - rows @ basis @ basis.T
         q, r = torch.linalg.qr(rows.T)
@@ -198,9 +197,9 @@ def orthogonal_directions(
     case = f"room {room} of {dims}"
     relaxed = min(count - free, dims - free)
     if relaxed:
-        honoured = dims - free - relaxed
-        worst = overlap(rows).argsort(descending=True, stable=True)[:honoured]
-        taken = span(torch.cat([rows[worst], new]))
+        worst = rows[overlap(rows).argsort(descending=True, stable=True)]
+        honoured = _most_that_leave(worst, new, relaxed)
+        taken = span(torch.cat([worst[:honoured], new]))
         new = torch.cat([new, complement(taken, relaxed, generator)])
         case += f", {relaxed} orthogonal to the {honoured} most overlapping only"
     rest = count - free - relaxed
@@ -208,6 +207,16 @@ def orthogonal_directions(
         new = torch.cat([new, random_directions(rest, dims, generator)])
         case += f", {rest} random"
     return new, case
+
+
+def _most_that_leave(rows: Rows, new: Float[Tensor, "free dims"], room: int) -> int:
+    """How many of ``rows``, from the first, can be honoured beside ``new`` so that ``room`` dimensions are left."""
+    low, high = 0, len(rows)
+    while low < high:  # what they span only grows, so halving finds it
+        middle = (low + high + 1) // 2
+        left = rows.shape[1] - span(torch.cat([rows[:middle], new])).shape[1]
+        low, high = (middle, high) if left >= room else (low, middle - 1)
+    return low
 
 
 def released_directions(

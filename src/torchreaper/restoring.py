@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from torchreaper.filters import FilterLayer
 from torchreaper.operations import NORMS
-from torchreaper.reinit import Reinit, Return, returning_rows
+from torchreaper.reinit import Reinit, returning_rows, worst_cosine
 from torchreaper.state import Cut, reset
 
 _NORM_ENTRIES = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
@@ -37,6 +37,7 @@ def bring_back(
     """
     # The old values must be read before any layer changes another one's slices.
     old = {layer: layer.rows.clone() for layer in dropped}
+    belongings = {name: _not_frozen(model.get_submodule(name), entries) for name, entries in belongings.items()}
     for name, entries in belongings.items():
         module = model.get_submodule(name)
         if isinstance(module, NORMS):
@@ -54,6 +55,12 @@ def bring_back(
     return notes
 
 
+def _not_frozen(module: nn.Module, entries: Mapping[str, Cut]) -> dict[str, Cut]:
+    """What the user has frozen is not for us to change."""
+    frozen = {name for name, p in module._parameters.items() if p is not None and not p.requires_grad}
+    return {name: cut for name, cut in entries.items() if name not in frozen}
+
+
 def _set_consumer(weight: Tensor, cut: Cut, how: str, generator: torch.Generator) -> None:
     columns = Cut(cut.rows[:0], cut.columns)
     if how == "zero":
@@ -62,7 +69,9 @@ def _set_consumer(weight: Tensor, cut: Cut, how: str, generator: torch.Generator
         mask = columns.mask(weight)
         rest = weight[~mask].double()
         scale = float((rest * rest).mean().sqrt()) if len(rest) else 0.0
-        columns.put(weight, scale * torch.randn(int(mask.sum()), dtype=torch.float64, generator=generator))
+        columns.put(
+            weight, scale * torch.randn(int(mask.sum()), dtype=torch.float64, generator=generator, device="cpu")
+        )
 
 
 def _return_layer(
@@ -73,20 +82,23 @@ def _return_layer(
     generator: torch.Generator,
 ) -> str:
     weight = layer.module.weight.detach()
-    back = torch.tensor(indices, dtype=torch.int64)
+    back = torch.tensor(indices, dtype=torch.int64, device="cpu")
     reference = layer.rows.double().cpu()
     reference[back] = old.double().cpu()[back]
     per_group = layer.filters // layer.groups
-    returns: list[Return] = []
+    cases: dict[str, None] = {}
+    worst = 0.0
     for group in sorted(set((back // per_group).tolist())):
         first = group * per_group
         mine = back[back // per_group == group]
         returned = returning_rows(reference[first : first + per_group], mine - first, reinit, generator)
         # Into the weight itself: its rows are a copy where the memory format is channels_last.
         weight[mine.to(weight.device)] = returned.rows.to(weight).view(-1, *weight.shape[1:])
-        returns.append(returned)
-    if layer.module.bias is not None and reinit.bias == "zero":
-        layer.module.bias.detach()[back.to(weight.device)] = 0
-    worst = max(returned.worst for returned in returns)
-    cases = "; ".join(dict.fromkeys(returned.case for returned in returns))
-    return f"{layer.name}: {len(back)} back, {cases}" + ("" if worst != worst else f", worst |cos| {worst:.1e}")
+        cases[returned.case] = None
+        # Of what was written, in the weight's own precision.
+        written = weight[mine.to(weight.device)].flatten(1).double().cpu()
+        worst = max(worst, worst_cosine(written, reference[first : first + per_group]))
+    bias = layer.module.bias
+    if bias is not None and bias.requires_grad and reinit.bias == "zero":
+        bias.detach()[back.to(weight.device)] = 0
+    return f"{layer.name}: {len(back)} back, {'; '.join(cases)}, worst |cos| {worst:.1e}"

@@ -6,7 +6,8 @@ import logging
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
+from numbers import Integral
 from typing import Any, Literal
 
 import torch
@@ -14,9 +15,9 @@ from torch import Tensor, nn
 
 from torchreaper import criteria
 from torchreaper.bank import FilterBank, check_fraction, check_mode, find_filters
-from torchreaper.criteria.ranking import quota
 from torchreaper.errors import NoEffectWarning, OneLayerWarning, ReaperError
-from torchreaper.filters import Skip
+from torchreaper.filters import Skip, cuts, dropped_ids
+from torchreaper.operations import NORMS
 from torchreaper.reinit import Reinit, as_reinit
 from torchreaper.state import Optimizers, as_optimizers, parameter_ids
 from torchreaper.text import percent
@@ -118,11 +119,9 @@ class RePr:
         max_per_layer: float = 1.0,
         seed: int = 0,
     ) -> None:
-        _check_counts(full=full, sub=sub, cycles=cycles, min_filters=min_filters)
+        _check_counts(full=full, sub=sub, cycles=cycles, min_filters=min_filters, seed=seed)
         check_fraction(fraction)
         check_mode(subnetwork)
-        if not 0 < max_per_layer <= 1:
-            raise ReaperError(f"max_per_layer={max_per_layer!r}: must be in (0, 1]")
         self.full, self.sub, self.cycles, self.fraction = full, sub, cycles, fraction
         self.subnetwork, self.min_filters, self.max_per_layer = subnetwork, min_filters, max_per_layer
         self.criterion, self.reinit = criteria.make(criterion), as_reinit(reinit)
@@ -130,12 +129,13 @@ class RePr:
         optimizers = as_optimizers(optimizer)
         self.bank = find_filters(model, example_inputs, skip=skip, include=include, scope=scope, seed=seed)
         _check_optimizers(self.bank, optimizers)
-        _check_quota(self.bank, fraction)
+        self.bank.check_settings(fraction, min_filters, max_per_layer)
         _warn_without_effect(self.bank, self.reinit, optimizers)
         self.bank.attach(optimizers)
         self.history: list[Transition] = []
         self.steps = 0
         self._cycle = 0
+        self._removed = False
 
     @property
     def model(self) -> nn.Module:
@@ -158,14 +158,19 @@ class RePr:
         Returns:
             The :class:`Transition` that happened, or ``None``.
         """
+        if self._removed:
+            raise ReaperError("step: the scheme was removed from the model; build a new one to go on")
+        due = transition_at(self.steps + 1, self.full, self.sub, self.cycles)
+        before = self.steps, self._cycle
         self.steps += 1
-        due = transition_at(self.steps, self.full, self.sub, self.cycles)
         if due is None:
             return None
         kind, self._cycle = due
-        if kind == "drop":
-            return self._drop()
-        return self.restore()
+        try:
+            return self._drop() if kind == "drop" else self.restore()
+        except ReaperError:
+            self.steps, self._cycle = before  # nothing was dropped or restored: the step can be tried again
+            raise
 
     def restore(self) -> Transition | None:
         """Bring the dropped filters back now; ``None`` when none are dropped.
@@ -188,6 +193,7 @@ class RePr:
         if self.phase == "sub":
             raise ReaperError("remove: the model is in a sub-network phase; call scheme.restore() before")
         self.bank.detach()
+        self._removed = True
 
     def __enter__(self) -> RePr:
         return self
@@ -228,17 +234,20 @@ class RePr:
             state = f"sub-network phase of cycle {self._cycle}"
         else:
             state = f"full phase, {self._cycle} of {self.cycles} cycles begun"
-        preview = self.bank.preview(
-            self.fraction, "random", min_filters=self.min_filters, max_per_layer=self.max_per_layer
-        )
-        share = percent(preview.sub.multiply_adds, preview.full.multiply_adds)
+        filters, which = self.bank.dropped, "without the dropped filters"
+        if not filters:
+            filters = self.bank.preview(
+                self.fraction, "random", min_filters=self.min_filters, max_per_layer=self.max_per_layer
+            ).filters
+            which = f"with {self.fraction:.0%} of the ranked filters left out at random"
+        share = percent(self.bank.cost(filters).multiply_adds, self.bank.cost({}).multiply_adds)
         return "\n".join(
             [
                 f"RePr full={self.full} sub={self.sub} cycles={self.cycles} fraction={self.fraction:g} "
                 f"criterion={self._criterion_name} reinit={self.reinit.method}: step {self.steps}, {state}",
                 str(self.bank),
-                f"sub-network, {self.fraction:.0%} of the ranked filters left out at random: {share} of the "
-                "multiply-adds (masked: the same numbers, computed at full width)",
+                f"sub-network, {which}: {share} of the multiply-adds "
+                "(masked: the same numbers, computed at full width)",
             ]
         )
 
@@ -295,7 +304,7 @@ class RePr:
             "sub": self.sub,
             "cycles": self.cycles,
             "fraction": self.fraction,
-            "criterion": self._criterion_name,
+            "criterion": repr(self.criterion) if is_dataclass(self.criterion) else self._criterion_name,
             "reinit": self.reinit.describe(),
             "min_filters": self.min_filters,
             "max_per_layer": self.max_per_layer,
@@ -304,10 +313,13 @@ class RePr:
         }
 
 
-def _check_counts(full: int, sub: int, cycles: int, min_filters: int) -> None:
-    least = {"full": (full, 1), "sub": (sub, 1), "cycles": (cycles, 0), "min_filters": (min_filters, 1)}
-    for name, (value, minimum) in least.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+_LEAST = {"full": 1, "sub": 1, "cycles": 0, "min_filters": 1, "seed": 0}
+
+
+def _check_counts(**values: Any) -> None:
+    for name, value in values.items():
+        minimum = _LEAST[name]
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
             raise ReaperError(f"{name}={value!r}: must be a whole number of at least {minimum}")
 
 
@@ -323,23 +335,18 @@ def _check_optimizers(bank: FilterBank, optimizers: Sequence[torch.optim.Optimiz
         )
 
 
-def _check_quota(bank: FilterBank, fraction: float) -> None:
-    ranked = sum(layer.filters for layer in bank.ranked)
-    if not quota(fraction, ranked):
-        raise ReaperError(
-            f"fraction={fraction}: of {ranked} ranked filters that is none; use at least {1 / ranked:.3g}"
-        )
-
-
 def _warn_without_effect(bank: FilterBank, reinit: Reinit, optimizers: Sequence[torch.optim.Optimizer]) -> None:
     """Choices of the return that nothing in this network or optimizer can feel; defaults are never warned of."""
     plain = Reinit(reinit.method)
+    found = cuts(bank.model, bank.flow, dropped_ids(bank.ranked, {x.name: range(x.filters) for x in bank.ranked}))
+    normed = any(isinstance(bank.model.get_submodule(name), NORMS) for name in found)
+    read = any("weight" in entries and len(entries["weight"].columns) for entries in found.values())
     biased = any(layer.module.bias is not None for layer in bank.ranked)
     moments = any(not isinstance(optimizer, torch.optim.SGD) for optimizer in optimizers)
     useless = {
         "bias": "no ranked convolution has a bias" if not biased else "",
-        "norms": "no BatchNorm follows a ranked convolution" if not bank.flow.norms else "",
-        "consumers": "no layer reads a ranked filter directly" if not bank.flow.readers else "",
+        "norms": "no BatchNorm follows a ranked convolution" if not normed else "",
+        "consumers": "no layer reads a ranked filter directly" if not read else "",
         "optimizer_state": "SGD keeps no second moments" if not moments and reinit.optimizer_state != "keep" else "",
     }
     for name, why in useless.items():

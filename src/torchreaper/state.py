@@ -26,7 +26,7 @@ ELEMENTWISE = (
     ),
     *(torch.optim.Adagrad, torch.optim.RMSprop, torch.optim.Rprop, torch.optim.ASGD, torch.optim.Adadelta),
 )
-"""Optimizers in which a weight that is 0, with gradient and state 0, stays 0."""
+"""Optimizers in which a weight that is 0, with gradient and state 0, stays 0 (for eps > 0)."""
 
 SECOND_MOMENTS = frozenset({"exp_avg_sq", "max_exp_avg_sq", "exp_inf", "square_avg", "acc_delta", "sum", "step_size"})
 """State entries that scale the step, and so are never negative."""
@@ -75,7 +75,7 @@ def as_optimizers(optimizer: Any) -> tuple[Optimizer, ...]:
         ReaperError: something in it is no ``torch.optim.Optimizer``.
     """
     given = () if optimizer is None else tuple(optimizer) if isinstance(optimizer, (list, tuple)) else (optimizer,)
-    return tuple(_unwrapped(one) for one in given)
+    return tuple({id(inner): inner for inner in map(_unwrapped, given)}.values())
 
 
 def _unwrapped(optimizer: Any) -> Optimizer:

@@ -53,11 +53,6 @@ class Leaf(OwnHook):
             self.mask = self.mask.to(output.device)
         return output.masked_fill(self.mask.view(-1, *[1] * (-1 - self.dim)), 0)
 
-    def refuse_loading(self, *_: Any) -> None:
-        """Pre-hook of ``load_state_dict``: what would be loaded into the holes would be lost."""
-        if self.cuts:
-            raise ReaperError(f"load_state_dict: {_IN_A_PHASE}")
-
     def take(self, module: nn.Module, cuts: dict[str, Cut]) -> None:
         """Store the cut parts of the module's tensors; pending gradients there are dropped."""
         for name, cut in cuts.items():
@@ -86,6 +81,20 @@ class WholeStateDict:
                 whole = state_dict[prefix + name].detach().clone()
                 cut.put(whole, self.leaf.values[name])
                 state_dict[prefix + name] = whole
+
+
+@dataclass(eq=False)
+class Guard:
+    """Pre-hook of ``load_state_dict``: what would be loaded into the holes would be lost.
+
+    It stands on every module that has a leaf below it, so that nothing is loaded before it speaks.
+    """
+
+    closed: bool = False
+
+    def __call__(self, *_: Any) -> None:  # noqa: D102
+        if self.closed:
+            raise ReaperError(f"load_state_dict: {_IN_A_PHASE}")
 
 
 @dataclass(eq=False)
@@ -193,10 +202,13 @@ class Masked:
                 # First of the module's hooks, so that a user's own see what the next layer sees.
                 self._handles.append(module.register_forward_hook(leaf.zero_channels, prepend=True))
             self._handles.append(module.register_state_dict_post_hook(WholeStateDict(leaf)))  # type: ignore[no-untyped-call]
-            self._handles.append(module.register_load_state_dict_pre_hook(leaf.refuse_loading))  # type: ignore[no-untyped-call]
             for tensor, parameter in module._parameters.items():
                 if parameter is not None and parameter.requires_grad:
                     self._handles.append(parameter.register_hook(GradientMask(leaf, tensor)))  # type: ignore[no-untyped-call]
+        self._guard = Guard()
+        for parent in sorted({parent for name in names for parent in _and_above(name)}):
+            above = model.get_submodule(parent)
+            self._handles.append(above.register_load_state_dict_pre_hook(self._guard))  # type: ignore[no-untyped-call]
         self._states = [StoredState(one) for one in optimizers]
         self._handles += [handle for state in self._states for handle in state.handles]
 
@@ -207,6 +219,7 @@ class Masked:
             for name, entries in cuts.items()
             for tensor, cut in entries.items()
         ]
+        self._guard.closed = True
         for state in self._states:
             state.take(tensors)
         for name, leaf in self._leaves.items():
@@ -222,12 +235,23 @@ class Masked:
             leaf.put(self._model.get_submodule(name))
         for state in self._states:
             state.put()
+        self._guard.closed = False
+
+    def stored(self, name: str) -> Tensor:
+        """What the weight of a dropped layer held: the values left out of it, row-major."""
+        return self._leaves[name].values["weight"]
 
     def remove(self) -> None:
         """Take every hook off the model and the optimizers."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+
+
+def _and_above(name: str) -> list[str]:
+    """A module's name and those of all that hold it, the model ("") included."""
+    parts = name.split(".")
+    return ["", *(".".join(parts[: k + 1]) for k in range(len(parts)))]
 
 
 def _device(module: nn.Module) -> torch.device | None:

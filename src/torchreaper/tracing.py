@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import operator
+import random
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from inspect import signature
 from typing import Any, Union
 
+import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map
 
 from torchreaper.errors import ReaperError
 from torchreaper.operations import is_known_module
@@ -38,7 +43,7 @@ def bind_arguments(model: nn.Module, example_inputs: ExampleInputs) -> dict[str,
         args, kwargs = tuple(example_inputs), {}
     else:
         raise ReaperError(
-            f"example_inputs={example_inputs!r}: must be a tensor, a tuple of arguments or a dict of keywords"
+            f"example_inputs={type(example_inputs).__name__}: must be a tensor, a tuple of arguments, or a dict of them"
         )
     try:
         bound = signature(model.forward).bind(*args, **kwargs)
@@ -51,11 +56,59 @@ def bind_arguments(model: nn.Module, example_inputs: ExampleInputs) -> dict[str,
     return dict(bound.arguments)
 
 
+class _InPlaceProxy(fx.Proxy):
+    """Records ``x += y`` as the in-place operation it is; fx would fall back to ``x = x + y``."""
+
+    def __iadd__(self, other: Any) -> Any:
+        return self._in_place(operator.iadd, other)
+
+    def __isub__(self, other: Any) -> Any:
+        return self._in_place(operator.isub, other)
+
+    def __imul__(self, other: Any) -> Any:
+        return self._in_place(operator.imul, other)
+
+    def __itruediv__(self, other: Any) -> Any:
+        return self._in_place(operator.itruediv, other)
+
+    def _in_place(self, operation: Callable[..., Any], other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operation, (self, other), {})
+
+
+def seen_by_a_hook(value: Any) -> Any:
+    """Stands in the graph where a user's hook sees, and may change, a value: nothing is known of it."""
+    return value
+
+
 class _Tracer(fx.Tracer):
     """Goes into everything but torch's own layers and the user's subclasses that compute the same."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return is_known_module(m) or super().is_leaf_module(m, module_qualified_name)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _InPlaceProxy(node, self)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        try:
+            name = self.path_of_module(m)
+        except NameError:  # made on the way, such as a slice of an nn.Sequential
+            return m.forward(*args, **kwargs)
+        if self.is_leaf_module(m, name):
+            return super().call_module(m, forward, args, kwargs)
+        if not has_foreign_hooks(m):
+            return m.forward(*args, **kwargs)
+        # Past the hooks, which would meet proxies, but with a mark where they stand.
+        args, kwargs = self._marked(args), self._marked(kwargs)
+        return self._marked(m.forward(*args, **kwargs))
+
+    def _marked(self, values: Any) -> Any:
+        return tree_map(
+            lambda v: self.create_proxy("call_function", seen_by_a_hook, (v,), {}) if isinstance(v, fx.Proxy) else v,
+            values,
+        )
 
 
 def trace(model: nn.Module, arguments: dict[str, Any]) -> fx.GraphModule:
@@ -70,6 +123,45 @@ def trace(model: nn.Module, arguments: dict[str, Any]) -> fx.GraphModule:
             "move the data-dependent part into a submodule, or pass the convolutional part of the model"
         ) from error
     return fx.GraphModule(model, graph)
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Whatever the model's own code does in the block is undone: attributes, buffers, every global random state."""
+    with _random_states_put_back():
+        before = [(module, dict(module.__dict__), _copies(module.__dict__)) for module in model.modules()]
+        buffers = [(buffer, buffer._version, buffer.detach().clone()) for buffer in model.buffers()]
+        try:
+            yield
+        finally:
+            for module, attributes, containers in before:
+                module.__dict__.clear()
+                module.__dict__.update(attributes)
+                for name, content in containers.items():
+                    container = module.__dict__[name]
+                    container.clear()
+                    container.update(content)
+            for buffer, version, value in buffers:
+                if buffer._version != version:
+                    buffer.detach().copy_(value)
+
+
+def _copies(attributes: Mapping[str, Any]) -> dict[str, dict[Any, Any]]:
+    """The module's own registries (parameters, buffers, children), which are changed in place."""
+    return {name: dict(attributes[name]) for name in ("_parameters", "_buffers", "_modules")}
+
+
+@contextmanager
+def _random_states_put_back() -> Iterator[None]:
+    numpy = sys.modules.get("numpy")
+    python, arrays = random.getstate(), numpy.random.get_state() if numpy else None
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_available() else []):
+            yield
+    finally:
+        random.setstate(python)
+        if numpy:
+            numpy.random.set_state(arrays)
 
 
 class OwnHook:

@@ -19,10 +19,10 @@ def test_registered_names():
 
 
 @pytest.mark.parametrize("name", tr.criteria.names())
-def test_every_criterion_scores_every_filter(bank, name):
+def test_every_criterion_scores_every_ranked_filter(bank, name):
     scores = tr.criteria.make(name).scores(bank)
-    assert list(scores) == [layer.name for layer in bank]
-    for layer in bank:
+    assert list(scores) == [layer.name for layer in bank.ranked]
+    for layer in bank.ranked:
         assert scores[layer.name].shape == (layer.filters,)
         assert torch.isfinite(scores[layer.name]).all()
 

@@ -8,6 +8,8 @@ from torchreaper.criteria.base import register as register
 from torchreaper.criteria.magnitude import Magnitude as Magnitude
 from torchreaper.criteria.orthogonality import Orthogonality as Orthogonality
 from torchreaper.criteria.random import Random as Random
+from torchreaper.criteria.ranking import capacity as capacity
+from torchreaper.criteria.ranking import quota as quota
 from torchreaper.criteria.ranking import select as select
 
 register("orthogonality", Orthogonality)

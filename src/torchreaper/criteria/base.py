@@ -21,6 +21,8 @@ class Bank(Protocol):
     @property
     def layers(self) -> Sequence[FilterLayer]: ...  # noqa: D102
     @property
+    def ranked(self) -> Sequence[FilterLayer]: ...  # noqa: D102
+    @property
     def generator(self) -> torch.Generator: ...  # noqa: D102
 
 

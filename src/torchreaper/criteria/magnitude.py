@@ -29,4 +29,4 @@ class Magnitude:
 
     def scores(self, bank: Bank) -> dict[str, Float[Tensor, " filters"]]:
         """Minus the norm of every filter, by layer."""
-        return {layer.name: -layer.rows.double().norm(p=self.p, dim=1) for layer in bank.layers}
+        return {layer.name: -layer.rows.double().norm(p=self.p, dim=1) for layer in bank.ranked}

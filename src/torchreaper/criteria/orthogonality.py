@@ -30,4 +30,4 @@ class Orthogonality:
 
     def scores(self, bank: Bank) -> dict[str, Float[Tensor, " filters"]]:
         """O_f of every filter, by layer."""
-        return {layer.name: overlap(layer.rows, self.variant, layer.groups) for layer in bank.layers}
+        return {layer.name: overlap(layer.rows, self.variant, layer.groups) for layer in bank.ranked}

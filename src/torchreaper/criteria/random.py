@@ -18,6 +18,6 @@ class Random:
     def scores(self, bank: Bank) -> dict[str, Float[Tensor, " filters"]]:
         """A number in [0, 1) for every filter, by layer."""
         return {
-            layer.name: torch.rand(layer.filters, dtype=torch.float64, generator=bank.generator)
-            for layer in bank.layers
+            layer.name: torch.rand(layer.filters, dtype=torch.float64, generator=bank.generator, device="cpu")
+            for layer in bank.ranked
         }

@@ -50,31 +50,28 @@ def select(
             )
     limits = [capacity(len(scores[name]), min_filters, max_per_layer) for name in names]
     flat = _rounded(torch.cat([scores[name].detach().double().cpu() for name in names]))
-    owner = torch.cat([torch.full((len(scores[name]),), k) for k, name in enumerate(names)])
+    owner = torch.cat([torch.full((len(scores[name]),), k, device="cpu") for k, name in enumerate(names)])
     order = flat.argsort(descending=True, stable=True)
     # A layer's own ranking decides which of its filters may go at all; the global one, which of those do.
-    position = torch.empty(len(names), dtype=torch.int64)
-    eligible = torch.zeros(len(flat), dtype=torch.bool)
-    for k in range(len(names)):
-        position = order[owner[order] == k]
-        eligible[position[: limits[k]]] = True
+    eligible = torch.zeros(len(flat), dtype=torch.bool, device="cpu")
+    for k, limit in enumerate(limits):
+        eligible[order[owner[order] == k][:limit]] = True
     wanted = quota(fraction, len(flat))
     chosen = order[eligible[order]][:wanted]
+    among_the_worst = torch.bincount(owner[order[:wanted]], minlength=len(names)).tolist()
     dropped: dict[str, tuple[int, ...]] = {}
     notes = []
-    offset = 0
-    top = set(order[:wanted].tolist())
+    first = 0
     for k, name in enumerate(names):
-        mine = chosen[owner[chosen] == k] - offset
-        held = sum(1 for i in top if offset <= i < offset + len(scores[name])) - limits[k]
-        if held > 0:
-            notes.append(
-                f"{name}: {held} more ranked as worst, held back by min_filters={min_filters}, "
-                f"max_per_layer={max_per_layer}"
-            )
+        mine = chosen[owner[chosen] == k] - first
+        first += len(scores[name])
         if len(mine):
             dropped[name] = tuple(sorted(mine.tolist()))
-        offset += len(scores[name])
+        if among_the_worst[k] > limits[k]:
+            notes.append(
+                f"{name}: {among_the_worst[k] - limits[k]} more ranked as worst, held back by "
+                f"min_filters={min_filters}, max_per_layer={max_per_layer}"
+            )
     if len(chosen) < wanted:
         notes.append(f"{len(chosen)} filters dropped instead of {wanted}: every layer is at its limit")
     return dropped, notes
