@@ -71,7 +71,10 @@ class Leaf(OwnHook):
 
 @dataclass(eq=False)
 class WholeStateDict:
-    """State-dict hook of one module: stored values in their places, so that a checkpoint is always whole."""
+    """State-dict hook of one module: stored values in their places, so that a checkpoint is always whole.
+
+    In a sub-network phase the entries are copies, with ``keep_vars=True`` too.
+    """
 
     leaf: Leaf
 

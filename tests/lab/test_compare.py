@@ -8,6 +8,7 @@ import pytest
 from torchreaper.lab import compare as comparing
 from torchreaper.lab.compare import Failure, compare, markdown, notes, runs_csv, summarise, table, write
 from torchreaper.lab.errors import UserError
+from torchreaper.lab.progress import NullProgress
 from torchreaper.lab.recipe import Recipe
 from torchreaper.lab.runs import RunFailed
 
@@ -168,7 +169,7 @@ def test_equal_schemes_come_out_equal_seed_by_seed(tmp_path):
     assert prints[0] != prints[1]
 
 
-class Listener:
+class Listener(NullProgress):
     """Notes which runs were trained, which were told to be finished, and notes."""
 
     def __init__(self):
@@ -183,15 +184,6 @@ class Listener:
     def note(self, text):
         self.notes.append(text)
 
-    def batch(self, epoch, batch, loss):
-        pass
-
-    def epoch(self, metrics):
-        pass
-
-    def transition(self, epoch, transition):
-        pass
-
 
 def test_finished_runs_are_not_repeated(tmp_path):
     first, second = Listener(), Listener()
@@ -204,6 +196,15 @@ def test_finished_runs_are_not_repeated(tmp_path):
     assert [title.split(" / ")[1:] for title in second.started] == [["standard", "seed 1"], ["repr", "seed 1"]]
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "tiny").rglob("seed-0/*")} == stamps
     assert (before.schemes[1].seeds, after.schemes[1].seeds) == ((0,), (0, 1))
+
+
+def test_a_run_of_another_recipe_is_met_before_the_first_run(tmp_path):
+    compare(tiny(batch=30), ["repr"], 2, tmp_path)
+    listener = Listener()
+    with pytest.raises(UserError, match="holds a run of another recipe: batch is 30 there, 25 here"):
+        compare(tiny(), ["standard", "repr"], 2, tmp_path, listener)
+    assert listener.started == []
+    assert not (tmp_path / "tiny" / "standard").exists()
 
 
 def test_a_run_that_fails_does_not_lose_the_others(tmp_path, monkeypatch):

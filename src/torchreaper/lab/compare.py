@@ -14,8 +14,8 @@ from torchreaper.lab.errors import UserError
 from torchreaper.lab.files import write_json, write_whole
 from torchreaper.lab.progress import Progress
 from torchreaper.lab.recipe import Recipe
-from torchreaper.lab.run import Run, train
-from torchreaper.lab.runs import RunFailed, folder_of, read_result
+from torchreaper.lab.run import Run, finished, train
+from torchreaper.lab.runs import RunFailed
 from torchreaper.lab.statistics import (
     Difference,
     Estimate,
@@ -114,7 +114,8 @@ def compare(
     """
     check(recipe, schemes, seeds)
     for scheme in schemes:
-        if any(not finished(recipe, scheme, seed, out) for seed in range(seeds)):
+        # Every folder is asked now: one of another recipe would else be met after the hours of the runs before it.
+        if None in [finished(recipe, scheme=scheme, seed=seed, out=out) for seed in range(seeds)]:
             # What the data, the network or the scheme refuse is told now, not after the other schemes' hours.
             Run(recipe, recipe.scheme_spec(scheme), seed=0, device=device, progress=progress).scheme.close()
     results: dict[str, dict[int, Result]] = {scheme: {} for scheme in schemes}
@@ -138,16 +139,11 @@ def run(
     recipe: Recipe, scheme: str, seed: int, out: Path, progress: Progress | None = None, *, device: str = "auto"
 ) -> Result:
     """``run.train``, but a run that was finished before is told to ``progress`` as well."""
-    before = finished(recipe, scheme, seed, out)
+    before = finished(recipe, scheme=scheme, seed=seed, out=out)
     result = train(recipe, scheme=scheme, seed=seed, out=out, progress=progress, device=device)
     if before and progress is not None:
         progress.end_run(result)
     return result
-
-
-def finished(recipe: Recipe, scheme: str, seed: int, out: Path) -> bool:
-    """Whether ``out`` holds the result of this run, of whatever recipe of this name."""
-    return read_result(folder_of(out, recipe.name, scheme, seed)) is not None
 
 
 def check(recipe: Recipe, schemes: Sequence[str], seeds: int) -> None:

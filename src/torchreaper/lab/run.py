@@ -59,8 +59,7 @@ def train(
     """
     progress = progress or NullProgress()
     spec = recipe.scheme_spec(scheme)
-    written = {**recipe.canonical(), "scheme": spec.model_dump(mode="json"), "schemes": {}}
-    folder = RunFolder(folder_of(out, recipe.name, scheme, seed), run_of(written, seed=seed))
+    folder, written = _folder(recipe, scheme, seed, out)
     if resume and (result := folder.look()) is not None:
         return result
     with own_random_numbers(seed):
@@ -89,6 +88,20 @@ def train(
         run.scheme.close()
     progress.end_run(result)
     return result
+
+
+def finished(recipe: Recipe, *, scheme: str, seed: int, out: Path) -> Json | None:
+    """The result of this run, if it is finished; nothing is written.
+
+    Raises:
+        UserError: The folder holds a run of another recipe.
+    """
+    return _folder(recipe, scheme, seed, out)[0].look()
+
+
+def _folder(recipe: Recipe, scheme: str, seed: int, out: Path) -> tuple[RunFolder, Json]:
+    written = {**recipe.canonical(), "scheme": recipe.scheme_spec(scheme).model_dump(mode="json"), "schemes": {}}
+    return RunFolder(folder_of(out, recipe.name, scheme, seed), run_of(written, seed=seed)), written
 
 
 class Run:
