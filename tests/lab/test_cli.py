@@ -138,6 +138,15 @@ def test_inspect_takes_a_network_its_options_and_the_images_size():
     assert "fraction 0.5: 6 of 12 ranked filters would be dropped" in done.output
 
 
+def test_inspect_chooses_as_the_recipe_would(recipe):
+    limits = ("--set", "scheme.fraction=0.5", "--set", "scheme.min_filters=3", "--set", "scheme.skip=null")
+    done = reaper("inspect", recipe, *limits)
+    assert done.exit_code == 0, done.output
+    assert "fraction 0.5: 2 of 8 ranked filters would be dropped" in done.output
+    assert "held back by min_filters=3" in done.output
+    assert "fraction 0.25: 2 of 8" in reaper("inspect", recipe, *limits, "--fraction", "0.25").output
+
+
 def test_inspect_of_another_size_needs_no_data(recipe):
     done = reaper("inspect", recipe, "--set", "data={name: parquet, train: no.parquet, test: no.parquet}",
                   "--image", "3x16x16", "--classes", 2)  # fmt: skip

@@ -242,10 +242,9 @@ def inspect(
     """Show the filters of an untrained network, and which of them would be dropped first."""
     with _guarded(debug):
         shape = _image_size(image)
-        bank, fraction_of, criterion_of = _bank(target, profile, overrides, shape, classes, seed)
-        preview = bank.preview(
-            fraction_of if fraction is None else fraction, criterion_of if criterion is None else criterion
-        )
+        bank, own = _bank(target, profile, overrides, shape, classes, seed)
+        given = {"fraction": fraction, "criterion": criterion}
+        preview = bank.preview(**{**own, **{key: value for key, value in given.items() if value is not None}})
         console = screen.stdout()
         for text in (str(bank), "", str(preview)):
             screen.say(console, text)
@@ -258,8 +257,8 @@ def _bank(
     shape: tuple[int, int, int] | None,
     classes: int | None,
     seed: int,
-) -> tuple[tr.FilterBank, float, str]:
-    """The filters of what is to be inspected, and the fraction and criterion that go with it."""
+) -> tuple[tr.FilterBank, dict[str, Any]]:
+    """The filters of what is to be inspected, and how its recipe would choose among them."""
     import torch
 
     import torchreaper as tr
@@ -283,7 +282,8 @@ def _bank(
     )
     which = {key: own[key] for key in ("skip", "include", "scope") if key in own}
     bank = tr.find_filters(model, torch.zeros(2, *shape), seed=seed, **which)
-    return bank, float(own.get("fraction", 0.3)), str(own.get("criterion", "orthogonality"))
+    choice = ("fraction", "criterion", "min_filters", "max_per_layer")
+    return bank, {key: own[key] for key in choice if key in own}
 
 
 def _is_recipe(target: str) -> bool:
