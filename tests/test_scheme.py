@@ -127,6 +127,12 @@ def test_the_known_trap_is_warned_of():
         transition = scheme.step()
     assert any("sit in '0'" in note for note in transition.notes)
     scheme.restore(), scheme.remove()
+    for row in range(1, 20):  # redundant for a reason of its own, at as many dimensions as the others
+        model[3].weight.data[row] = model[3].weight.data[0]
+    scheme = scheme_for(model, optimizer, full=1, fraction=0.2)
+    with pytest.warns(tr.OneLayerWarning, match=r"12 of 12 dropped filters sit in '3'; max_per_layer spreads them"):
+        scheme.step()
+    scheme.restore(), scheme.remove()
     corrected = scheme_for(model, optimizer, full=1, skip=None, fraction=0.3, criterion="orthogonality-corrected")
     assert len(corrected.step().filters["0"]) < 20
 

@@ -268,10 +268,14 @@ class RePr:
         name = max(filters, key=lambda layer: len(filters[layer]), default="")
         if len(self.bank.ranked) < 2 or not total or len(filters[name]) <= ONE_LAYER_SHARE * total:
             return []
-        text = (
-            f"{len(filters[name])} of {total} dropped filters sit in {name!r}: layers with few dimensions per filter "
-            'rank high by geometry alone; criterion="orthogonality-corrected", max_per_layer or skip spread them'
-        )
+        text = f"{len(filters[name])} of {total} dropped filters sit in {name!r}; "
+        if self.bank[name].dims < max(layer.dims for layer in self.bank.ranked):
+            text += (
+                "layers with few dimensions per filter rank high by geometry alone: "
+                'criterion="orthogonality-corrected", max_per_layer or skip spread them'
+            )
+        else:
+            text += "max_per_layer spreads them"
         warnings.warn(text, OneLayerWarning, stacklevel=4)
         return [text]
 
