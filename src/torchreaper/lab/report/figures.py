@@ -127,8 +127,9 @@ def overlap_figure(runs: Runs, *, name: str = "") -> Figure:
         for panel in panels[len(runs) :]:
             panel.remove()
         _spread_out(panels[: len(runs)])
+        scale = "\n(log scale)" if panels[0].get_yscale() == "log" else ""
         for panel in panels[::columns]:
-            panel.set_ylabel("mean $O_f$ of the layer")
+            panel.set_ylabel(f"mean $O_f$ of the layer{scale}")
         _layer_key(lower[0], list(panels[: len(runs)]), layers)
     return figure
 
