@@ -10,7 +10,7 @@ from torchreaper.lab.recipe import Recipe
 TINY: dict[str, Any] = {
     "name": "tiny",
     "epochs": 5,
-    "batch": 25,  # the last batch of an epoch is not full
+    "batch": 25,  # 60 images: two full batches, and 10 images left over
     "data": {"name": "digits", "limit": 60, "validation": 20},
     "model": {"name": "cnet", "options": {"depth": 2, "width": 6, "batch_norm": True, "dropout": 0.2}},
     "optim": {"name": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4},
