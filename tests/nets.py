@@ -113,23 +113,27 @@ def build(net: str, optimizer: str = "momentum", seed: int = 0) -> tuple[nn.Modu
     return model, OPTIMIZERS[optimizer](list(model.parameters()))
 
 
+LOW_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
 def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int, loop: str = "plain") -> float:
     """One optimizer step in one of the ways people train."""
     halves = [inputs(2 * seed), inputs(2 * seed + 1)] if loop == "accumulation" else [inputs(seed)]
     optimizer.zero_grad(set_to_none=loop != "clipping")
     total = 0.0
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=loop == "fp16")
     for images, labels in halves:
-        with torch.autocast("cpu", torch.bfloat16) if loop == "bf16" else nullcontext():
+        with torch.autocast("cpu", LOW_PRECISION[loop]) if loop in LOW_PRECISION else nullcontext():
             loss = F.cross_entropy(model(images), labels)
-        loss.backward()
+        scaler.scale(loss).backward()
         total += loss.item()
     if loop == "clipping":
         nn.utils.clip_grad_norm_(model.parameters(), 0.5)
-    optimizer.step()
+    scaler.step(optimizer)
     return total
 
 
-LOOPS = ("plain", "clipping", "accumulation", "bf16", "compiled")
+LOOPS = ("plain", "clipping", "accumulation", "bf16", "fp16", "compiled")
 
 
 def looped(model: nn.Module, loop: str) -> nn.Module:
