@@ -274,12 +274,13 @@ class FilterBank:
         lost = {self._by_name[name]: indices for name, indices in self.dropped.items()}
         if how is not None:
             self._check_return(lost)
-        belongings = cuts(self.model, self.flow, dropped_ids(self.layers, self.dropped))
+        ids = dropped_ids(self.layers, self.dropped)
         with torch.inference_mode(False):
             self._masked.leave()
             self.dropped = {}
             if how is None:
                 return []
+            belongings = cuts(self.model, self.flow, ids)
             return bring_back(self.model, lost, belongings, self._optimizers, how, self.generator)
 
     @contextmanager

@@ -198,13 +198,14 @@ def _inside(scope: Skip, names: list[str]) -> set[str]:
         return set(names)
     found: set[str] = set()
     for pattern in _as_patterns(scope, "scope"):
-        hits = [n for n in names if fnmatchcase(n, pattern) or any(fnmatchcase(p, pattern) for p in _parents(n))]
+        hits = [n for n in names if fnmatchcase(n, pattern) or any(fnmatchcase(p, pattern) for p in parents(n))]
         if not hits:
             raise ReaperError(f"scope={pattern!r}: no convolution inside; the layers are {', '.join(names)}")
         found.update(hits)
     return found
 
 
-def _parents(name: str) -> Iterator[str]:
+def parents(name: str) -> Iterator[str]:
+    """The names of the modules that hold the module ``name``, from the outermost; the model itself ("") is left out."""
     parts = name.split(".")
     return (".".join(parts[:k]) for k in range(1, len(parts)))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from torchreaper import criteria
-from torchreaper.bank import FilterBank, check_fraction, check_mode, find_filters
+from torchreaper.bank import FilterBank, check_mode, find_filters
 from torchreaper.errors import NoEffectWarning, OneLayerWarning, ReaperError
 from torchreaper.filters import Skip, cuts, dropped_ids
 from torchreaper.operations import NORMS
@@ -120,7 +120,6 @@ class RePr:
         seed: int = 0,
     ) -> None:
         _check_counts(full=full, sub=sub, cycles=cycles, min_filters=min_filters, seed=seed)
-        check_fraction(fraction)
         check_mode(subnetwork)
         self.full, self.sub, self.cycles, self.fraction = full, sub, cycles, fraction
         self.subnetwork, self.min_filters, self.max_per_layer = subnetwork, min_filters, max_per_layer

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from torchreaper.errors import ReaperError
+from torchreaper.filters import parents
 from torchreaper.flow import Flow
 from torchreaper.state import ELEMENTWISE, Cut, per_weight_state
 from torchreaper.tracing import OwnHook
@@ -209,7 +210,7 @@ class Masked:
                 if parameter is not None and parameter.requires_grad:
                     self._handles.append(parameter.register_hook(GradientMask(leaf, tensor)))  # type: ignore[no-untyped-call]
         self._guard = Guard()
-        for parent in sorted({parent for name in names for parent in _and_above(name)}):
+        for parent in sorted({"", *names, *(parent for name in names for parent in parents(name))}):
             above = model.get_submodule(parent)
             self._handles.append(above.register_load_state_dict_pre_hook(self._guard))  # type: ignore[no-untyped-call]
         self._states = [StoredState(one) for one in optimizers]
@@ -249,12 +250,6 @@ class Masked:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-
-
-def _and_above(name: str) -> list[str]:
-    """A module's name and those of all that hold it, the model ("") included."""
-    parts = name.split(".")
-    return ["", *(".".join(parts[: k + 1]) for k in range(len(parts)))]
 
 
 def _device(module: nn.Module) -> torch.device | None:
