@@ -12,7 +12,8 @@ from torch import nn
 
 import torchreaper as tr
 from tests.nets import NETS, Residual, inputs, plain
-from torchreaper.flow import NOBODY, Channels, find_flow, reshaped
+from torchreaper.channels import NOBODY
+from torchreaper.flow import Channels, find_flow, reshaped
 
 
 def sequential(*modules: nn.Module) -> nn.Sequential:

@@ -22,7 +22,7 @@ METHOD = [
         "filters",
         "state",
     ),
-    *("flow", "tracing", "operations", "text", "errors"),
+    *("flow", "channels", "tracing", "operations", "text", "errors"),
 ]
 LAB = [
     *(

@@ -27,7 +27,7 @@ def scheme_for(model, optimizer, **settings) -> tr.RePr:
 
 def belongings(bank: tr.FilterBank, filters) -> list[tuple[str, torch.Tensor, Cut]]:
     """Every tensor that holds something of these filters, and which part."""
-    found = cuts(bank.model, bank.flow, dropped_ids(bank.layers, filters))
+    found = cuts(bank.flow, dropped_ids(bank.layers, filters))
     return [
         (f"{name}.{tensor}", getattr(bank.model.get_submodule(name), tensor), cut)
         for name, entries in found.items()

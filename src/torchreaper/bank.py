@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from torchreaper import criteria
+from torchreaper.channels import Flow
 from torchreaper.cost import Cost, network_cost
 from torchreaper.errors import ReaperError
 from torchreaper.filters import FilterLayer, Filters, Skip, cuts, dropped_ids, filter_layers, masks
-from torchreaper.flow import Flow, find_flow
+from torchreaper.flow import find_flow
 from torchreaper.reinit import Reinit, as_reinit
 from torchreaper.restoring import bring_back
 from torchreaper.state import Optimizers, as_optimizers
@@ -255,7 +256,7 @@ class FilterBank:
         assert self._masked is not None
         ids = dropped_ids(self.layers, wanted)
         with torch.inference_mode(False):  # a tensor made in it could never be trained again
-            self._masked.enter(masks(self.flow, ids), cuts(self.model, self.flow, ids))
+            self._masked.enter(masks(self.flow, ids), cuts(self.flow, ids))
         self.dropped = wanted
 
     def restore(self, reinit: str | Reinit | None = None) -> list[str]:
@@ -280,7 +281,7 @@ class FilterBank:
             self.dropped = {}
             if how is None:
                 return []
-            belongings = cuts(self.model, self.flow, ids)
+            belongings = cuts(self.flow, ids)
             return bring_back(self.model, lost, belongings, self._optimizers, how, self.generator)
 
     @contextmanager

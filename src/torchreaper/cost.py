@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from torchreaper.channels import Flow
 from torchreaper.filters import cuts, tensor_of
-from torchreaper.flow import Flow
 from torchreaper.operations import CONVOLUTIONS
 
 
@@ -32,7 +32,7 @@ class Cost:
 
 def network_cost(model: nn.Module, flow: Flow, ids: Int[Tensor, " ids"]) -> Cost:
     """The cost of ``model`` without the filters ``ids`` (flow ids; none: the whole network)."""
-    gone = cuts(model, flow, ids)
+    gone = cuts(flow, ids)
     parameters = sum(p.numel() for p in model.parameters())
     for name, entries in gone.items():
         module = model.get_submodule(name)

@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from torchreaper.channels import Flow, Role, Share
 from torchreaper.errors import ReaperError
-from torchreaper.flow import Flow, owns_weight
+from torchreaper.flow import owns_weight
 from torchreaper.operations import CONVOLUTIONS
 from torchreaper.state import Cut
 
@@ -21,6 +22,7 @@ Route = Literal["narrow", "scatter", "masked"]
 Skip = Union[None, str, Sequence[str]]
 Filters = Mapping[str, Sequence[int]]
 """Layer name -> indices of some of its filters."""
+ROLES: frozenset[Role] = frozenset({"filter", "norm", "follower", "consumer"})
 
 
 @dataclass(frozen=True)
@@ -116,27 +118,29 @@ def dropped_ids(layers: Iterable[FilterLayer], dropped: Filters) -> Int[Tensor, 
 
 def masks(flow: Flow, ids: Int[Tensor, " ids"]) -> dict[str, Bool[Tensor, " channels"]]:
     """Site -> which of its channels belong to the filters ``ids``."""
-    return {name: torch.isin(channels.origin, ids) for name, channels in flow.sites.items()}
+    return {name: torch.isin(site.origin, ids) for name, site in flow.sites.items()}
 
 
-def cuts(model: nn.Module, flow: Flow, ids: Int[Tensor, " ids"]) -> dict[str, dict[str, Cut]]:
+def cuts(flow: Flow, ids: Int[Tensor, " ids"], roles: Set[Role] = ROLES) -> dict[str, dict[str, Cut]]:
     """Module -> tensor name -> the part of it that belongs to the filters ``ids``.
 
-    A filter owns its row of the convolution (and its bias), its entries of every norm it passes, and its column of
-    every dense layer that reads it.
+    A filter owns its row of the convolution (and its bias), its entries of every norm it passes and of all that follows
+    its channel, and its slice of every dense layer that reads it.
     """
     found: dict[str, dict[str, Cut]] = {}
-    for name in sorted(flow.sites.keys() | flow.readers.keys()):
-        module = model.get_submodule(name)
-        rows = _positions(flow.sites[name].origin, ids) if name in flow.sites else _NONE
-        columns = _positions(flow.readers[name], ids) if name in flow.readers else _NONE
-        entries = {
-            tensor: Cut(rows, columns if tensor == "weight" and name in flow.readers else _NONE)
-            for tensor in ("weight", "bias", "running_mean", "running_var")
-            if tensor_of(module, tensor) is not None
-        }
-        found[name] = {tensor: cut for tensor, cut in entries.items() if cut}
-    return {name: entries for name, entries in found.items() if entries}
+    for name in sorted(flow.shares):
+        entries = {tensor: _cut(shares, ids, roles) for tensor, shares in flow.shares[name].items()}
+        if entries := {tensor: cut for tensor, cut in entries.items() if cut}:
+            found[name] = entries
+    return found
+
+
+def _cut(shares: Sequence[Share], ids: Int[Tensor, " ids"], roles: Set[Role]) -> Cut:
+    parts = [_NONE, _NONE]
+    for share in shares:
+        if share.role in roles:
+            parts[share.dim] = torch.isin(share.origin, ids).nonzero().flatten()
+    return Cut(*parts)
 
 
 def tensor_of(module: nn.Module, name: str) -> Tensor | None:
@@ -146,10 +150,6 @@ def tensor_of(module: nn.Module, name: str) -> Tensor | None:
 
 
 _NONE = torch.empty(0, dtype=torch.int64, device="cpu")
-
-
-def _positions(origin: Int[Tensor, " channels"], ids: Int[Tensor, " ids"]) -> Int[Tensor, " positions"]:
-    return torch.isin(origin, ids).nonzero().flatten()
 
 
 def _never_ranked(name: str, module: nn.Module, flow: Flow) -> str:

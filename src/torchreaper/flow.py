@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
 
+from torchreaper.channels import NOBODY, Flow, Share, Site
 from torchreaper.errors import ReaperError
 from torchreaper.operations import CONVOLUTIONS, NORMS, Kind, argument, is_division, kind_of, spatial_dims
 from torchreaper.tracing import (
@@ -34,9 +35,6 @@ from torchreaper.tracing import (
     undisturbed,
 )
 
-NOBODY = -1
-"""The origin of a channel that belongs to no filter."""
-
 
 @dataclass(frozen=True)
 class Channels:
@@ -49,40 +47,6 @@ class Channels:
 
     origin: Int[Tensor, " channels"]
     dim: int
-
-
-@dataclass
-class Flow:
-    """What the walk found, by module name.
-
-    Attributes:
-        start: first filter id of every convolution, in order of execution; its filters have consecutive ids.
-        sites: modules after which a dropped filter's channel is set to 0: convolutions
-            and per-channel maps with an offset.
-        norms: the sites whose entries belong to the filters (BatchNorm).
-        readers: origins of the input features of every dense convolution and Linear that reads filters.
-        barriers: per convolution, the places that need its output at full width.
-        outputs: convolutions with a channel that reaches an output of the model.
-        shared: modules with a parameter that is used in more than one place.
-        positions: output positions per sample of every convolution, norm and Linear, over all its calls.
-        widths: output channels of the same modules.
-    """
-
-    start: dict[str, int]
-    sites: dict[str, Channels] = field(default_factory=dict)
-    norms: set[str] = field(default_factory=set)
-    readers: dict[str, Int[Tensor, " features"]] = field(default_factory=dict)
-    barriers: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    outputs: set[str] = field(default_factory=set)
-    shared: set[str] = field(default_factory=set)
-    positions: dict[str, int] = field(default_factory=dict)
-    widths: dict[str, int] = field(default_factory=dict)
-
-    def layers_of(self, origin: Int[Tensor, " channels"]) -> list[str]:
-        """The convolutions that own a channel of ``origin``, in order of execution."""
-        names, starts = list(self.start), torch.tensor([*self.start.values()], device="cpu")
-        owners = torch.searchsorted(starts, origin[origin != NOBODY], right=True) - 1
-        return [names[k] for k in sorted(set(owners.tolist()))]
 
 
 def find_flow(model: nn.Module, example_inputs: ExampleInputs) -> Flow:
@@ -233,8 +197,9 @@ class _Walk(fx.Interpreter):
             return self._barrier(node, entering)
         channels, before = entering[0], self.values[node.all_input_nodes[0]].shape
         if kind is Kind.NORM and node.target not in self.opaque and channels.dim == 1 - value.ndim:
-            self.flow.sites[str(node.target)] = channels
-            self.flow.norms.add(str(node.target))
+            self.flow.sites[str(node.target)] = Site(channels.origin, channels.dim)
+            for tensor in ("weight", "bias", "running_mean", "running_var"):
+                self._share(str(node.target), module, tensor, Share(0, channels.origin, "norm"))
             return channels
         if kind is Kind.KEEP and value.ndim == len(before):
             behind = -1 - channels.dim
@@ -267,7 +232,7 @@ class _Walk(fx.Interpreter):
             if name in self.opaque or channels.dim != dim or not owns_weight(module):
                 self._barrier_at(name, [channels])
             else:
-                self.flow.readers[name] = channels.origin
+                self._share(name, module, "weight", Share(1, channels.origin, "consumer"))
 
     def _use(self, name: str, entering: list[Channels], width: int, dim: int) -> None:
         """Note what a module is used on; on nobody's channels too, for another use may be on a filter's."""
@@ -282,8 +247,14 @@ class _Walk(fx.Interpreter):
         self._count(name, value, dim)
         first = self.flow.start[name]
         channels = Channels(torch.arange(first, first + module.out_channels, device="cpu"), dim)
-        self.flow.sites[name] = channels
+        self.flow.sites[name] = Site(channels.origin, channels.dim)
+        for tensor in ("weight", "bias"):
+            self._share(name, module, tensor, Share(0, channels.origin, "filter"))
         return channels
+
+    def _share(self, name: str, module: Any, tensor: str, share: Share) -> None:
+        if module._parameters.get(tensor) is not None or module._buffers.get(tensor) is not None:
+            self.flow.share(name, tensor, share)
 
     def _linear(self, name: str, module: Any, value: Tensor, entering: list[Channels]) -> None:
         self._read(name, module, entering, dim=-1)

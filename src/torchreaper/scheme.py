@@ -341,7 +341,7 @@ def _check_optimizers(bank: FilterBank, optimizers: Sequence[torch.optim.Optimiz
 def _warn_without_effect(bank: FilterBank, reinit: Reinit, optimizers: Sequence[torch.optim.Optimizer]) -> None:
     """Choices of the return that nothing in this network or optimizer can feel; defaults are never warned of."""
     plain = Reinit(reinit.method)
-    found = cuts(bank.model, bank.flow, dropped_ids(bank.ranked, {x.name: range(x.filters) for x in bank.ranked}))
+    found = cuts(bank.flow, dropped_ids(bank.ranked, {x.name: range(x.filters) for x in bank.ranked}))
     normed = any(isinstance(bank.model.get_submodule(name), NORMS) for name in found)
     read = any("weight" in entries and len(entries["weight"].columns) for entries in found.values())
     biased = any(layer.module.bias is not None for layer in bank.ranked)

@@ -16,9 +16,9 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from torchreaper.channels import Flow
 from torchreaper.errors import ReaperError
 from torchreaper.filters import parents
-from torchreaper.flow import Flow
 from torchreaper.state import ELEMENTWISE, Cut, per_weight_state
 from torchreaper.tracing import OwnHook
 
@@ -192,7 +192,7 @@ class Masked:
         self._model = model
         self._leaves: dict[str, Leaf] = {}
         self._handles: list[Any] = []
-        names = sorted(flow.sites.keys() | flow.readers.keys())
+        names = sorted(flow.sites.keys() | flow.shares.keys())
         modules = {name: model.get_submodule(name) for name in names}
         if any(_has_leaf(module) for module in modules.values()):
             raise ReaperError(
