@@ -22,7 +22,8 @@ METHOD = [
         "filters",
         "state",
     ),
-    *("flow", "channels", "tracing", "operations", "text", "errors"),
+    *("flow", "rows", "recording", "heads", "walk", "moving", "reading", "walking", "ledger", "following", "channels"),
+    *("tracing", "operations", "text", "errors"),
 ]
 LAB = [
     *(

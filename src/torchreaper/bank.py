@@ -13,14 +13,14 @@ from torchreaper import criteria
 from torchreaper.channels import Flow
 from torchreaper.cost import Cost, network_cost
 from torchreaper.errors import ReaperError
-from torchreaper.filters import FilterLayer, Filters, Skip, cuts, dropped_ids, filter_layers, masks
+from torchreaper.filters import FilterLayer, Filters, Skip, apart, cuts, dropped_ids, filter_layers, masks
 from torchreaper.flow import find_flow
 from torchreaper.reinit import Reinit, as_reinit
 from torchreaper.restoring import bring_back
 from torchreaper.state import Optimizers, as_optimizers
 from torchreaper.subnetwork import Masked
 from torchreaper.text import percent, shorten, table
-from torchreaper.tracing import ExampleInputs
+from torchreaper.tracing import ExampleInputs, refuse_wrappers
 
 MODES = ("auto", "masked", "compact")
 
@@ -47,7 +47,8 @@ def find_filters(
     Raises:
         ReaperError: the model cannot be traced, or nothing in it can be ranked.
     """
-    flow = find_flow(model, example_inputs)
+    refuse_wrappers(model)
+    flow = find_flow(model, example_inputs, apart(include, model))
     layers = filter_layers(model, flow, skip=skip, include=include, scope=scope)
     if not any(layer.ranked for layer in layers):
         why = "; ".join(f"{layer.name}: {layer.reason}" for layer in layers) or "it has no convolution that is called"
@@ -275,14 +276,12 @@ class FilterBank:
         lost = {self._by_name[name]: indices for name, indices in self.dropped.items()}
         if how is not None:
             self._check_return(lost)
-        ids = dropped_ids(self.layers, self.dropped)
         with torch.inference_mode(False):
             self._masked.leave()
             self.dropped = {}
             if how is None:
                 return []
-            belongings = cuts(self.flow, ids)
-            return bring_back(self.model, lost, belongings, self._optimizers, how, self.generator)
+            return bring_back(self.model, lost, self.flow, self._optimizers, how, self.generator)
 
     @contextmanager
     def without(self, filters: Filters, mode: str = "auto") -> Iterator[FilterBank]:
