@@ -90,7 +90,7 @@ def _walked(
         for mode, graph in (("train", graphs[1]), ("eval", graphs[0])):
             count = mode == "train"
             box = run_box(model, ledger, count)
-            walk = Walk(graph, ledger, mode, boxes=set(untraced), box=box, count=count)
+            walk = Walk(model, graph, ledger, mode, boxes=set(untraced), box=box, count=count)
             with training_mode(model, count), fake_buffers(model, walk.fake):
                 _checked_run(lambda walk=walk: _run(walk, arguments), model, arguments)  # type: ignore[misc]
             walks.append(walk)

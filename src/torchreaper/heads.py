@@ -46,7 +46,7 @@ def _starts(walk: Walk, node: fx.Node, flow: Flow) -> str:
     if name not in flow.start or name in flow.grouped or name in flow.gates:
         return ""
     ids, first = channels.line[0], flow.start[name]
-    return name if isinstance(walk.module.get_submodule(name), CONVOLUTIONS) and int(ids[0]) == first else ""
+    return name if isinstance(walk.model.get_submodule(name), CONVOLUTIONS) and int(ids[0]) == first else ""
 
 
 def _chain(walk: Walk, node: fx.Node, name: str, flow: Flow) -> tuple[str, ...]:

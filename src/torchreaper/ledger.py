@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from dataclasses import dataclass, field
 from math import prod
@@ -40,10 +41,15 @@ class Decisions:
 
 
 class Ledger:
-    """One round of walks: the flow as far as it is known, and the decisions for the next round."""
+    """One round of walks: the flow as far as it is known, and the decisions for the next round.
+
+    Attributes:
+        decided: what earlier rounds decided; it stays the same all through the round, for both graphs.
+        decisions: where this round's decisions go.
+    """
 
     def __init__(self, flow: Flow, decisions: Decisions) -> None:
-        self.flow, self.decisions = flow, decisions
+        self.flow, self.decisions, self.decided = flow, decisions, copy.deepcopy(decisions)
         self._uses: dict[str, list[Channels]] = defaultdict(list)
 
     def use(self, name: str, channels: Channels) -> None:
@@ -55,7 +61,7 @@ class Ledger:
 
     def is_opaque(self, name: str) -> bool:
         """Whether a module is a barrier whatever its kind."""
-        return ("module", name) in self.decisions.opaque
+        return ("module", name) in self.decided.opaque
 
     def barrier(self, place: str, channels: Channels) -> None:
         """The channels must stand at ``place`` at full width, exactly 0 where they are absent."""
@@ -73,7 +79,7 @@ class Ledger:
         since = channels.since
         if since is None:
             return
-        can_mask = since[0] == "module" and since not in self.decisions.sited
+        can_mask = since[0] == "module" and since not in self.decided.sited
         (self.decisions.sited if can_mask else self.decisions.opaque).add(since)
 
     def site(self, name: str, channels: Channels) -> Channels:
@@ -110,8 +116,7 @@ class Ledger:
     def gate(self, name: str, origin: Origin) -> bool:
         """The rows of ``name`` follow ``origin`` from the next round on; ``False`` where that does not hold."""
         decisions = self.decisions
-        known = decisions.gates.get(name)
-        if known is not None and known.equal(origin):
+        if (known := decisions.gates.get(name)) is not None and known.equal(origin):
             return True
         decisions.changes[name] += 1
         if decisions.changes[name] > CHANGES:

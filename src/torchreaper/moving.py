@@ -34,10 +34,14 @@ class Moving(Walking):
 
     def offset(self, node: fx.Node, module: Any, value: Tensor, entering: list[Channels]) -> Channels | None:
         """A pointwise map with f(0) != 0: a mask must follow, or its input must hold the zeros."""
-        channels, key = self._one(node, entering), self.key(node)
-        if channels is None or key in self.ledger.decisions.opaque:
-            return self.barrier(node, entering)
-        if key in self.ledger.decisions.sited:
+        channels = self._one(node, entering)
+        return self.barrier(node, entering) if channels is None else self._shifted(node, channels)
+
+    def _shifted(self, node: fx.Node, channels: Channels) -> Channels | None:
+        key = self.key(node)
+        if key in self.ledger.decided.opaque:
+            return self.barrier(node, [channels])
+        if key in self.ledger.decided.sited:
             self.ledger.use(str(node.target), Channels(channels.origin))
             return self.through(node, self.ledger.site(str(node.target), channels))
         since = key if channels.since is None or node.op == "call_module" else channels.since
@@ -49,8 +53,9 @@ class Moving(Walking):
         line = channels.line if channels else None
         if channels is None or channels.since is None or line is None:
             return self.through(node, channels)
-        self.ledger.use(name, Channels(line[0]))
-        return self.through(node, channels if self.ledger.is_opaque(name) else self.ledger.site(name, channels))
+        out = f"{name}, leaving"  # what enters it is another use
+        self.ledger.use(out, Channels(line[0]))
+        return self.through(node, channels if self.ledger.is_opaque(out) else self.ledger.site(name, channels))
 
     def reshape(self, node: fx.Node, module: Any, value: Tensor, entering: list[Channels]) -> Channels | None:
         """Row-major reshaping whose sizes follow from the input."""
@@ -168,7 +173,7 @@ class Moving(Walking):
         if len(mine) == 2 and (tracked := mine[0] or mine[1]) and not (mine[0] and mine[1]):
             parameter = tensors[0] if tracked is mine[1] else tensors[1]
             if self._scale(node, parameter, tracked):
-                return self.offset(node, module, value, [tracked])
+                return self._shifted(node, tracked)
         return self.barrier(node, entering)
 
     def mul(self, node: fx.Node, module: Any, value: Tensor, entering: list[Channels]) -> Channels | None:
@@ -212,12 +217,15 @@ class Moving(Walking):
         if self.ledger.is_opaque(str(parameter.target)):
             return False
         self.understood.add((parameter, node))
-        self.ledger.share(owner, self.module.get_submodule(owner), name, dims[0], line[0], "follower")
+        self.ledger.share(owner, self.model.get_submodule(owner), name, dims[0], line[0], "follower")
         return True
 
     def _gated(self, node: fx.Node, tensors: list[Any], mine: list[Channels | None], value: Tensor) -> bool:
         """Whether one factor holds one number a channel, made by rows that can follow the other's channels."""
-        for k, gate in enumerate(tensors):
+        for k, factor in enumerate(tensors):
+            gate = factor
+            while isinstance(gate, fx.Node) and gate.target in ("expand", "expand_as") and len(gate.users) == 1:
+                gate = gate.args[0]
             other, shape = tensors[1 - k], self.values[gate].shape
             whole = self.values[other].shape
             wide = [d for d in range(1, value.ndim) if len(shape) == value.ndim and shape[d] > 1]
@@ -229,7 +237,7 @@ class Moving(Walking):
             channels = mine[1 - k]
             line = channels.line if channels else (nobody(shape[wide[0]]), wide[0] - value.ndim)
             if name and line is not None and line[1] == wide[0] - value.ndim:
-                known = self.ledger.decisions.gates.get(name)
+                known = self.ledger.decided.gates.get(name)
                 return (known is None or not known.equal(line[0])) and self.ledger.gate(name, line[0])
         return False
 
@@ -242,7 +250,7 @@ class Moving(Walking):
                 name = str(node.target)
                 fits = module is not None and owns_weight(module) and getattr(module, "groups", 1) == 1
                 rows = module.out_channels if hasattr(module, "out_channels") else getattr(module, "out_features", 0)
-                return name if fits and rows == width and name not in self.ledger.decisions.apart else ""
+                return name if fits and rows == width and name not in self.ledger.decided.apart else ""
             tensors = [n for n in node.all_input_nodes if n in self.values and n.op != "get_attr"]
             if len(tensors) != 1 or not (kind in _GATE_KINDS or node.target is leaving):
                 return ""

@@ -27,13 +27,13 @@ class Reading(Walking):
     def convolution(self, node: fx.Node, module: Any, value: Tensor, entering: list[Channels]) -> Channels | None:
         """Reads its input and starts channels of its own; a depthwise one hands its input's channels on."""
         name = self.owner(node)
-        module = module if module is not None or not name else self.module.get_submodule(name)
+        module = module if module is not None or not name else self.model.get_submodule(name)
         if not isinstance(module, CONVOLUTIONS) or name not in self.ledger.flow.start:
             return self.barrier(node, entering)
         spatial = len(module.kernel_size)
         self.ledger.count_output(name, value, -1 - spatial, self.count)
         plain = owns_weight(module) and (node.op != "call_module" or is_known_module(module))
-        if plain and entering and is_depthwise(module) and name not in self.ledger.decisions.apart:
+        if plain and entering and is_depthwise(module) and name not in self.ledger.decided.apart:
             return self._depthwise(node, name, module, value, entering)
         if module.groups == 1 and plain:
             self._read(node, name, module, entering, width=module.in_channels, dim=-1 - spatial)
@@ -46,8 +46,8 @@ class Reading(Walking):
         first = self.ledger.flow.start[name]
         origin: Origin = torch.arange(first, first + module.out_channels, device="cpu")
         role: Role = "filter"
-        if name in self.ledger.decisions.gates:
-            origin, role = self.ledger.decisions.gates[name], "follower"
+        if name in self.ledger.decided.gates:
+            origin, role = self.ledger.decided.gates[name], "follower"
         if plain:
             self._share(name, module, ("weight",), origin, role, dim=1 if isinstance(module, TRANSPOSED) else 0)
             self._share(name, module, ("bias",), origin, role)
@@ -78,12 +78,12 @@ class Reading(Walking):
     def linear(self, node: fx.Node, module: Any, value: Tensor, entering: list[Channels]) -> Channels | None:
         """Reads its last dimension; its outputs are nobody's filters, unless as a gate they follow others."""
         name = self.owner(node)
-        module = module if module is not None or not name else self.module.get_submodule(name)
+        module = module if module is not None or not name else self.model.get_submodule(name)
         if module is None or not owns_weight(module):
             return self.barrier(node, entering)
         self._read(node, name, module, entering, width=module._parameters["weight"].shape[1], dim=-1)
         self.ledger.count_output(name, value, -1, self.count)
-        origin = self.ledger.decisions.gates.get(name)
+        origin = self.ledger.decided.gates.get(name)
         if origin is None or node.op != "call_module":
             return None
         self._share(name, module, ("weight", "bias"), origin, "follower")
@@ -94,7 +94,7 @@ class Reading(Walking):
         name, dim = self.owner(node), 1 - value.ndim
         if not name:
             return self.barrier(node, entering)
-        module = module if module is not None else self.module.get_submodule(name)
+        module = module if module is not None else self.model.get_submodule(name)
         self.ledger.count_output(name, value, dim, self.count)
         origin = self._line(name, entering, value.shape[1], dim)
         if origin is None:

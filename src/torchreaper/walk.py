@@ -25,6 +25,7 @@ class Walk(Reading, Moving):
     """Carries :class:`Channels` beside every value of one graph.
 
     Args:
+        model: the model itself.
         graph: the model's graph in one mode.
         ledger: where everything is written down.
         mode: "train" or "eval".
@@ -34,9 +35,17 @@ class Walk(Reading, Moving):
     """
 
     def __init__(
-        self, graph: fx.GraphModule, ledger: Ledger, mode: str, *, boxes: set[str], box: Box, count: bool
+        self,
+        model: nn.Module,
+        graph: fx.GraphModule,
+        ledger: Ledger,
+        mode: str,
+        *,
+        boxes: set[str],
+        box: Box,
+        count: bool,
     ) -> None:
-        super().__init__(graph, ledger, mode)
+        super().__init__(model, graph, ledger, mode)
         self.count, self._boxes, self._box = count, boxes, box
         self.leads: dict[fx.Node, set[str]] = {}
         self._order = {node: k for k, node in enumerate(graph.graph.nodes)}

@@ -8,7 +8,7 @@ from typing import Any, Union
 
 import torch
 from jaxtyping import Int
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from torchreaper.following import Channels, Key, agree
@@ -27,6 +27,7 @@ class Walking(fx.Interpreter):
     """What every rule needs: the channels of all values so far, and where to write down what it finds.
 
     Attributes:
+        model: the model itself; the graph's own module holds only what the graph calls.
         ledger: where everything is written down.
         mode: "train" or "eval".
         channels: of every value that holds any.
@@ -35,8 +36,9 @@ class Walking(fx.Interpreter):
         understood: (parameter node, user) pairs whose use of the parameter is accounted for.
     """
 
-    def __init__(self, graph: fx.GraphModule, ledger: Ledger, mode: str) -> None:
+    def __init__(self, model: nn.Module, graph: fx.GraphModule, ledger: Ledger, mode: str) -> None:
         super().__init__(graph)
+        self.model = model
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.ledger, self.mode = ledger, mode
         self.channels: dict[fx.Node, Found] = {}
@@ -84,7 +86,7 @@ class Walking(fx.Interpreter):
         """Channels behind an offset: clean again where a module can carry a mask, else to be settled."""
         if channels.since is not None and node.op == "call_module":
             channels = self.ledger.site(name, channels)
-        elif self.key(node) in self.ledger.decisions.opaque:
+        elif self.key(node) in self.ledger.decided.opaque:
             return self.barrier(node, [Channels(channels.origin)])
         return self.through(node, channels)
 
@@ -100,7 +102,7 @@ class Walking(fx.Interpreter):
         if not given or not all(isinstance(one, fx.Node) and one.op == "get_attr" for one in given):
             return ""
         owners = {str(one.target).rpartition(".")[0] for one in given}
-        if len(owners) > 1 or is_known_module(self.module.get_submodule(min(owners))):
+        if len(owners) > 1 or is_known_module(self.model.get_submodule(min(owners))):
             return ""  # a known module's tensors are used by the module itself: here they are used once more
         self.understood |= {(one, node) for one in given}
         return owners.pop()
