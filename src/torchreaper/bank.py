@@ -146,7 +146,12 @@ class FilterBank:
             ]
             for layer in self.layers
         ]
-        return table(["layer", "filters", "d", "ranked", "route", "dropped now", "why"], rows)
+        listed = table(["layer", "filters", "d", "ranked", "route", "dropped now", "why"], rows)
+        notes = [
+            f"torch.fx cannot trace {name or 'the model'} ({why}): found by running it, masked at each convolution's own norm"
+            for name, why in self.flow.untraced.items()
+        ]
+        return "\n".join([listed, *notes])
 
     def attach(self, optimizer: Optimizers = None) -> None:
         """Install the hooks now, and name the optimizers whose state belongs to the filters.

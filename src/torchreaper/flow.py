@@ -9,6 +9,7 @@ the convolutions in it are found by running it.
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -53,7 +54,8 @@ def find_flow(model: nn.Module, example_inputs: ExampleInputs, apart: frozenset[
     """
     refuse_wrappers(model)
     arguments = bind_arguments(model, example_inputs)
-    with undisturbed(model):
+    with undisturbed(model), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what the model's code warns of on stand-ins for its tensors
         return _united(model, arguments, set(apart))
 
 
