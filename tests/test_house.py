@@ -12,17 +12,19 @@ METHOD = [
     *(
         "__init__",
         "scheme",
+        "transitions",
         "bank",
+        "modes",
         "restoring",
         "subnetwork",
+        "moments",
+        "leaves",
+        "plan",
+        "parts",
         "cost",
-        "criteria",
-        "reinit",
-        "geometry",
-        "filters",
-        "state",
     ),
-    *("flow", "channels", "tracing", "operations", "text", "errors"),
+    *("criteria", "reinit", "geometry", "filters", "state", "flow", "channels", "tracing", "operations", "text"),
+    "errors",
 ]
 LAB = [
     *(
