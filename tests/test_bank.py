@@ -77,7 +77,6 @@ def test_costs_are_those_of_a_network_built_without_the_filters():
         (lambda b: b.drop({"stem": [4]}), "filters of 'stem': 4 is not in 0..3"),
         (lambda b: b.drop({"stem": [-1]}), "filters of 'stem': -1 is not in 0..3"),
         (lambda b: b.drop({"stem": range(4)}), "filters of 'stem': all 4; a layer must keep at least one"),
-        (lambda b: b.drop(GONE, mode="compact"), 'subnetwork="compact": not available in this version'),
         (lambda b: b.drop(GONE, mode="mask"), "subnetwork='mask': must be"),
         (lambda b: b.preview(1.3), "fraction=1.3: must be in (0, 1)"),
         (lambda b: b.preview(0.3, "magic"), "criterion='magic': must be one of"),
@@ -131,7 +130,7 @@ def test_frozen_tensors_are_not_written(bank):
 
 def test_dropping_nothing_is_nothing(bank):
     bank.drop({"stem": []})
-    assert bank._masked is None
+    assert bank._subnetwork is None
     bank.attach()
     bank.drop({})
     with bank.without({}):

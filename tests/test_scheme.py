@@ -15,7 +15,7 @@ from torch import nn
 
 import torchreaper as tr
 from tests.nets import build, inputs, plain, train_step
-from torchreaper.scheme import transition_at
+from torchreaper.transitions import transition_at
 
 ROOT = Path(__file__).parents[1]
 
@@ -152,7 +152,6 @@ def test_the_known_trap_is_warned_of():
         ({"criterion": "ortho"}, "criterion='ortho': must be one of"),
         ({"reinit": "ortho"}, "reinit='ortho': must be one of"),
         ({"subnetwork": "small"}, "subnetwork='small': must be"),
-        ({"subnetwork": "compact"}, 'subnetwork="compact": not available in this version'),
         ({"skip": "*"}, "no convolution to rank"),
         ({"min_filters": 99}, "min_filters=99, max_per_layer=1.0: no layer may lose a filter (the widest has 6)"),
         ({"seed": -1}, "seed=-1: must be a whole number of at least 0"),

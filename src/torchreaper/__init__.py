@@ -14,6 +14,7 @@ from torchreaper.geometry import overlap as overlap
 from torchreaper.reinit import METHODS as METHODS
 from torchreaper.reinit import Reinit as Reinit
 from torchreaper.scheme import RePr as RePr
-from torchreaper.scheme import Transition as Transition
+from torchreaper.state import elementwise as elementwise
+from torchreaper.transitions import Transition as Transition
 
 __version__ = "0.1.0"

@@ -13,16 +13,16 @@ from torchreaper import criteria
 from torchreaper.channels import Flow
 from torchreaper.cost import Cost, network_cost
 from torchreaper.errors import ReaperError
-from torchreaper.filters import FilterLayer, Filters, Skip, apart, cuts, dropped_ids, filter_layers, masks
+from torchreaper.filters import FilterLayer, Filters, Skip, apart, cuts, dropped_ids, filter_layers
 from torchreaper.flow import find_flow
+from torchreaper.modes import Mode, resolve
+from torchreaper.plan import make_plan
 from torchreaper.reinit import Reinit, as_reinit
 from torchreaper.restoring import bring_back
 from torchreaper.state import Optimizers, as_optimizers
-from torchreaper.subnetwork import Masked
+from torchreaper.subnetwork import Subnetwork
 from torchreaper.text import percent, shorten, table
 from torchreaper.tracing import ExampleInputs, refuse_wrappers
-
-MODES = ("auto", "masked", "compact")
 
 
 def find_filters(
@@ -107,6 +107,10 @@ class FilterBank:
         flow: the channel flow behind them.
         generator: CPU generator of everything random that concerns this bank.
         dropped: layer -> indices of the filters that are left out now.
+        mode: how they are left out: "masked" or "compact"; ``None`` in a full phase.
+
+    A bank copied or pickled together with its model and optimizer goes on working on those copies, in every phase;
+    copied alone it takes copies of them along.
     """
 
     def __init__(self, model: nn.Module, flow: Flow, layers: Sequence[FilterLayer], seed: int = 0) -> None:
@@ -114,8 +118,9 @@ class FilterBank:
         self.generator = torch.Generator().manual_seed(seed)
         self.dropped: dict[str, tuple[int, ...]] = {}
         self._by_name = {layer.name: layer for layer in self.layers}
+        self.mode: Mode | None = None
         self._optimizers = as_optimizers(None)
-        self._masked: Masked | None = None
+        self._subnetwork: Subnetwork | None = None
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -148,28 +153,53 @@ class FilterBank:
         ]
         listed = table(["layer", "filters", "d", "ranked", "route", "dropped now", "why"], rows)
         notes = [
-            f"torch.fx cannot trace {name or 'the model'} ({why}): found by running it, masked at each convolution's own norm"
+            f"torch.fx cannot trace {name or 'the model'} ({why}): its convolutions are masked, each at its own norm"
             for name, why in self.flow.untraced.items()
         ]
         return "\n".join([listed, *notes])
 
-    def attach(self, optimizer: Optimizers = None) -> None:
+    def attach(self, optimizer: Optimizers = None, followers: Sequence[nn.Module] = ()) -> None:
         """Install the hooks now, and name the optimizers whose state belongs to the filters.
 
         Dropping does it by itself; do it before ``torch.compile``, whose compiled calls ignore later hooks.
+
+        Args:
+            optimizer: one, a list or none.
+            followers: copies of the model whose parameters are averages of its own over ``parameters()``, such as
+                ``ema.module`` of an ``AveragedModel``. They lose and regain filters together with the model. A filter
+                that is brought back re-initialised starts its average anew from the returned values; one that is put
+                back untouched finds its average as it was. Averages over ``state_dict()`` need no mention.
         """
-        if self._masked is not None:
+        if self._subnetwork is not None:
             raise ReaperError("attach: this bank is attached already; call detach() before")
-        self._optimizers = as_optimizers(optimizer)
-        self._masked = Masked(self.model, self.flow, self._optimizers)
+        optimizers = as_optimizers(optimizer)
+        self._subnetwork = Subnetwork(self.model, self.flow, optimizers, followers)
+        self._optimizers = optimizers
 
     def detach(self) -> None:
         """Take every hook off; dropped filters must be back."""
         if self.dropped:
             raise ReaperError("detach: filters are dropped; call restore() before")
-        if self._masked is not None:
-            self._masked.remove()
-            self._masked = None
+        if self._subnetwork is not None:
+            self._subnetwork.remove()
+            self._subnetwork = None
+
+    def resolve(self, mode: str = "auto", *, drops: int = 1) -> tuple[Mode, str]:
+        """Which way of leaving filters out ``mode`` comes to now, and why; nothing changes.
+
+        Args:
+            mode: "auto": compact where that is exact and some layer can be smaller, else masked.
+            drops: how many drops are still to come; under ``torch.compile`` each needs graphs of its own.
+
+        Returns:
+            "compact" or "masked"; the reason why "auto" is masked, else "".
+
+        Raises:
+            ReaperError: "compact" where it would not be exact, with the reason; or an unknown mode.
+        """
+        graphs = 0 if self._subnetwork is None else self._subnetwork.graphs
+        layers = [layer for layer in self.layers if layer.droppable]
+        return resolve(mode, self.model, layers, self._optimizers, graphs * (1 + drops))
 
     def select(
         self,
@@ -239,31 +269,35 @@ class FilterBank:
                 f"{widest}); lower min_filters or raise max_per_layer"
             )
 
-    def drop(self, filters: Filters, *, mode: str = "auto") -> None:
+    def drop(self, filters: Filters, *, mode: str = "auto", exact_dropout: bool = False) -> None:
         """Leave ``filters`` out until :meth:`restore`.
 
         To train in between, :meth:`attach` the optimizer first: without it, its state of these filters is not kept.
 
         Args:
             filters: layer name -> indices.
-            mode: "masked"; "auto" is the same today. "compact" does not exist yet.
+            mode: "masked": zeros at full width. "compact": tensors are really smaller, where the layer's route allows.
+                "auto": see :meth:`resolve`.
+            exact_dropout: compact draws the random numbers of ``nn.Dropout`` modules at full width, as masked does.
+                Functional dropout cannot be reached.
 
         Raises:
-            ReaperError: filters are dropped already, an unknown layer or index, or a layer that would lose all.
+            ReaperError: filters are dropped already, an unknown layer or index, a layer that would lose all, or
+                "compact" where it would not be exact.
         """
-        check_mode(mode)
+        chosen, _ = self.resolve(mode)
         if self.dropped:
             raise ReaperError("drop: filters are dropped already; restore them before dropping others")
         wanted = {name: self._checked(name, indices) for name, indices in filters.items() if len(indices)}
         if not wanted:
             return
-        if self._masked is None:
+        if self._subnetwork is None:
             self.attach()
-        assert self._masked is not None
-        ids = dropped_ids(self.layers, wanted)
+        assert self._subnetwork is not None
+        plan = make_plan(self.flow, self.layers, wanted, compact=chosen == "compact", exact_dropout=exact_dropout)
         with torch.inference_mode(False):  # a tensor made in it could never be trained again
-            self._masked.enter(masks(self.flow, ids), cuts(self.flow, ids))
-        self.dropped = wanted
+            self._subnetwork.enter(plan)
+        self.dropped, self.mode = wanted, chosen
 
     def restore(self, reinit: str | Reinit | None = None) -> list[str]:
         """Bring the dropped filters back.
@@ -277,21 +311,24 @@ class FilterBank:
         how = None if reinit is None else as_reinit(reinit)
         if not self.dropped:
             return []
-        assert self._masked is not None
+        assert self._subnetwork is not None
         lost = {self._by_name[name]: indices for name, indices in self.dropped.items()}
         if how is not None:
             self._check_return(lost)
+        ids = dropped_ids(self.layers, self.dropped)
         with torch.inference_mode(False):
-            self._masked.leave()
-            self.dropped = {}
+            self._subnetwork.leave()
+            self.dropped, self.mode = {}, None
             if how is None:
                 return []
-            return bring_back(self.model, lost, self.flow, self._optimizers, how, self.generator)
+            notes = bring_back(self.model, lost, self.flow, self._optimizers, how, self.generator)
+            self._subnetwork.share_returned(cuts(self.flow, ids))
+            return notes
 
     @contextmanager
     def without(self, filters: Filters, mode: str = "auto") -> Iterator[FilterBank]:
         """The model without ``filters`` inside the block, untouched afterwards, exceptions included."""
-        attached_before = self._masked is not None
+        attached_before = self._subnetwork is not None
         self.drop(filters, mode=mode)
         try:
             yield self
@@ -302,11 +339,11 @@ class FilterBank:
 
     def _check_return(self, lost: Mapping[FilterLayer, Sequence[int]]) -> None:
         """Before anything is touched: what a re-initialisation needs."""
-        assert self._masked is not None
+        assert self._subnetwork is not None
         for layer in lost:
             if not layer.module.weight.requires_grad:
                 raise ReaperError(f"restore: layer {layer.name!r} is frozen; restore it as it was, without reinit")
-            if not (layer.rows.isfinite().all() and self._masked.stored(layer.name).isfinite().all()):
+            if not all(values.isfinite().all() for values in (layer.rows, *self._subnetwork.stored(layer.name))):
                 raise ReaperError(
                     f"restore: the weights of layer {layer.name!r} are not finite, training has diverged; lower the "
                     "learning rate or clip gradients, and go on from an earlier checkpoint"
@@ -328,11 +365,3 @@ def check_fraction(fraction: float) -> None:
     """Raise :class:`ReaperError` unless 0 < fraction < 1."""
     if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction < 1:
         raise ReaperError(f"fraction={fraction!r}: must be in (0, 1); the paper uses 0.30")
-
-
-def check_mode(mode: str) -> None:
-    """Raise :class:`ReaperError` for a way of leaving filters out that does not exist."""
-    if mode == "compact":
-        raise ReaperError('subnetwork="compact": not available in this version; use "auto" or "masked"')
-    if mode not in MODES:
-        raise ReaperError(f'subnetwork={mode!r}: must be "auto" or "masked"')

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from torchreaper.channels import Flow
+from torchreaper.channels import Flow, Share
 from torchreaper.filters import cuts, tensor_of
 from torchreaper.operations import CONVOLUTIONS
+from torchreaper.state import Cut
 
 
 @dataclass(frozen=True)
@@ -31,27 +34,35 @@ class Cost:
 
 
 def network_cost(model: nn.Module, flow: Flow, ids: Int[Tensor, " ids"]) -> Cost:
-    """The cost of ``model`` without the filters ``ids`` (flow ids; none: the whole network)."""
+    """The cost of ``model`` without the filters ``ids`` (flow ids; none: the whole network), in any phase."""
     gone = cuts(flow, ids)
-    parameters = sum(p.numel() for p in model.parameters())
-    for name, entries in gone.items():
-        module = model.get_submodule(name)
-        for tensor, cut in entries.items():
-            if isinstance(weight := tensor_of(module, tensor), nn.Parameter):
-                parameters -= int(cut.mask(weight).sum())
+    parameters = 0
+    for name, parameter in model.named_parameters():
+        module, _, tensor = name.rpartition(".")
+        parameters += _left(parameter, flow.shares.get(module, {}).get(tensor, ()), gone.get(module, {}).get(tensor))
     multiply_adds = activations = 0
     for name, positions in flow.positions.items():
-        module = model.get_submodule(name)
-        weight = tensor_of(module, "weight")
-        if weight is None and isinstance(module, CONVOLUTIONS):  # computed from other parameters; nothing of it can go
-            multiply_adds += (
-                positions * module.out_channels * module.in_channels // module.groups * prod(module.kernel_size)
-            )
+        layer: Any = model.get_submodule(name)
+        weight = tensor_of(layer, "weight")
+        if weight is None and isinstance(layer, CONVOLUTIONS):  # computed from other parameters; nothing of it can go
+            kernel = prod(layer.kernel_size)
+            multiply_adds += positions * layer.out_channels * layer.in_channels // layer.groups * kernel
         elif weight is not None and weight.ndim > 1:
-            part = gone.get(name, {}).get("weight")
-            lost = 0 if part is None else int(part.mask(weight).sum())
-            multiply_adds += positions * (weight.numel() - lost)
+            shares = flow.shares.get(name, {}).get("weight", ())
+            multiply_adds += positions * _left(weight, shares, gone.get(name, {}).get("weight"))
         site = flow.sites.get(name)
         lost = int(torch.isin(site.origin, ids).sum()) if site is not None else 0
         activations += positions * (flow.widths[name] - lost)
     return Cost(multiply_adds, parameters, activations)
+
+
+def _left(tensor: Tensor, shares: Sequence[Share], cut: Cut | None) -> int:
+    """How many entries the tensor has without ``cut``; in a compact phase some of them are not there now."""
+    shape = list(tensor.shape)
+    for share in shares:
+        shape[share.dim] = len(share.origin)
+    if cut is not None:
+        for dim, positions in enumerate((cut.rows, cut.columns)):
+            if len(positions):
+                shape[dim] -= len(positions)
+    return prod(shape)

@@ -6,7 +6,7 @@ import logging
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import is_dataclass
 from numbers import Integral
 from typing import Any, Literal
 
@@ -14,54 +14,20 @@ import torch
 from torch import Tensor, nn
 
 from torchreaper import criteria
-from torchreaper.bank import FilterBank, check_mode, find_filters
+from torchreaper.bank import FilterBank, find_filters
 from torchreaper.errors import NoEffectWarning, OneLayerWarning, ReaperError
 from torchreaper.filters import Skip, cuts, dropped_ids
+from torchreaper.modes import Mode, check_mode, resolve
 from torchreaper.operations import NORMS
 from torchreaper.reinit import Reinit, as_reinit
 from torchreaper.state import Optimizers, as_optimizers, parameter_ids
 from torchreaper.text import percent
 from torchreaper.tracing import ExampleInputs
+from torchreaper.transitions import Transition, packed, transition_at, unpacked
 
 log = logging.getLogger("torchreaper")
 
 ONE_LAYER_SHARE = 0.8
-
-
-@dataclass(frozen=True)
-class Transition:
-    """What :meth:`RePr.step` just did.
-
-    Attributes:
-        kind: "drop" or "restore".
-        cycle: 1 for the first cycle.
-        step: how many times ``step`` had been called, this call included.
-        filters: layer -> indices dropped or brought back; only layers with any.
-        scores: layer -> score of every filter, for a drop; empty for a restore.
-        seconds: what it took.
-        notes: what is worth knowing, in sentences.
-    """
-
-    kind: Literal["drop", "restore"]
-    cycle: int
-    step: int
-    filters: dict[str, tuple[int, ...]]
-    scores: dict[str, Tensor]
-    seconds: float
-    notes: tuple[str, ...]
-
-
-def transition_at(step: int, full: int, sub: int, cycles: int) -> tuple[Literal["drop", "restore"], int] | None:
-    """What the ``step``-th unit ends with, and in which cycle.
-
-    With 20, 10, 3: drops at 20, 50, 80, returns at 30, 60, 90.
-    """
-    cycle, within = divmod(step - 1, full + sub)
-    if step < 1 or cycle >= cycles:
-        return None
-    if within == full - 1:
-        return "drop", cycle + 1
-    return ("restore", cycle + 1) if within == full + sub - 1 else None
 
 
 class RePr:
@@ -84,7 +50,11 @@ class RePr:
         fraction: p, of the ranked filters.
         criterion: a registered name or an object with ``scores(bank)``.
         reinit: a method's name or a :class:`Reinit`.
-        subnetwork: "masked", or "auto", which is the same today.
+        subnetwork: "compact": in sub-network phases tensors are really smaller. "masked": the same numbers at full
+            width. "auto": compact where that is exact and some layer can be smaller, else masked, and it says why.
+        exact_dropout: compact draws the random numbers of ``nn.Dropout`` modules at full width, so that they are
+            masked's; functional dropout cannot be reached.
+        followers: copies of the model that average over ``parameters()``; see :meth:`FilterBank.attach`.
         skip, include, scope: what is ranked; see :func:`find_filters`.
         min_filters: no layer keeps fewer filters.
         max_per_layer: no layer loses a larger share of its filters.
@@ -112,6 +82,8 @@ class RePr:
         criterion: str | criteria.Criterion = "orthogonality",
         reinit: str | Reinit = "orthogonal",
         subnetwork: str = "auto",
+        exact_dropout: bool = False,
+        followers: Sequence[nn.Module] = (),
         skip: Skip = "first",
         include: Sequence[str] = (),
         scope: Skip = None,
@@ -122,18 +94,21 @@ class RePr:
         _check_counts(full=full, sub=sub, cycles=cycles, min_filters=min_filters, seed=seed)
         check_mode(subnetwork)
         self.full, self.sub, self.cycles, self.fraction = full, sub, cycles, fraction
-        self.subnetwork, self.min_filters, self.max_per_layer = subnetwork, min_filters, max_per_layer
+        self.subnetwork, self.exact_dropout = subnetwork, exact_dropout
+        self.min_filters, self.max_per_layer = min_filters, max_per_layer
         self.criterion, self.reinit = criteria.make(criterion), as_reinit(reinit)
         self._criterion_name = criterion if isinstance(criterion, str) else type(criterion).__name__
         optimizers = as_optimizers(optimizer)
         self.bank = find_filters(model, example_inputs, skip=skip, include=include, scope=scope, seed=seed)
         _check_optimizers(self.bank, optimizers)
         self.bank.check_settings(fraction, min_filters, max_per_layer)
+        resolve(subnetwork, model, self.bank.ranked, optimizers)
         _warn_without_effect(self.bank, self.reinit, optimizers)
-        self.bank.attach(optimizers)
+        self.bank.attach(optimizers, followers)
         self.history: list[Transition] = []
         self.steps = 0
         self._cycle = 0
+        self._reason = ""
         self._removed = False
 
     @property
@@ -210,7 +185,7 @@ class RePr:
             "cycle": self._cycle,
             "dropped": {name: list(indices) for name, indices in self.dropped.items()},
             "generator": self.bank.generator.get_state(),
-            "history": [_packed(transition) for transition in self.history],
+            "history": [packed(transition) for transition in self.history],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -224,9 +199,9 @@ class RePr:
         _check_state(state, self._config())
         self.steps, self._cycle = state["steps"], state["cycle"]
         self.bank.generator.set_state(state["generator"].cpu())
-        self.history = [_unpacked(packed) for packed in state["history"]]
+        self.history = [unpacked(one) for one in state["history"]]
         if state["dropped"]:
-            self.bank.drop(state["dropped"], mode=self.subnetwork)
+            self._leave_out(state["dropped"])
 
     def __str__(self) -> str:
         if self.phase == "sub":
@@ -245,10 +220,24 @@ class RePr:
                 f"RePr full={self.full} sub={self.sub} cycles={self.cycles} fraction={self.fraction:g} "
                 f"criterion={self._criterion_name} reinit={self.reinit.method}: step {self.steps}, {state}",
                 str(self.bank),
-                f"sub-network, {which}: {share} of the multiply-adds "
-                "(masked: the same numbers, computed at full width)",
+                f"sub-network, {which}: {share} of the multiply-adds; {self._way()}",
             ]
         )
+
+    def _way(self) -> str:
+        """ "compact", or "masked" and why; in a phase, as it is, else as the next one would be."""
+        mode, reason = self.bank.mode, self._reason
+        if mode is None:
+            mode, reason = self._resolved()
+        return f"{mode}: {reason}" if reason else mode
+
+    def _resolved(self) -> tuple[Mode, str]:
+        return self.bank.resolve(self.subnetwork, drops=max(1, self.cycles - self._cycle + 1))
+
+    def _leave_out(self, filters: Mapping[str, Sequence[int]]) -> None:
+        mode, reason = self._resolved()
+        self.bank.drop(filters, mode=mode, exact_dropout=self.exact_dropout)
+        self._reason = reason
 
     def _drop(self) -> Transition:
         start = time.perf_counter()
@@ -258,7 +247,8 @@ class RePr:
             scores, self.fraction, min_filters=self.min_filters, max_per_layer=self.max_per_layer
         )
         notes += self._one_layer(filters)
-        self.bank.drop(filters, mode=self.subnetwork)
+        self._leave_out(filters)
+        notes.append(f"sub-network: {self._way()}")
         kept = {layer.name: scores[layer.name].detach().cpu() for layer in self.bank.ranked}
         return self._record("drop", dict(self.bank.dropped), kept, start, notes)
 
@@ -291,14 +281,9 @@ class RePr:
         self.history.append(transition)
         verb = "dropped" if kind == "drop" else "restored"
         where = ", ".join(f"{name} {len(indices)}" for name, indices in filters.items())
-        log.info(
-            "step %d, cycle %d: %s %s filters (%s)",
-            self.steps,
-            self._cycle,
-            verb,
-            sum(map(len, filters.values())),
-            where,
-        )
+        way = f"; {self._way()}" if kind == "drop" else ""
+        count = sum(map(len, filters.values()))
+        log.info("step %d, cycle %d: %s %s filters (%s)%s", self.steps, self._cycle, verb, count, where, way)
         return transition
 
     def _config(self) -> dict[str, Any]:
@@ -381,14 +366,3 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in config.items():
         flat |= _flat(value, f"{prefix}{name} ") if isinstance(value, Mapping) else {prefix + name: value}
     return flat
-
-
-def _packed(transition: Transition) -> dict[str, Any]:
-    fields = {**vars(transition), "notes": list(transition.notes)}
-    fields["filters"] = {name: list(indices) for name, indices in transition.filters.items()}
-    return fields
-
-
-def _unpacked(packed: Mapping[str, Any]) -> Transition:
-    filters = {name: tuple(indices) for name, indices in packed["filters"].items()}
-    return Transition(**{**packed, "filters": filters, "notes": tuple(packed["notes"])})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any, TypeVar, Union
 
 import torch
 from jaxtyping import Bool, Int, Shaped
@@ -26,7 +26,37 @@ ELEMENTWISE = (
     ),
     *(torch.optim.Adagrad, torch.optim.RMSprop, torch.optim.Rprop, torch.optim.ASGD, torch.optim.Adadelta),
 )
-"""Optimizers in which a weight that is 0, with gradient and state 0, stays 0 (for eps > 0)."""
+"""torch's optimizers that treat every weight by itself, and leave one at 0 that has gradient and state 0 (eps > 0)."""
+
+_REGISTERED: set[type[Optimizer]] = set()
+_AnyOptimizer = TypeVar("_AnyOptimizer", bound=type[Optimizer])
+
+
+def elementwise(optimizer: _AnyOptimizer) -> _AnyOptimizer:
+    """Declare that an optimizer treats every weight by itself, so that a smaller network trains as the masked one.
+
+    What it does to a weight must depend on that weight, its gradient, its own state and step counters alone: not on the
+    norm, the shape or the other entries of its tensor. State with one value per weight must have the weight's shape.
+
+    Args:
+        optimizer: the class. Subclasses are not meant: each says so for itself.
+
+    Returns:
+        The class, so that this can be its decorator.
+
+    Raises:
+        ReaperError: it is no class of optimizers.
+    """
+    if not (isinstance(optimizer, type) and issubclass(optimizer, Optimizer)):
+        raise ReaperError(f"optimizer={optimizer!r}: must be a class of torch.optim.Optimizer; pass the class itself")
+    _REGISTERED.add(optimizer)
+    return optimizer
+
+
+def is_elementwise(optimizer: Optimizer) -> bool:
+    """Whether it is one of torch's elementwise optimizers, or was declared to be one."""
+    return type(optimizer) in ELEMENTWISE or type(optimizer) in _REGISTERED
+
 
 SECOND_MOMENTS = frozenset({"exp_avg_sq", "max_exp_avg_sq", "exp_inf", "square_avg", "acc_delta", "sum", "step_size"})
 """State entries that scale the step, and so are never negative."""
@@ -56,16 +86,17 @@ class Cut:
         return tensor
 
     @torch.no_grad()
-    def take(self, tensor: Tensor) -> Shaped[Tensor, " n"]:
-        """The part's values, row-major; ``tensor`` holds 0 there afterwards."""
-        values = tensor.detach()[self.mask(tensor)]
-        self.fill(tensor.detach(), 0)
-        return values
+    def put(self, tensor: Tensor, values: Shaped[Tensor, " n"]) -> None:
+        """Write ``values`` into the part, row-major."""
+        tensor.detach()[self.mask(tensor)] = values.to(tensor)
 
     @torch.no_grad()
-    def put(self, tensor: Tensor, values: Shaped[Tensor, " n"]) -> None:
-        """Write what :meth:`take` gave back into its place."""
-        tensor.detach()[self.mask(tensor)] = values.to(tensor)
+    def copy(self, source: Tensor, target: Tensor) -> None:
+        """Write what the part of ``source`` holds into that of ``target``, a tensor of the same shape."""
+        for dim, positions in enumerate((self.rows, self.columns)):
+            if len(positions):
+                values = source.detach().index_select(dim, positions.to(source.device))
+                target.detach().index_copy_(dim, positions.to(target.device), values.to(target))
 
 
 def as_optimizers(optimizer: Any) -> tuple[Optimizer, ...]:
@@ -118,16 +149,33 @@ def reset(optimizers: Iterable[Optimizer], tensor: Tensor, cut: Cut, how: str) -
     """
     for optimizer, state, key in per_weight_state(optimizers, tensor):
         entry, mask = state[key], cut.mask(tensor)
-        value: Any = _fresh(optimizer, tensor, key)
+        value: Any = fresh(optimizer, tensor, key)
         if how == "layer-mean" and key in SECOND_MOMENTS and not mask.all():
             value = entry[~mask].double().mean().item()
         cut.fill(entry, value)
 
 
-def _fresh(optimizer: Optimizer, tensor: Tensor, key: str) -> float:
+def fresh(optimizer: Optimizer, tensor: Tensor, key: str) -> float:
+    """What a new optimizer holds in an entry of the state of ``tensor``."""
     group = next(g for g in optimizer.param_groups if any(p is tensor for p in g["params"]))
     if key == "step_size":  # Rprop's own steps start at the learning rate; from 0 they would never grow
         return float(group["lr"])
     if key == "sum":
         return float(group.get("initial_accumulator_value", 0.0))
     return 0.0
+
+
+@torch.no_grad()
+def resize(tensor: Tensor, new: Tensor, gradient: Tensor | None = None) -> None:
+    """Let a parameter or buffer hold other values of another shape, and remain the same object.
+
+    Autograd keeps the gradient accumulator of a parameter, with the shape it had, for as long as something refers to
+    it: the ``loss`` of the last step, its outputs, a DDP wrapper. The next backward would then fail ("invalid gradient
+    at index 1 - got ... but expected shape compatible with ..."). Assigning a tensor of another dtype drops it. The
+    parameter's own hooks stay.
+    """
+    tensor.grad = None
+    other = torch.float32 if tensor.dtype == torch.float16 else torch.float16
+    tensor.data = torch.empty(0, dtype=other, device=tensor.device)
+    tensor.data = new
+    tensor.grad = gradient

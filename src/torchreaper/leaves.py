@@ -1,0 +1,215 @@
+"""The hooks of a sub-network on the modules of a model, and what each module is without.
+
+They are installed once, at the start, and return at once while nothing is dropped: a hook added after a compiled
+model's first call would be ignored. All are objects of their own for every module, picklable, with plain attributes, so
+that copies and pickles of a model carry no more than their share and still compute the same and save whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from torchreaper.errors import ReaperError
+from torchreaper.filters import tensor_of
+from torchreaper.parts import Part, Stored
+from torchreaper.plan import Output, Plan
+from torchreaper.state import resize
+from torchreaper.tracing import OwnHook
+
+IN_A_PHASE = (
+    "the model is in a sub-network phase, its dropped filters are not in place; call scheme.restore() "
+    "(or leave bank.without) before loading a checkpoint"
+)
+
+
+@dataclass(eq=False)
+class Leaf(OwnHook):
+    """What one module is without; its methods are the module's hooks.
+
+    Attributes:
+        dim: channel dimension of the module's output, counted from the end.
+        mask: output channels held at 0, or ``None``.
+        kept: where the channels of the output stand at full width, or ``None``: it is as wide as it should be.
+        width: the full width.
+        parts: tensor name -> the part of it that is left out.
+        stored: tensor name -> what that part held.
+        settings: attributes of the module that follow its width, as they were.
+        graphs: how many compiled graphs hold the module's forward hook.
+    """
+
+    dim: int = 0
+    mask: Bool[Tensor, " channels"] | None = None
+    kept: Int[Tensor, " kept"] | None = None
+    width: int = 0
+    parts: dict[str, Part] = field(default_factory=dict)
+    stored: dict[str, Stored] = field(default_factory=dict)
+    settings: dict[str, int] = field(default_factory=dict)
+    graphs: int = 0
+
+    def complete(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
+        """Forward hook: zeros where filters are missing."""
+        if torch.compiler.is_compiling():
+            _count_graph(self)
+        if self.mask is not None:
+            if self.mask.device != output.device:
+                self.mask = self.mask.to(output.device)
+            # Never a product: 0 * inf is NaN.
+            return output.masked_fill(self.mask.view(-1, *[1] * (-1 - self.dim)), 0)
+        if self.kept is not None:
+            if self.kept.device != output.device:
+                self.kept = self.kept.to(output.device)
+            return widened(output, self.dim, self.kept, self.width)
+        return None
+
+    def enter(self, module: nn.Module, parts: Mapping[str, Part], output: Output, settings: Mapping[str, int]) -> None:
+        """Take the parts out of the module's tensors, and out of their pending gradients."""
+        for name, part in parts.items():
+            tensor = tensor_of(module, name)
+            assert tensor is not None
+            self.parts[name] = part = part.to(tensor.device)
+            rest, self.stored[name] = part.take(tensor)
+            gradient = tensor.grad
+            if gradient is not None:
+                gradient = part.without(gradient)
+            if part.narrows:
+                resize(tensor, rest, gradient)
+        device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), None)
+        self.mask, self.kept, self.width = _on(device, output.mask), _on(device, output.kept), output.width
+        for name, value in settings.items():
+            self.settings[name] = getattr(module, name)
+            setattr(module, name, value)
+
+    def leave(self, module: nn.Module) -> None:
+        """Put everything back where it was. A filter that was not there has no gradient: zeros."""
+        for name, part in self.parts.items():
+            tensor = tensor_of(module, name)
+            assert tensor is not None
+            whole = part.put(tensor, self.stored[name])
+            if part.narrows:
+                resize(tensor, whole, None if tensor.grad is None else part.put(tensor.grad, 0.0))
+        for name, value in self.settings.items():
+            setattr(module, name, value)
+        self.parts, self.stored, self.settings = {}, {}, {}
+        self.mask = self.kept = None
+
+
+def _count_graph(leaf: Leaf) -> None:
+    """Run by the compiler while it traces, once for every graph, and never by the graph itself."""
+    leaf.graphs += 1
+
+
+# What torch.compiler.assume_constant_result sets, without the second that importing the compiler takes.
+_count_graph._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@dataclass(eq=False)
+class FullWidthDropout(OwnHook):
+    """Lets a Dropout module draw its random numbers at full width, as masked does, and hands on the channels there are.
+
+    Attributes:
+        dim, kept, width: as in :class:`Leaf`, of the module's input.
+    """
+
+    dim: int
+    kept: Int[Tensor, " kept"] | None = None
+    width: int = 0
+
+    def widen(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Forward pre-hook."""
+        if self.kept is None or not module.training:
+            return None
+        if self.kept.device != inputs[0].device:
+            self.kept = self.kept.to(inputs[0].device)
+        return (widened(inputs[0], self.dim, self.kept, self.width), *inputs[1:])
+
+    def narrow(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
+        """Forward hook."""
+        if self.kept is None or not module.training:
+            return None
+        return output.index_select(self.dim, self.kept)
+
+
+def widened(tensor: Tensor, dim: int, kept: Tensor, width: int) -> Tensor:
+    """``tensor`` at full width along ``dim``, zeros where nothing is kept, in the same memory format."""
+    shape = list(tensor.shape)
+    shape[dim] = width
+    channels_last = tensor.ndim == 4 and not tensor.is_contiguous()
+    channels_last = channels_last and tensor.is_contiguous(memory_format=torch.channels_last)
+    form = torch.channels_last if channels_last else torch.contiguous_format
+    whole = torch.empty(shape, dtype=tensor.dtype, device=tensor.device, memory_format=form).zero_()
+    # In place: into zeros that need no gradient the way back is one index_select.
+    return whole.index_copy_(dim, kept, tensor)
+
+
+@dataclass(eq=False)
+class WholeStateDict:
+    """State-dict hook of one module: stored values in their places, so that a checkpoint is always whole.
+
+    In a sub-network phase the entries are copies, with ``keep_vars=True`` too.
+    """
+
+    leaf: Leaf
+
+    def __call__(self, module: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: Any) -> None:  # noqa: D102
+        for name, part in self.leaf.parts.items():
+            if prefix + name in state_dict:
+                rest = state_dict[prefix + name].detach().clone()
+                state_dict[prefix + name] = part.put(rest, self.leaf.stored[name])
+
+
+@dataclass(eq=False)
+class Guard:
+    """Pre-hook of ``load_state_dict``: what would be loaded into the holes would be lost.
+
+    It stands on every module that has a leaf below it, so that nothing is loaded before it speaks.
+    """
+
+    closed: bool = False
+
+    def __call__(self, *_: Any) -> None:  # noqa: D102
+        if self.closed:
+            raise ReaperError(f"load_state_dict: {IN_A_PHASE}")
+
+
+@dataclass(eq=False)
+class GradientMask:
+    """Tensor hook of one parameter: held entries get gradient 0, also where it overflowed."""
+
+    leaf: Leaf
+    name: str
+    # Pickling a model would warn that tensor hooks stay behind; a fresh RePr puts them back.
+    __torch_unserializable__ = True
+
+    def __call__(self, gradient: Tensor) -> Tensor | None:  # noqa: D102
+        part = self.leaf.parts.get(self.name)
+        return None if part is None or not part.holds else part.hold(gradient.clone())
+
+
+def settings_of(module: nn.Module, name: str, plan: Plan) -> dict[str, int]:
+    """Attributes that a module computes with or checks, at the width it has in ``plan``."""
+    settings = {"groups": plan.groups[name]} if name in plan.groups else {}
+    if isinstance(module, _InstanceNorm) and name in plan.features:
+        settings["num_features"] = plan.features[name]
+    return settings
+
+
+def has_leaf(module: nn.Module) -> bool:
+    """Whether a bank, or one whose model this is a copy of, has hooks here."""
+    return any(isinstance(hook, WholeStateDict) for hook in module._state_dict_hooks.values())
+
+
+def is_without(module: nn.Module) -> bool:
+    """Whether it is without some filters now."""
+    hooks = module._state_dict_hooks.values()
+    return any(isinstance(hook, WholeStateDict) and bool(hook.leaf.parts) for hook in hooks)
+
+
+def _on(device: torch.device | None, tensor: Tensor | None) -> Tensor | None:
+    return tensor if tensor is None or device is None else tensor.to(device)

@@ -1,0 +1,219 @@
+"""What a sub-network is made of: which entries of which tensor go, which hold 0, and where outputs are completed.
+
+A pure function of the channel flow, the layers' routes and the filters to drop; nothing here touches a model. Masked,
+every entry of a dropped filter is held. Compact, the entries of a layer that can be *narrow* are removed wherever they
+stand; those of a *scatter* layer in its head only (the convolution, and the norm behind it), whose output is put back
+to full width; everything else is held, as in masked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from torchreaper.channels import Flow, Origin, Site
+from torchreaper.filters import FilterLayer, Filters
+from torchreaper.parts import Axis, Part
+
+Ids = Bool[Tensor, " ids"]
+"""For every filter id, and at the end for ``NOBODY`` (-1), whether something holds."""
+
+
+@dataclass(frozen=True, eq=False)
+class Output:
+    """What happens to the output of one module.
+
+    Attributes:
+        mask: channels set to 0, among those that are there; ``None``: none.
+        kept: where the channels that are there stand at full width; ``None``: the output stays as it is.
+        width: the full width.
+    """
+
+    mask: Bool[Tensor, " channels"] | None = None
+    kept: Int[Tensor, " kept"] | None = None
+    width: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A sub-network, by module name.
+
+    Attributes:
+        parts: module -> tensor -> the part it is without.
+        outputs: module -> what happens to its output.
+        groups: module -> how many groups are left; only where some went.
+        features: module -> how many channels are left; only where some went.
+        dropouts: module -> where the channels that are there stand at full width.
+        narrow: layers whose dropped filters are removed everywhere.
+        scatter: layers whose dropped filters are removed in their head.
+    """
+
+    parts: dict[str, dict[str, Part]]
+    outputs: dict[str, Output]
+    groups: dict[str, int]
+    features: dict[str, int]
+    dropouts: dict[str, Output]
+    narrow: tuple[str, ...] = ()
+    scatter: tuple[str, ...] = ()
+
+
+def make_plan(
+    flow: Flow, layers: Sequence[FilterLayer], dropped: Filters, *, compact: bool, exact_dropout: bool = False
+) -> Plan:
+    """The sub-network without ``dropped``.
+
+    Args:
+        flow: the model's channel flow.
+        layers: its convolutions, with their routes.
+        dropped: layer -> indices.
+        compact: remove what can be removed.
+        exact_dropout: let Dropout modules on narrow paths draw their random numbers at full width.
+    """
+    start = {layer.name: layer.start for layer in layers}
+    gone = _marked([start[name] + i for name, indices in dropped.items() for i in indices], _count(layers))
+    removal = _removal(flow, layers, gone) if compact else _Removal(gone.new_zeros(len(gone)), {}, {}, {})
+    split = _Splitter(gone)
+    parts: dict[str, dict[str, Part]] = {}
+    kept_values: Set[str] = getattr(flow, "kept_values", frozenset())
+    for name, tensors in flow.shares.items():
+        for tensor, shares in tensors.items():
+            origins = [[share.origin for share in shares if share.dim == dim] for dim in (0, 1)]
+            roles = [{share.role for share in shares if share.dim == dim} for dim in (0, 1)]
+            axes = [
+                split.axis(origins[dim], removal.narrow if "consumer" in roles[dim] else removal.at(name))
+                for dim in (0, 1)
+            ]
+            if any(axes):
+                part = Part(axes[0] or None, axes[1] or None, keeps_values=name in kept_values)
+                parts.setdefault(name, {})[tensor] = part
+    outputs = {name: _output(site, gone, removal, name, compact) for name, site in flow.sites.items()}
+    features = {name: int((~removal.at(name)[site.origin]).sum()) for name, site in flow.sites.items()}
+    groups = {name: int((~removal.at(name)[origin]).sum()) for name, origin in flow.grouped.items()}
+    dropouts = {name: _widening(site, removal.narrow) for name, site in getattr(flow, "dropouts", {}).items()}
+    return Plan(
+        parts,
+        outputs,
+        {name: left for name, left in groups.items() if left < len(flow.grouped[name])},
+        {name: left for name, left in features.items() if left < len(flow.sites[name].origin)},
+        {name: output for name, output in dropouts.items() if output.kept is not None} if exact_dropout else {},
+        tuple(removal.narrow_layers),
+        tuple(removal.scatter_layers),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Removal:
+    """What is removed, and where.
+
+    Attributes:
+        narrow: ids removed everywhere.
+        heads: module of a head -> ids removed in it.
+        narrow_layers, scatter_layers: the layers these ids belong to; for a scatter layer, the head's last module.
+    """
+
+    narrow: Ids
+    heads: Mapping[str, Ids]
+    narrow_layers: Mapping[str, Ids]
+    scatter_layers: Mapping[str, str]
+
+    def at(self, module: str) -> Ids:
+        """The ids removed from tensors of ``module`` that belong to channels passing it."""
+        return self.heads.get(module, self.narrow)
+
+
+def _removal(flow: Flow, layers: Sequence[FilterLayer], gone: Ids) -> _Removal:
+    """All that routes allow, less what would leave a dimension with one entry: a stale reader would broadcast it."""
+    count = _count(layers)
+    mine = {layer.name: _marked(range(layer.start, layer.start + layer.filters), count) & gone for layer in layers}
+    routes = {
+        layer.name: layer.route
+        for layer in layers
+        if mine[layer.name].any() and (layer.groups == 1 or layer.name in flow.grouped)
+    }
+    while True:
+        narrow = {name: mine[name] for name, route in routes.items() if route == "narrow"}
+        heads = {name: flow.heads.get(name, (name,)) for name, route in routes.items() if route == "scatter"}
+        everywhere = _any(narrow.values(), gone)
+        in_heads = {module: everywhere | mine[name] for name, head in heads.items() for module in head}
+        removal = _Removal(everywhere, in_heads, narrow, {name: head[-1] for name, head in heads.items()})
+        thin = {
+            layer
+            for origin, removed in _dimensions(flow, removal)
+            if (~removed[origin]).sum() <= 1
+            for layer in flow.layers_of(origin[removed[origin]])
+        }
+        if not thin & routes.keys():
+            return removal
+        routes = {name: route for name, route in routes.items() if name not in thin}
+
+
+def _dimensions(flow: Flow, removal: _Removal) -> list[tuple[Origin, Ids]]:
+    """Every dimension that becomes smaller, once: whose its entries are, and the ids removed there."""
+    found: dict[tuple[int, int], tuple[Origin, Ids]] = {}
+
+    def note(origin: Origin, removed: Ids) -> None:
+        found[id(origin), id(removed)] = origin, removed
+
+    for name, tensors in flow.shares.items():
+        for shares in tensors.values():
+            for share in shares:
+                note(share.origin, removal.narrow if share.role == "consumer" else removal.at(name))
+    for name, site in flow.sites.items():
+        note(site.origin, removal.at(name))
+    for name, origin in flow.grouped.items():
+        note(origin, removal.at(name))
+    return [(origin, removed) for origin, removed in found.values() if removed[origin].any()]
+
+
+class _Splitter:
+    """Makes an :class:`Axis` once for every origin: a weight, its bias and the norm behind share theirs."""
+
+    def __init__(self, gone: Ids) -> None:
+        self._gone = gone
+        self._known: dict[tuple[int, ...], Axis] = {}
+
+    def axis(self, origins: Sequence[Origin], removed: Ids) -> Axis | None:
+        """One dimension with the given origins, of which several may say something about one entry."""
+        if not origins:
+            return None
+        key = (id(removed), *map(id, origins))
+        if key not in self._known:
+            leaving = _any([removed[origin] for origin in origins], origins[0])
+            held = _any([self._gone[origin] for origin in origins], origins[0])[~leaving]
+            self._known[key] = Axis(*(mask.nonzero().flatten() for mask in (leaving, ~leaving, held)))
+        return self._known[key]
+
+
+def _output(site: Site, gone: Ids, removal: _Removal, name: str, compact: bool) -> Output:
+    if name in removal.heads:
+        # Between the modules of a head nothing is to be done; behind the last one, zeros fill the gaps.
+        return _widening(site, removal.at(name)) if name in removal.scatter_layers.values() else Output()
+    mask = gone[site.origin[~removal.narrow[site.origin]]]
+    # Masked, everywhere, also where no channel is dropped: a compiled graph then holds for every cycle.
+    return Output(mask=mask if mask.any() or not compact else None)
+
+
+def _widening(site: Site, removed: Ids) -> Output:
+    kept = ~removed[site.origin]
+    return Output() if kept.all() else Output(kept=kept.nonzero().flatten(), width=len(kept))
+
+
+def _count(layers: Sequence[FilterLayer]) -> int:
+    return max((layer.start + layer.filters for layer in layers), default=0)
+
+
+def _marked(ids: Iterable[int], count: int) -> Ids:
+    marked = torch.zeros(count + 1, dtype=torch.bool, device="cpu")
+    marked[torch.tensor(list(ids), dtype=torch.int64, device="cpu")] = True
+    return marked
+
+
+def _any(masks: Iterable[Bool[Tensor, " n"]], like: Int[Tensor, " n"] | Bool[Tensor, " n"]) -> Bool[Tensor, " n"]:
+    found = torch.zeros(len(like), dtype=torch.bool, device="cpu")
+    for mask in masks:
+        found = found | mask
+    return found

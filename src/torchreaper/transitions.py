@@ -1,0 +1,58 @@
+"""What a scheme does and when: the schedule of drops and returns, and the record of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Transition:
+    """What :meth:`RePr.step` just did.
+
+    Attributes:
+        kind: "drop" or "restore".
+        cycle: 1 for the first cycle.
+        step: how many times ``step`` had been called, this call included.
+        filters: layer -> indices dropped or brought back; only layers with any.
+        scores: layer -> score of every filter, for a drop; empty for a restore.
+        seconds: what it took.
+        notes: what is worth knowing, in sentences.
+    """
+
+    kind: Literal["drop", "restore"]
+    cycle: int
+    step: int
+    filters: dict[str, tuple[int, ...]]
+    scores: dict[str, Tensor]
+    seconds: float
+    notes: tuple[str, ...]
+
+
+def transition_at(step: int, full: int, sub: int, cycles: int) -> tuple[Literal["drop", "restore"], int] | None:
+    """What the ``step``-th unit ends with, and in which cycle.
+
+    With 20, 10, 3: drops at 20, 50, 80, returns at 30, 60, 90.
+    """
+    cycle, within = divmod(step - 1, full + sub)
+    if step < 1 or cycle >= cycles:
+        return None
+    if within == full - 1:
+        return "drop", cycle + 1
+    return ("restore", cycle + 1) if within == full + sub - 1 else None
+
+
+def packed(transition: Transition) -> dict[str, Any]:
+    """A transition as plain containers, for a state dict."""
+    fields = {**vars(transition), "notes": list(transition.notes)}
+    fields["filters"] = {name: list(indices) for name, indices in transition.filters.items()}
+    return fields
+
+
+def unpacked(packed: Mapping[str, Any]) -> Transition:
+    """A transition from its entry in a scheme's state."""
+    filters = {name: tuple(indices) for name, indices in packed["filters"].items()}
+    return Transition(**{**packed, "filters": filters, "notes": tuple(packed["notes"])})
