@@ -50,7 +50,13 @@ class Architecture:
         return images, torch.randint(3, (n,), generator=generator)
 
 
-ACTS = {"relu": nn.ReLU, "gelu": nn.GELU, "leaky": lambda: nn.LeakyReLU(0.2), "none": nn.Identity, "sigmoid": nn.Sigmoid}
+ACTS = {
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "leaky": lambda: nn.LeakyReLU(0.2),
+    "none": nn.Identity,
+    "sigmoid": nn.Sigmoid,
+}
 CONV = {1: nn.Conv1d, 2: nn.Conv2d}
 # A large eps: a channel that hardly varies would make rounding errors 300 times as large at every norm.
 NORM = {1: partial(nn.BatchNorm1d, eps=0.1), 2: partial(nn.BatchNorm2d, eps=0.1)}

@@ -10,7 +10,7 @@ from torch import nn
 
 import torchreaper as tr
 from tests.architectures import Architecture, architectures
-from tests.nets import NETS, OPTIMIZERS, build, inputs
+from tests.nets import OPTIMIZERS, build, inputs
 from tests.twins import Twins
 
 torch.set_num_threads(1)

@@ -55,7 +55,7 @@ def test_frozen_depthwise_and_output_layers_are_not_ranked():
     )
     model[2].weight.requires_grad_(False)
     assert reasons(model) == {
-        **{"0": "skipped", "1": "depthwise", "2": "frozen (requires_grad is False)", "3": ""},
+        **{"0": "skipped", "1": "depthwise: follows 0", "2": "frozen (requires_grad is False)", "3": ""},
         "4": "reaches an output of the model",
     }
     assert reasons(model, include=["1", "4"])["4"] == ""
@@ -113,7 +113,7 @@ def test_computed_weights_are_not_read_and_cannot_be_dropped():
         "1",
         36,
         False,
-        "weight is computed from other parameters",
+        "weight is computed by CountsReads, which has no right_inverse to set it",
     )
     with pytest.raises(tr.ReaperError, match=r"filters of '1': cannot be dropped \(weight is computed"):
         bank.drop({"1": [0]})

@@ -39,9 +39,7 @@ def belongings(bank: tr.FilterBank, filters) -> list[tuple[str, torch.Tensor, Cu
     ]
 
 
-def in_a_phase(
-    net: str, optimizer: str = "momentum", loop: str = "plain", warmup: int = 2, subnetwork: str = "masked"
-):
+def in_a_phase(net: str, optimizer: str = "momentum", loop: str = "plain", warmup: int = 2, subnetwork: str = "masked"):
     model, opt = build(net, optimizer)
     scheme = scheme_for(model, opt, full=warmup, subnetwork=subnetwork)
     called = looped(model, loop)
@@ -205,7 +203,9 @@ def test_it_equals_a_residual_network_computed_without_the_filters(mode):
     assert gradients.keys() == dict(whole.named_parameters()).keys()
     for name, p in whole.named_parameters():
         # Beyond the stem, a dropped filter's reader sees zeros at full width: no gradient for it either.
-        torch.testing.assert_close(gradients[name], p.grad, rtol=1e-9, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(
+            gradients[name], p.grad, rtol=1e-9, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}"
+        )
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from torchreaper import criteria
 from torchreaper.channels import Flow
-from torchreaper.cost import Cost, network_cost
+from torchreaper.cost import Cost, network_cost, tensor_shapes
 from torchreaper.errors import ReaperError
-from torchreaper.filters import FilterLayer, Filters, Skip, cuts, dropped_ids, filter_layers
+from torchreaper.filters import FilterLayer, Filters, Skip, apart, cuts, dropped_ids, filter_layers
 from torchreaper.flow import find_flow
 from torchreaper.modes import Mode, resolve
 from torchreaper.plan import make_plan
@@ -22,7 +22,7 @@ from torchreaper.restoring import bring_back
 from torchreaper.state import Optimizers, as_optimizers
 from torchreaper.subnetwork import Subnetwork
 from torchreaper.text import percent, shorten, table
-from torchreaper.tracing import ExampleInputs
+from torchreaper.tracing import ExampleInputs, refuse_wrappers
 
 
 def find_filters(
@@ -47,7 +47,8 @@ def find_filters(
     Raises:
         ReaperError: the model cannot be traced, or nothing in it can be ranked.
     """
-    flow = find_flow(model, example_inputs)
+    refuse_wrappers(model)
+    flow = find_flow(model, example_inputs, apart(include, model))
     layers = filter_layers(model, flow, skip=skip, include=include, scope=scope)
     if not any(layer.ranked for layer in layers):
         why = "; ".join(f"{layer.name}: {layer.reason}" for layer in layers) or "it has no convolution that is called"
@@ -119,6 +120,7 @@ class FilterBank:
         self._by_name = {layer.name: layer for layer in self.layers}
         self.mode: Mode | None = None
         self._optimizers = as_optimizers(None)
+        self._shapes = tensor_shapes(model)
         self._subnetwork: Subnetwork | None = None
 
     def __len__(self) -> int:
@@ -150,7 +152,13 @@ class FilterBank:
             ]
             for layer in self.layers
         ]
-        return table(["layer", "filters", "d", "ranked", "route", "dropped now", "why"], rows)
+        listed = table(["layer", "filters", "d", "ranked", "route", "dropped now", "why"], rows)
+        notes = [
+            f"torch.fx cannot trace {name or 'the model'} ({why}): found by running it, masked at each convolution's "
+            "own norm"
+            for name, why in self.flow.untraced.items()
+        ]
+        return "\n".join([listed, *notes])
 
     def attach(self, optimizer: Optimizers = None, followers: Sequence[nn.Module] = ()) -> None:
         """Install the hooks now, and name the optimizers whose state belongs to the filters.
@@ -244,7 +252,7 @@ class FilterBank:
 
     def cost(self, filters: Filters) -> Cost:
         """What the network costs without ``filters`` (layer -> indices; empty: the whole network)."""
-        return network_cost(self.model, self.flow, dropped_ids(self.layers, filters))
+        return network_cost(self.model, self.flow, dropped_ids(self.layers, filters), self._shapes)
 
     def check_settings(self, fraction: float, min_filters: int = 1, max_per_layer: float = 1.0) -> None:
         """Raise :class:`ReaperError` for values out of range, and for those that would never drop a filter."""
@@ -315,9 +323,8 @@ class FilterBank:
             self.dropped, self.mode = {}, None
             if how is None:
                 return []
-            belongings = cuts(self.flow, ids)
-            notes = bring_back(self.model, lost, belongings, self._optimizers, how, self.generator)
-            self._subnetwork.share_returned(belongings)
+            notes = bring_back(self.model, lost, self.flow, self._optimizers, how, self.generator)
+            self._subnetwork.share_returned(cuts(self.flow, ids))
             return notes
 
     @contextmanager

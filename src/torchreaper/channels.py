@@ -61,6 +61,12 @@ class Flow:
         heads: per convolution, the modules that its channels pass by themselves: the convolution, and norms and
             activations right behind it. They can run narrow even where a barrier follows; the last one is a site.
         grouped: depthwise convolutions that follow channels: the origin of their groups.
+        gates: layers whose rows follow the channels that they are multiplied with: the origin of their rows.
+        dropouts: dropout modules that channels pass.
+        kept_values: modules whose tensors must not hold 0 for an absent filter: a weight computed from them would not
+            be finite.
+        computed: convolutions whose weight is computed from parameters; why their filters cannot be left out, or "".
+        untraced: modules that ``torch.fx`` cannot trace ("" for the whole model), and why.
         outputs: convolutions with a channel that reaches an output of the model.
         shared: modules with a parameter that is used in more than one place.
         positions: output positions per sample of every convolution, norm and Linear, over all its calls.
@@ -73,6 +79,11 @@ class Flow:
     barriers: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     heads: dict[str, tuple[str, ...]] = field(default_factory=dict)
     grouped: dict[str, Origin] = field(default_factory=dict)
+    gates: dict[str, Origin] = field(default_factory=dict)
+    dropouts: dict[str, Site] = field(default_factory=dict)
+    kept_values: set[str] = field(default_factory=set)
+    computed: dict[str, str] = field(default_factory=dict)
+    untraced: dict[str, str] = field(default_factory=dict)
     outputs: set[str] = field(default_factory=set)
     shared: set[str] = field(default_factory=set)
     positions: dict[str, int] = field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -10,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from torchreaper.channels import Flow
-from torchreaper.filters import cuts, tensor_of
+from torchreaper.filters import cuts
 from torchreaper.operations import CONVOLUTIONS
 
 
@@ -30,28 +31,45 @@ class Cost:
     activations: int
 
 
-def network_cost(model: nn.Module, flow: Flow, ids: Int[Tensor, " ids"]) -> Cost:
-    """The cost of ``model`` without the filters ``ids`` (flow ids; none: the whole network)."""
-    gone = cuts(flow, ids)
-    parameters = sum(p.numel() for p in model.parameters())
-    for name, entries in gone.items():
-        module = model.get_submodule(name)
-        for tensor, cut in entries.items():
-            if isinstance(weight := tensor_of(module, tensor), nn.Parameter):
-                parameters -= int(cut.mask(weight).sum())
+Shapes = Mapping[str, Mapping[str, torch.Size]]
+"""Module -> tensor -> shape."""
+
+
+def tensor_shapes(model: nn.Module) -> dict[str, dict[str, torch.Size]]:
+    """The shapes of all parameters, by the module that holds them."""
+    return {
+        name: {tensor: p.shape for tensor, p in module._parameters.items() if p is not None}
+        for name, module in model.named_modules()
+    }
+
+
+def network_cost(model: nn.Module, flow: Flow, ids: Int[Tensor, " ids"], shapes: Shapes) -> Cost:
+    """The cost of ``model`` without the filters ``ids`` (flow ids; none: the whole network).
+
+    Args:
+        shapes: of the whole network, whose tensors may be smaller now.
+    """
+    gone = {
+        name: {tensor: cut.size(shapes[name][tensor]) for tensor, cut in entries.items() if tensor in shapes[name]}
+        for name, entries in cuts(flow, ids).items()
+    }
+    parameters = sum(_count(shapes, name) for name, _ in model.named_parameters())
+    parameters -= sum(lost for entries in gone.values() for lost in entries.values())
     multiply_adds = activations = 0
     for name, positions in flow.positions.items():
-        module = model.get_submodule(name)
-        weight = tensor_of(module, "weight")
+        module, weight = model.get_submodule(name), shapes[name].get("weight")
         if weight is None and isinstance(module, CONVOLUTIONS):  # computed from other parameters; nothing of it can go
             multiply_adds += (
                 positions * module.out_channels * module.in_channels // module.groups * prod(module.kernel_size)
             )
-        elif weight is not None and weight.ndim > 1:
-            part = gone.get(name, {}).get("weight")
-            lost = 0 if part is None else int(part.mask(weight).sum())
-            multiply_adds += positions * (weight.numel() - lost)
+        elif weight is not None and len(weight) > 1:
+            multiply_adds += positions * (weight.numel() - gone.get(name, {}).get("weight", 0))
         site = flow.sites.get(name)
         lost = int(torch.isin(site.origin, ids).sum()) if site is not None else 0
         activations += positions * (flow.widths[name] - lost)
     return Cost(multiply_adds, parameters, activations)
+
+
+def _count(shapes: Shapes, parameter: str) -> int:
+    module, _, tensor = parameter.rpartition(".")
+    return shapes[module][tensor].numel()

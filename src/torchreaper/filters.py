@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import prod
-from typing import Literal, Union
+from typing import Any, Literal, Union
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from torchreaper.channels import Flow, Role, Share
 from torchreaper.errors import ReaperError
-from torchreaper.flow import owns_weight
-from torchreaper.operations import CONVOLUTIONS
+from torchreaper.operations import CONVOLUTIONS, TRANSPOSED
+from torchreaper.reading import is_depthwise
+from torchreaper.rows import rewritten
 from torchreaper.state import Cut
 
 Route = Literal["narrow", "scatter", "masked"]
@@ -25,26 +26,33 @@ Filters = Mapping[str, Sequence[int]]
 ROLES: frozenset[Role] = frozenset({"filter", "norm", "follower", "consumer"})
 
 
+SCATTER_FROM = 64
+"""From so many filters on it pays to compute a convolution narrow and to put its output back to full width."""
+
+
 @dataclass(frozen=True)
 class FilterLayer:
     """One convolution and its filters.
 
     Attributes:
         name: module name in the model.
-        module: the convolution; its weight is ``[filters, in / groups, *kernel]``.
+        module: the convolution; its weight is ``[filters, in / groups, *kernel]``, or ``[in, filters, *kernel]`` where
+            it is transposed.
         filters: J, how many output channels.
         dims: d, weights of one filter: kernel positions times input channels of its group.
         groups: orthogonality is taken inside a group of ``filters / groups`` rows.
         start: id of the first filter in the channel flow; the others follow.
-        route: "narrow" where every reader of the filters is a dense layer, so that they could be left out for real;
-            "masked" where some place needs the full width.
+        route: how its filters can be left out for real. "narrow": every reader is a dense layer, so filters, norm
+            entries and kernel slices go. "scatter": some place needs the full width, so the convolution runs narrow and
+            its output is put back to full width. "masked": full width throughout.
         ranked: whether the filters take part in the global ranking.
-        droppable: whether they can be left out at all: not where the weight is computed, or used in another place too.
-        reason: why not ranked, or what makes the route "masked"; empty otherwise.
+        droppable: whether they can be left out at all: not where they follow other channels, or where the weight is
+            used in another place too, or couples the filters.
+        reason: why not ranked, or what makes the route other than "narrow"; empty otherwise.
     """
 
     name: str
-    module: nn.Conv1d | nn.Conv2d | nn.Conv3d
+    module: Any
     filters: int
     dims: int
     groups: int
@@ -56,8 +64,29 @@ class FilterLayer:
 
     @property
     def rows(self) -> Float[Tensor, "filters dims"]:
-        """The filters as rows, without gradient; a view of the weight."""
-        return self.module.weight.detach().flatten(1)
+        """The filters as rows, without gradient; of a plain convolution a view of the weight."""
+        weight: Tensor = self.module.weight.detach()
+        return (weight.transpose(0, 1) if self._transposed else weight).flatten(1)
+
+    def write(self, indices: Int[Tensor, " some"], rows: Float[Tensor, "some dims"]) -> None:
+        """Set the weights of some filters."""
+        for parameter, values in self._targets(indices, rows):
+            target = parameter.detach()
+            on = indices.to(target.device)
+            # Into the tensor itself: its rows are a copy where the memory format is channels_last.
+            (target.transpose(0, 1) if self._transposed else target)[on] = values.to(target)
+
+    def _targets(self, indices: Tensor, rows: Tensor) -> list[tuple[Tensor, Tensor]]:
+        weight = self.module._parameters.get("weight")
+        if weight is None:
+            shape = self.module.weight.shape[1:]
+            return rewritten(self.module, indices.to(self.module.weight.device), rows.view(-1, *shape))
+        shape = weight.shape[:1] + weight.shape[2:] if self._transposed else weight.shape[1:]
+        return [(weight, rows.view(-1, *shape))]
+
+    @property
+    def _transposed(self) -> bool:
+        return isinstance(self.module, TRANSPOSED)
 
 
 def filter_layers(
@@ -85,12 +114,12 @@ def filter_layers(
     for name in names:
         module = model.get_submodule(name)
         assert isinstance(module, CONVOLUTIONS)
-        never = _never_ranked(name, module, flow)
+        fixed = _never_dropped(name, module, flow)
+        never = fixed or ("" if _trained(module) else "frozen (requires_grad is False)")
         reason = never or ("" if name in included else _left_out(name, module, flow, skipped, inside))
         if never and name in included:
             raise ReaperError(f"include={name!r}: its filters cannot be dropped ({never}); take it out of include")
-        barriers = flow.barriers.get(name, [])
-        unread = name in flow.outputs
+        route, why = _route(name, module, flow)
         layers.append(
             FilterLayer(
                 name=name,
@@ -99,13 +128,35 @@ def filter_layers(
                 dims=module.in_channels // module.groups * prod(module.kernel_size),
                 groups=module.groups,
                 start=flow.start[name],
-                route="masked" if barriers or unread or never else "narrow",
+                route="masked" if fixed else route,
                 ranked=not reason,
-                droppable=owns_weight(module) and name not in flow.shared,
-                reason=reason or (f"full width at {', '.join(barriers[:3])}" if barriers else ""),
+                droppable=not fixed,
+                reason=reason or why,
             )
         )
     return layers
+
+
+def _route(name: str, module: Any, flow: Flow) -> tuple[Route, str]:
+    barriers = flow.barriers.get(name, []) + (["the model's output"] if name in flow.outputs else [])
+    if module.groups > 1:
+        return "masked", "its groups must keep their size"
+    if name in flow.computed:
+        return "masked", "its weight is computed"
+    if not barriers:
+        return "narrow", ""
+    why = f"full width at {', '.join(barriers[:3])}{' and others' if len(barriers) > 3 else ''}"
+    head = flow.heads.get(name, ())
+    if not head or module.out_channels < SCATTER_FROM:
+        return "masked", why
+    return "scatter", why
+
+
+def apart(include: Sequence[str], model: nn.Module) -> frozenset[str]:
+    """The convolutions named in ``include``: depthwise ones and gates among them keep filters of their own."""
+    names = [name for name, module in model.named_modules() if isinstance(module, CONVOLUTIONS)]
+    patterns = _as_patterns(include, "include")
+    return frozenset(name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns))
 
 
 def dropped_ids(layers: Iterable[FilterLayer], dropped: Filters) -> Int[Tensor, " ids"]:
@@ -152,14 +203,30 @@ def tensor_of(module: nn.Module, name: str) -> Tensor | None:
 _NONE = torch.empty(0, dtype=torch.int64, device="cpu")
 
 
-def _never_ranked(name: str, module: nn.Module, flow: Flow) -> str:
-    if not owns_weight(module):
-        return "weight is computed from other parameters"
+def _never_dropped(name: str, module: nn.Module, flow: Flow) -> str:
+    if name in flow.grouped:
+        return f"depthwise: follows {_owners(flow, flow.grouped[name])}"
+    if name in flow.gates:
+        return f"gate: follows {_owners(flow, flow.gates[name])}"
+    if flow.computed.get(name):
+        return flow.computed[name]
     if name in flow.shared:
         return "weight is used in another place too"
-    if not module.weight.requires_grad:
-        return "frozen (requires_grad is False)"
-    return ""
+    if isinstance(module, TRANSPOSED) and module.groups > 1:
+        return "transposed with groups"
+    return "" if name in flow.sites else "no place for a mask"
+
+
+def _trained(module: nn.Module) -> bool:
+    """Whether the weight trains; a computed one is not read, for that may run code of its own."""
+    weight = module._parameters.get("weight")
+    own = [weight] if weight is not None else [p for name, p in module.named_parameters() if "weight" in name]
+    return any(p.requires_grad for p in own)
+
+
+def _owners(flow: Flow, origin: Int[Tensor, " channels"]) -> str:
+    names = flow.layers_of(origin)
+    return ", ".join(names[:2]) + (" and others" if len(names) > 2 else "") if names else "what it multiplies"
 
 
 def _left_out(name: str, module: nn.Module, flow: Flow, skipped: set[str], inside: set[str]) -> str:
@@ -167,7 +234,7 @@ def _left_out(name: str, module: nn.Module, flow: Flow, skipped: set[str], insid
         return "outside scope"
     if name in skipped:
         return "skipped"
-    if isinstance(module, CONVOLUTIONS) and 1 < module.groups == module.in_channels:
+    if is_depthwise(module):
         return "depthwise"
     if name in flow.outputs:
         return "reaches an output of the model"

@@ -1,6 +1,6 @@
 """What each operation does to the channels of a tensor, as one table.
 
-The walk of :mod:`torchreaper.flow` knows one handler per :class:`Kind`; this file says which operation is of which
+The walk of :mod:`torchreaper.walk` knows one handler per :class:`Kind`; this file says which operation is of which
 kind. An operation that is not listed is a barrier, never a guess.
 """
 
@@ -25,27 +25,49 @@ class Kind(Enum):
     """Reads its input channels; its outputs are nobody's filters."""
     NORM = auto()
     """A per-channel map with an offset and entries that belong to the channel."""
+    SLOPE = auto()
+    """A per-channel map with f(0) = 0 and one parameter entry a channel (PReLU)."""
     KEEP = auto()
     """A per-channel map with f(0) = 0: the channels go on unchanged."""
+    OFFSET = auto()
+    """A pointwise map with f(0) != 0: what was absent is no longer 0."""
     RESHAPE = auto()
-    """Row-major reshaping: flatten, view, squeeze."""
+    """Row-major reshaping whose sizes follow from the input: flatten, squeeze, unsqueeze."""
+    VIEW = auto()
+    """Row-major reshaping to sizes that are given: view, reshape."""
+    EXPAND = auto()
+    PERMUTE = auto()
+    """Another order of the dimensions."""
+    SLICE = auto()
+    """A part of the tensor: indexing, narrow."""
+    SPLIT = auto()
+    """Several parts of the tensor: chunk, split."""
+    SHUFFLE = auto()
+    """Channel shuffle."""
     REDUCE = auto()
     """A mean, sum or maximum over given dimensions."""
-    SCALE = auto()
-    """Multiplication by a number, or division by one."""
+    MUL = auto()
     ADD = auto()
     CAT = auto()
+    SIZE = auto()
+    """Asks for the shape; no tensor comes out."""
     BARRIER = auto()
     """Anything else: the input must stand there at full width."""
 
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
+NORMS = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+)
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 _POINTWISE_MODULES = (
     "Identity ReLU ReLU6 LeakyReLU RReLU ELU CELU SELU GELU SiLU Mish Tanh Hardswish Softsign Tanhshrink Softshrink "
     "Hardshrink Dropout Dropout1d Dropout2d Dropout3d"
 )
+_OFFSET_MODULES = "Sigmoid Hardsigmoid Softplus LogSigmoid"
 _SPATIAL_MODULES = (
     "MaxPool1d MaxPool2d MaxPool3d AvgPool1d AvgPool2d AvgPool3d AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveAvgPool3d "
     "AdaptiveMaxPool1d AdaptiveMaxPool2d AdaptiveMaxPool3d ZeroPad1d ZeroPad2d ZeroPad3d ReflectionPad1d "
@@ -55,12 +77,13 @@ _POINTWISE_FUNCTIONS = (
     "relu relu_ relu6 leaky_relu leaky_relu_ elu elu_ celu selu gelu silu mish tanh hardswish softsign dropout "
     "dropout1d dropout2d dropout3d"
 )
+_OFFSET_FUNCTIONS = "sigmoid hardsigmoid softplus logsigmoid"
 _SPATIAL_FUNCTIONS = (
     "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
     "adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d interpolate"
 )
 _POINTWISE_METHODS = (
-    "relu relu_ tanh tanh_ abs abs_ clone contiguous detach to type float half bfloat16 double cpu cuda"
+    "relu relu_ tanh tanh_ abs abs_ neg neg_ square clone contiguous detach to type float half bfloat16 double cpu cuda"
 )
 
 
@@ -68,34 +91,66 @@ def _named(home: Any, names: str) -> dict[Any, str]:
     return {getattr(home, name): name for name in names.split()}
 
 
-_SPATIAL = {**_named(nn, _SPATIAL_MODULES), **_named(F, _SPATIAL_FUNCTIONS), **_named(torch, "max_pool1d max_pool2d")}
+_SPATIAL = {
+    **_named(nn, _SPATIAL_MODULES),
+    **_named(F, _SPATIAL_FUNCTIONS),
+    **_named(torch, "max_pool1d max_pool2d max_pool3d avg_pool1d"),
+}
 _DIVISIONS = (operator.truediv, operator.itruediv, torch.div, "div", "div_")
+_SUBTRACTIONS = (operator.sub, operator.isub, torch.sub, "sub", "sub_")
 
 _MODULES: dict[type[nn.Module], Kind] = {
     **dict.fromkeys(CONVOLUTIONS, Kind.CONVOLUTION),
     **dict.fromkeys(NORMS, Kind.NORM),
     **dict.fromkeys(_named(nn, f"{_POINTWISE_MODULES} {_SPATIAL_MODULES}"), Kind.KEEP),
+    **dict.fromkeys(_named(nn, _OFFSET_MODULES), Kind.OFFSET),
     nn.Linear: Kind.LINEAR,
     nn.Flatten: Kind.RESHAPE,
+    nn.Unflatten: Kind.VIEW,
+    nn.ChannelShuffle: Kind.SHUFFLE,
     nn.Hardtanh: Kind.KEEP,
     nn.PReLU: Kind.KEEP,
     **dict.fromkeys(_named(nn, "ConstantPad1d ConstantPad2d ConstantPad3d"), Kind.KEEP),
 }
 _FUNCTIONS: dict[Callable[..., Any], Kind] = {
     **dict.fromkeys(_named(F, f"{_POINTWISE_FUNCTIONS} {_SPATIAL_FUNCTIONS} hardtanh pad"), Kind.KEEP),
-    **dict.fromkeys(_named(torch, "relu relu_ tanh clone abs detach max_pool1d max_pool2d"), Kind.KEEP),
-    **dict.fromkeys(_named(torch, "flatten reshape squeeze unsqueeze"), Kind.RESHAPE),
+    **dict.fromkeys(_named(torch, "relu relu_ tanh clone abs neg square detach"), Kind.KEEP),
+    **dict.fromkeys(_named(torch, "max_pool1d max_pool2d max_pool3d avg_pool1d"), Kind.KEEP),
+    **dict.fromkeys((operator.neg, operator.abs), Kind.KEEP),
+    **dict.fromkeys(_named(F, _OFFSET_FUNCTIONS), Kind.OFFSET),
+    **dict.fromkeys(_named(torch, "sigmoid exp cos"), Kind.OFFSET),
+    **dict.fromkeys(_named(torch, "clamp clip"), Kind.KEEP),
+    **dict.fromkeys(
+        _named(F, "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d"), Kind.CONVOLUTION
+    ),
+    **dict.fromkeys(_named(torch, "conv1d conv2d conv3d"), Kind.CONVOLUTION),
+    F.linear: Kind.LINEAR,
+    F.batch_norm: Kind.NORM,
+    **dict.fromkeys(_named(torch, "flatten squeeze unsqueeze"), Kind.RESHAPE),
+    torch.reshape: Kind.VIEW,
+    **dict.fromkeys(_named(torch, "permute transpose swapaxes movedim flip"), Kind.PERMUTE),
+    torch.channel_shuffle: Kind.SHUFFLE,
+    **dict.fromkeys(_named(torch, "chunk split"), Kind.SPLIT),
+    **dict.fromkeys((operator.getitem, torch.narrow), Kind.SLICE),
     **dict.fromkeys(_named(torch, "mean sum amax"), Kind.REDUCE),
     **dict.fromkeys(_named(torch, "cat concat concatenate"), Kind.CAT),
-    **dict.fromkeys((operator.add, operator.iadd, torch.add, operator.sub, operator.isub, torch.sub), Kind.ADD),
-    **dict.fromkeys((operator.mul, operator.imul, torch.mul, *_DIVISIONS[:3]), Kind.SCALE),
+    **dict.fromkeys((operator.add, operator.iadd, torch.add, *_SUBTRACTIONS[:3]), Kind.ADD),
+    **dict.fromkeys((operator.mul, operator.imul, torch.mul, torch.multiply, *_DIVISIONS[:3]), Kind.MUL),
 }
 _METHODS: dict[str, Kind] = {
     **dict.fromkeys(_POINTWISE_METHODS.split(), Kind.KEEP),
-    **dict.fromkeys(["flatten", "view", "reshape", "squeeze", "unsqueeze"], Kind.RESHAPE),
+    **dict.fromkeys(["clamp", "clamp_", "clip", "clip_"], Kind.KEEP),
+    **dict.fromkeys(["sigmoid", "sigmoid_", "exp", "exp_", "cos"], Kind.OFFSET),
+    **dict.fromkeys(["flatten", "squeeze", "unsqueeze"], Kind.RESHAPE),
+    **dict.fromkeys(["view", "reshape", "unflatten"], Kind.VIEW),
+    **dict.fromkeys(["expand", "expand_as"], Kind.EXPAND),
+    **dict.fromkeys(["permute", "transpose", "swapaxes", "movedim", "flip"], Kind.PERMUTE),
+    **dict.fromkeys(["chunk", "split"], Kind.SPLIT),
+    "narrow": Kind.SLICE,
+    "size": Kind.SIZE,
     **dict.fromkeys(["mean", "sum", "amax"], Kind.REDUCE),
     **dict.fromkeys(["add", "add_", "sub", "sub_"], Kind.ADD),
-    **dict.fromkeys(["mul", "mul_", "div", "div_"], Kind.SCALE),
+    **dict.fromkeys(["mul", "mul_", "div", "div_"], Kind.MUL),
 }
 
 
@@ -119,14 +174,13 @@ def _module_kind(module: nn.Module) -> Kind:
     base = _base(module)
     if base is None:
         return Kind.BARRIER
-    zero_stays_zero = True
-    if isinstance(module, nn.Hardtanh):
-        zero_stays_zero = module.min_val <= 0 <= module.max_val
-    elif isinstance(module, nn.PReLU):  # one slope a channel would be an entry of the filter
-        zero_stays_zero = module.num_parameters == 1
-    elif isinstance(module, (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)):
-        zero_stays_zero = module.value == 0
-    return _MODULES[base] if zero_stays_zero else Kind.BARRIER
+    if isinstance(module, nn.Hardtanh) and not module.min_val <= 0 <= module.max_val:
+        return Kind.OFFSET
+    if isinstance(module, nn.PReLU) and module.num_parameters > 1:
+        return Kind.SLOPE
+    if isinstance(module, (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)) and module.value != 0:
+        return Kind.BARRIER
+    return _MODULES[base]
 
 
 def is_known_module(module: nn.Module) -> bool:
@@ -137,21 +191,37 @@ def is_known_module(module: nn.Module) -> bool:
 def kind_of(node: fx.Node, module: nn.Module | None) -> Kind:
     """The kind of a graph node; ``module`` is the called module of a ``call_module`` node."""
     if module is not None:
-        return _module_kind(module)
+        # A convolution with a forward of its own is one all the same; what it does to its input is not known.
+        return Kind.CONVOLUTION if isinstance(module, CONVOLUTIONS) else _module_kind(module)
     if node.op == "call_method":
-        return _METHODS.get(str(node.target), Kind.BARRIER)
+        kind = _METHODS.get(str(node.target), Kind.BARRIER)
+        return _unless_clamped(node, "clamp" in str(node.target) or "clip" in str(node.target), kind)
     if node.op != "call_function" or not callable(node.target):
         return Kind.BARRIER
     if node.target is F.pad and argument(node, 2, "mode", "constant") == "constant" and argument(node, 3, "value"):
         return Kind.BARRIER
     if node.target is F.hardtanh:
         low, high = argument(node, 1, "min_val", -1.0), argument(node, 2, "max_val", 1.0)
-        return Kind.KEEP if low <= 0 <= high else Kind.BARRIER
-    return _FUNCTIONS.get(node.target, Kind.BARRIER)
+        return Kind.KEEP if low <= 0 <= high else Kind.OFFSET
+    if node.target is getattr:
+        return Kind.SIZE if argument(node, 1, "") == "shape" else Kind.BARRIER
+    if node.target is operator.pow:  # below 1 the slope at 0 is infinite
+        exponent = argument(node, 1, "")
+        return Kind.KEEP if isinstance(exponent, (int, float)) and exponent >= 1 else Kind.BARRIER
+    return _unless_clamped(node, node.target in (torch.clamp, torch.clip), _FUNCTIONS.get(node.target, Kind.BARRIER))
+
+
+def _unless_clamped(node: fx.Node, clamped: bool, kind: Kind) -> Kind:
+    if not clamped:
+        return kind
+    low, high = argument(node, 1, "min"), argument(node, 2, "max")
+    if not all(limit is None or isinstance(limit, (int, float)) for limit in (low, high)):
+        return Kind.BARRIER
+    return Kind.KEEP if (low is None or low <= 0) and (high is None or high >= 0) else Kind.OFFSET
 
 
 def is_division(node: fx.Node) -> bool:
-    """Whether a SCALE node divides: then only its first operand passes on."""
+    """Whether a MUL node divides: then only its first operand passes on."""
     return node.target in _DIVISIONS
 
 

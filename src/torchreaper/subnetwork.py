@@ -38,8 +38,7 @@ class Hooked:
         self.model = model
         names = sorted(flow.sites.keys() | flow.shares.keys())
         self.leaves = {name: Leaf(flow.sites[name].dim if name in flow.sites else 0) for name in names}
-        dropouts = getattr(flow, "dropouts", {})
-        self._dropouts = {name: FullWidthDropout(site.dim) for name, site in dropouts.items()}
+        self._dropouts = {name: FullWidthDropout(site.dim) for name, site in flow.dropouts.items()}
         self._guard = Guard()
         self._handles: list[Any] = []
         self._gradients: list[Any] = []
@@ -166,9 +165,10 @@ class Subnetwork:
                     assert theirs is not None
                     cut.copy(mine, theirs)
 
-    def stored(self, layer: str) -> tuple[Tensor, ...]:
-        """What the weight of a dropped layer held where it is left out."""
-        return self._whole.leaves[layer].stored["weight"].tensors
+    def stored(self, layer: str) -> list[Tensor]:
+        """What a layer, and the submodules that compute its weight, held in what is left out of them."""
+        inside = [leaf for name, leaf in self._whole.leaves.items() if f"{name}.".startswith(f"{layer}.")]
+        return [tensor for leaf in inside for stored in leaf.stored.values() for tensor in stored.tensors]
 
     def remove(self) -> None:
         """Take every hook off the model, its followers and the optimizers."""

@@ -7,6 +7,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from inspect import signature
 from typing import Any, Union
 
@@ -16,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
 
 from torchreaper.errors import ReaperError
-from torchreaper.operations import is_known_module
+from torchreaper.operations import CONVOLUTIONS, Kind, argument, is_known_module, kind_of
 
 ExampleInputs = Union[Tensor, Sequence[Any], Mapping[str, Any]]
 
@@ -31,6 +32,8 @@ def refuse_wrappers(model: nn.Module) -> None:
         )
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise ReaperError(f"model={type(model).__name__}: a wrapper; pass model.module")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ReaperError(f"model={type(model).__name__}: scripted; pass the module it was made from")
 
 
 def bind_arguments(model: nn.Module, example_inputs: ExampleInputs) -> dict[str, Any]:
@@ -80,14 +83,74 @@ def seen_by_a_hook(value: Any) -> Any:
     return value
 
 
+def leaving(value: Any, module: str) -> Any:
+    """Stands in the graph where ``module`` hands out its result: a hook on it can put a mask there."""
+    return value
+
+
+class _Example:
+    """The values that the traced nodes have on the example inputs, as far as shapes decide them."""
+
+    def __init__(self, model: nn.Module, arguments: dict[str, Any]) -> None:
+        self._model, self._arguments = model, arguments
+        self._fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self._values: dict[fx.Node, Any] = {}
+        # While fx traces, both of these are replaced by its own.
+        self._plain = nn.Module.__getattr__, nn.Module.__call__
+
+    def value(self, node: fx.Node) -> Any:
+        """``None`` where the model's own code fails on fake tensors."""
+        traced = nn.Module.__getattr__, nn.Module.__call__
+        nn.Module.__getattr__, nn.Module.__call__ = self._plain  # type: ignore[method-assign]
+        try:
+            with self._fake, torch.no_grad(), fake_buffers(self._model, self._fake):
+                for one in node.graph.nodes:
+                    if one not in self._values:
+                        self._values[one] = self._run(one)
+                    if one is node:
+                        break
+            return self._values[node]
+        except Exception:
+            return None
+        finally:
+            nn.Module.__getattr__, nn.Module.__call__ = traced  # type: ignore[method-assign]
+
+    def _run(self, node: fx.Node) -> Any:
+        if node.op == "placeholder":
+            given = self._arguments.get(str(node.target).lstrip("*"))
+            return tree_map(lambda x: self._fake.from_tensor(x.detach()) if isinstance(x, Tensor) else x, given)
+        if node.op == "get_attr":
+            return operator.attrgetter(str(node.target))(self._model)
+        args: Any = fx.node.map_arg(node.args, self._values.__getitem__)
+        kwargs: Any = fx.node.map_arg(node.kwargs, self._values.__getitem__)
+        if node.op == "call_module":
+            return self._model.get_submodule(str(node.target)).forward(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
 class _Tracer(fx.Tracer):
-    """Goes into everything but torch's own layers and the user's subclasses that compute the same."""
+    """Goes into everything but torch's own layers and the user's subclasses that compute the same.
+
+    A module inside of which nothing can be traced becomes one opaque call; ``untraced`` says which, and why.
+    """
+
+    def __init__(self, model: nn.Module, arguments: dict[str, Any]) -> None:
+        super().__init__()
+        self.untraced: dict[str, str] = {}
+        self._example = _Example(model, arguments)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return is_known_module(m) or super().is_leaf_module(m, module_qualified_name)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _InPlaceProxy(node, self)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """A branch on sizes goes the way of the example; one on what a tensor holds cannot be traced."""
+        answer = self._example.value(obj.node)
+        return answer if isinstance(answer, bool) else super().to_bool(obj)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -98,11 +161,32 @@ class _Tracer(fx.Tracer):
             return m.forward(*args, **kwargs)
         if self.is_leaf_module(m, name):
             return super().call_module(m, forward, args, kwargs)
-        if not has_foreign_hooks(m):
-            return m.forward(*args, **kwargs)
-        # Past the hooks, which would meet proxies, but with a mark where they stand.
-        args, kwargs = self._marked(args), self._marked(kwargs)
-        return self._marked(m.forward(*args, **kwargs))
+        before = set(self.graph.nodes)
+        try:
+            result = self._inside(m, name, args, kwargs)
+            if not isinstance(m, CONVOLUTIONS) or self._uses_its_weight(name, before):
+                return result
+        except Exception as error:  # fx raises whatever the module's own code raises on a proxy
+            self.untraced[name] = first_line(error)
+        for node in reversed([node for node in self.graph.nodes if node not in before]):
+            self.graph.erase_node(node)
+        return self.create_proxy("call_module", name, args, kwargs)
+
+    def _inside(self, m: nn.Module, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if has_foreign_hooks(m):
+            # Past the hooks, which would meet proxies, but with a mark where they stand.
+            args, kwargs = self._marked(args), self._marked(kwargs)
+            return self._marked(m.forward(*args, **kwargs))
+        result = m.forward(*args, **kwargs)
+        if not isinstance(result, fx.Proxy):
+            return result
+        return self.create_proxy("call_function", leaving, (result, name), {})
+
+    def _uses_its_weight(self, name: str, before: set[fx.Node]) -> bool:
+        """Whether a convolution with a forward of its own convolves once, with its weight as it is."""
+        new = [node for node in self.graph.nodes if node not in before and kind_of(node, None) is Kind.CONVOLUTION]
+        weights = [argument(node, 1, "weight") for node in new]
+        return [getattr(weight, "target", None) for weight in weights] == [f"{name}.weight"]
 
     def _marked(self, values: Any) -> Any:
         return tree_map(
@@ -111,18 +195,33 @@ class _Tracer(fx.Tracer):
         )
 
 
-def trace(model: nn.Module, arguments: dict[str, Any]) -> fx.GraphModule:
-    """The graph of ``model.forward`` in its present mode, on the very modules of the model."""
+@dataclass(frozen=True)
+class Traced:
+    """A model's graph in one mode.
+
+    Attributes:
+        graph: on the very modules of the model; ``None`` where nothing of it can be traced.
+        untraced: modules that are one opaque call in it ("" for the model), and why.
+    """
+
+    graph: fx.GraphModule | None
+    untraced: dict[str, str]
+
+
+def trace(model: nn.Module, arguments: dict[str, Any]) -> Traced:
+    """The graph of ``model.forward`` in its present mode."""
     defaults = {name: value for name, value in arguments.items() if not holds_tensor(value)}
+    tracer = _Tracer(model, arguments)
     try:
-        graph = _Tracer().trace(model, concrete_args=defaults or None)
+        graph = tracer.trace(model, concrete_args=defaults or None)
     except Exception as error:  # fx raises whatever the model's own code raises on a proxy
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ReaperError(
-            f"model={type(model).__name__}: torch.fx cannot trace it ({reason}); "
-            "move the data-dependent part into a submodule, or pass the convolutional part of the model"
-        ) from error
-    return fx.GraphModule(model, graph)
+        return Traced(None, {"": first_line(error)})
+    return Traced(fx.GraphModule(model, graph), tracer.untraced)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in short."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 @contextmanager

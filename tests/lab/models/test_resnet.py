@@ -39,6 +39,15 @@ def test_shapes_trace_and_names(shortcut, size):
     assert len(names) == 19 + 2 * (shortcut == "conv")
 
 
+@pytest.mark.parametrize(("name", "exact"), [("resnet110", 1_727_962), ("resnet182", 2_894_554)])
+def test_the_deep_nets_have_exactly_the_parameters_and_layers_of_option_a(name, exact):
+    model, blocks = build(name), (int(name[6:]) - 2) // 6
+    convolutions = 27 * 16 + 9 * sum(c * c * (2 * blocks) for c in (16, 32, 64)) - 9 * (16 * 32 + 32 * 64)
+    norms = 2 * (16 + 2 * blocks * (16 + 32 + 64))
+    assert sum(p.numel() for p in model.parameters()) == convolutions + norms + 65 * 10 == exact
+    assert sum(isinstance(m, torch.nn.Conv2d | torch.nn.Linear) for m in model.modules()) == int(name[6:])
+
+
 def test_pad_shortcut_takes_every_second_pixel_and_adds_zero_channels():
     block = build("resnet20").stage2[0]
     images = torch.randn(1, 16, 8, 8)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from torchreaper.lab.errors import UserError
+from torchreaper.lab.models.common import draw_he_normal, refuse_small
 from torchreaper.lab.settings import Settings
 
 DEPTHS = (20, 32, 44, 56, 110, 182)  # those in the RePr paper's table or in He et al.'s
@@ -80,11 +80,7 @@ class ResNet(nn.Module):
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
         self.fc = nn.Linear(4 * width, classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        draw_he_normal(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, in_channels, height, width] -> logits [n, classes]."""
@@ -102,9 +98,7 @@ def resnet(
     Raises ``UserError`` for images under 4x4, which its two halvings would not survive.
     Source: He et al., Deep Residual Learning (2016), section 4.2; ResNet-20 has 269,722 parameters.
     """
-    if min(image_size) < 4:
-        size = "x".join(map(str, image_size))
-        raise UserError(f"model.name='resnet{depth}': needs images of at least 4x4 pixels, these have {size}")
+    refuse_small(f"resnet{depth}", image_size, least=4)
     return ResNet(options, depth=depth, in_channels=in_channels, classes=classes)
 
 

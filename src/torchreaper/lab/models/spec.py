@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +11,15 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import nn
 
 from torchreaper.lab.models.cnet import CNetOptions, cnet
-from torchreaper.lab.models.resnet import DEPTHS, ResNetOptions, resnet
+from torchreaper.lab.models.densenet import DEPTHS as DENSENETS
+from torchreaper.lab.models.densenet import DenseNet5Options, DenseNetOptions, densenet
+from torchreaper.lab.models.imagenet_resnet import BLOCKS as IMAGENET_RESNETS
+from torchreaper.lab.models.imagenet_resnet import ImageNetResNetOptions, imagenet_resnet
+from torchreaper.lab.models.inception import InceptionV1Options, InceptionV2Options, inception_v1, inception_v2
+from torchreaper.lab.models.mobilenet_v2 import MobileNetV2Options, mobilenet_v2
+from torchreaper.lab.models.resnet import DEPTHS as RESNETS
+from torchreaper.lab.models.resnet import ResNetOptions, resnet
+from torchreaper.lab.models.vgg import VGG16Options, vgg16
 from torchreaper.lab.settings import Settings, did_you_mean, parse, parse_nested
 
 
@@ -21,23 +30,29 @@ class Builder(NamedTuple):
     build: Callable[..., nn.Module]
 
 
-def _resnet(depth: int) -> Builder:
-    def build(options: ResNetOptions, **shape: Any) -> nn.Module:
-        return resnet(options, depth=depth, **shape)
-
-    return Builder(ResNetOptions, build)
+def _deep(options: type[Settings], make: Callable[..., nn.Module], depth: int) -> Builder:
+    return Builder(options, partial(make, depth=depth))
 
 
 MODELS: dict[str, Builder] = {
     "cnet": Builder(CNetOptions, cnet),
-    **{f"resnet{depth}": _resnet(depth) for depth in DEPTHS},
+    **{f"resnet{depth}": _deep(ResNetOptions, resnet, depth) for depth in RESNETS},
+    **{
+        f"densenet{depth}": _deep(DenseNet5Options if depth == 5 else DenseNetOptions, densenet, depth)
+        for depth in DENSENETS
+    },
+    "vgg16": Builder(VGG16Options, vgg16),
+    **{f"resnet{depth}": _deep(ImageNetResNetOptions, imagenet_resnet, depth) for depth in IMAGENET_RESNETS},
+    "inception-v1": Builder(InceptionV1Options, inception_v1),
+    "inception-v2": Builder(InceptionV2Options, inception_v2),
+    "mobilenet_v2": Builder(MobileNetV2Options, mobilenet_v2),
 }
 
 
 class ModelSpec(Settings):
     """The recipe's ``model:`` section.
 
-    ``options`` are those of the network (``CNetOptions``, ``ResNetOptions``); after checking, all stand here.
+    ``options`` are those of the network (``CNetOptions``, ``ResNetOptions``, ...); after checking, all stand here.
     """
 
     name: str

@@ -1,0 +1,68 @@
+"""What a layer's channels pass by themselves: there a convolution can run narrow although a barrier follows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import fx
+
+from torchreaper.channels import Flow
+from torchreaper.operations import CONVOLUTIONS
+from torchreaper.tracing import leaving
+from torchreaper.walk import Walk
+
+
+def heads(walks: Sequence[Walk], flow: Flow) -> dict[str, tuple[str, ...]]:
+    """Layer -> the convolution, and the modules right behind it up to the last one after which a mask can stand.
+
+    Norms and activations count as long as nothing else reads the channels on the way, in either graph.
+    """
+    found: dict[str, list[tuple[str, ...]]] = {}
+    calls: dict[tuple[str, str], int] = {}
+    for walk in walks:
+        for node in walk.graph.nodes:
+            if node.op == "call_module":
+                key = (walk.mode, str(node.target))
+                calls[key] = calls.get(key, 0) + 1
+            if node in walk.passed and (name := _starts(walk, node, flow)):
+                found.setdefault(name, []).append(_chain(walk, node, name, flow))
+    return {
+        name: chains[0]
+        if all(chain == chains[0] for chain in chains)
+        and all(calls.get((walk.mode, part), 0) <= 1 for walk in walks for part in chains[0])
+        else (name,)
+        for name, chains in found.items()
+        if name in flow.sites
+    }
+
+
+def _starts(walk: Walk, node: fx.Node, flow: Flow) -> str:
+    """The convolution that starts channels of its own at this node."""
+    channels = walk.of(node)
+    if channels is None or channels.line is None or node.op not in ("call_module", "call_function"):
+        return ""
+    name = walk.owner(node) if node.op == "call_module" or "conv" in str(node.target) else ""
+    if name not in flow.start or name in flow.grouped or name in flow.gates:
+        return ""
+    ids, first = channels.line[0], flow.start[name]
+    return name if isinstance(walk.model.get_submodule(name), CONVOLUTIONS) and int(ids[0]) == first else ""
+
+
+def _chain(walk: Walk, node: fx.Node, name: str, flow: Flow) -> tuple[str, ...]:
+    own = walk.of(node)
+    assert own is not None
+    names, last = [name], 1
+    while len(node.users) == 1:
+        node = next(iter(node.users))
+        channels = walk.of(node)
+        if node not in walk.passed or channels is None or channels.line is None or own.line is None:
+            break
+        if len(walk.entering(node.all_input_nodes)) != 1 or not torch.equal(channels.line[0], own.line[0]):
+            break
+        module = str(node.target) if node.op == "call_module" else str(node.args[1]) if node.target is leaving else ""
+        if module and module not in names:
+            names.append(module)
+        if module in flow.sites:
+            last = len(names)
+    return tuple(names[:last])
