@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from torchreaper import criteria
 from torchreaper.channels import Flow
-from torchreaper.cost import Cost, network_cost, tensor_shapes
+from torchreaper.cost import Cost, network_cost
 from torchreaper.errors import ReaperError
 from torchreaper.filters import FilterLayer, Filters, Skip, apart, cuts, dropped_ids, filter_layers
 from torchreaper.flow import find_flow
@@ -120,7 +120,6 @@ class FilterBank:
         self._by_name = {layer.name: layer for layer in self.layers}
         self.mode: Mode | None = None
         self._optimizers = as_optimizers(None)
-        self._shapes = tensor_shapes(model)
         self._subnetwork: Subnetwork | None = None
 
     def __len__(self) -> int:
@@ -154,8 +153,7 @@ class FilterBank:
         ]
         listed = table(["layer", "filters", "d", "ranked", "route", "dropped now", "why"], rows)
         notes = [
-            f"torch.fx cannot trace {name or 'the model'} ({why}): found by running it, masked at each convolution's "
-            "own norm"
+            f"torch.fx cannot trace {name or 'the model'} ({why}): its convolutions are masked, each at its own norm"
             for name, why in self.flow.untraced.items()
         ]
         return "\n".join([listed, *notes])
@@ -252,7 +250,7 @@ class FilterBank:
 
     def cost(self, filters: Filters) -> Cost:
         """What the network costs without ``filters`` (layer -> indices; empty: the whole network)."""
-        return network_cost(self.model, self.flow, dropped_ids(self.layers, filters), self._shapes)
+        return network_cost(self.model, self.flow, dropped_ids(self.layers, filters))
 
     def check_settings(self, fraction: float, min_filters: int = 1, max_per_layer: float = 1.0) -> None:
         """Raise :class:`ReaperError` for values out of range, and for those that would never drop a filter."""

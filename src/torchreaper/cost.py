@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from torchreaper.channels import Flow
-from torchreaper.filters import cuts
+from torchreaper.channels import Flow, Share
+from torchreaper.filters import cuts, tensor_of
 from torchreaper.operations import CONVOLUTIONS
+from torchreaper.state import Cut
 
 
 @dataclass(frozen=True)
@@ -31,45 +33,36 @@ class Cost:
     activations: int
 
 
-Shapes = Mapping[str, Mapping[str, torch.Size]]
-"""Module -> tensor -> shape."""
-
-
-def tensor_shapes(model: nn.Module) -> dict[str, dict[str, torch.Size]]:
-    """The shapes of all parameters, by the module that holds them."""
-    return {
-        name: {tensor: p.shape for tensor, p in module._parameters.items() if p is not None}
-        for name, module in model.named_modules()
-    }
-
-
-def network_cost(model: nn.Module, flow: Flow, ids: Int[Tensor, " ids"], shapes: Shapes) -> Cost:
-    """The cost of ``model`` without the filters ``ids`` (flow ids; none: the whole network).
-
-    Args:
-        shapes: of the whole network, whose tensors may be smaller now.
-    """
-    gone = {
-        name: {tensor: cut.size(shapes[name][tensor]) for tensor, cut in entries.items() if tensor in shapes[name]}
-        for name, entries in cuts(flow, ids).items()
-    }
-    parameters = sum(_count(shapes, name) for name, _ in model.named_parameters())
-    parameters -= sum(lost for entries in gone.values() for lost in entries.values())
+def network_cost(model: nn.Module, flow: Flow, ids: Int[Tensor, " ids"]) -> Cost:
+    """The cost of ``model`` without the filters ``ids`` (flow ids; none: the whole network), in any phase."""
+    gone = cuts(flow, ids)
+    parameters = 0
+    for name, parameter in model.named_parameters():
+        module, _, tensor = name.rpartition(".")
+        parameters += _left(parameter, flow.shares.get(module, {}).get(tensor, ()), gone.get(module, {}).get(tensor))
     multiply_adds = activations = 0
     for name, positions in flow.positions.items():
-        module, weight = model.get_submodule(name), shapes[name].get("weight")
-        if weight is None and isinstance(module, CONVOLUTIONS):  # computed from other parameters; nothing of it can go
-            multiply_adds += (
-                positions * module.out_channels * module.in_channels // module.groups * prod(module.kernel_size)
-            )
-        elif weight is not None and len(weight) > 1:
-            multiply_adds += positions * (weight.numel() - gone.get(name, {}).get("weight", 0))
+        layer: Any = model.get_submodule(name)
+        weight = tensor_of(layer, "weight")
+        if weight is None and isinstance(layer, CONVOLUTIONS):  # computed from other parameters; nothing of it can go
+            kernel = prod(layer.kernel_size)
+            multiply_adds += positions * layer.out_channels * layer.in_channels // layer.groups * kernel
+        elif weight is not None and weight.ndim > 1:
+            shares = flow.shares.get(name, {}).get("weight", ())
+            multiply_adds += positions * _left(weight, shares, gone.get(name, {}).get("weight"))
         site = flow.sites.get(name)
         lost = int(torch.isin(site.origin, ids).sum()) if site is not None else 0
         activations += positions * (flow.widths[name] - lost)
     return Cost(multiply_adds, parameters, activations)
 
 
-def _count(shapes: Shapes, parameter: str) -> int:
-    module, _, tensor = parameter.rpartition(".")
-    return shapes[module][tensor].numel()
+def _left(tensor: Tensor, shares: Sequence[Share], cut: Cut | None) -> int:
+    """How many entries the tensor has without ``cut``; in a compact phase some of them are not there now."""
+    shape = list(tensor.shape)
+    for share in shares:
+        shape[share.dim] = len(share.origin)
+    if cut is not None:
+        for dim, positions in enumerate((cut.rows, cut.columns)):
+            if len(positions):
+                shape[dim] -= len(positions)
+    return prod(shape)

@@ -72,12 +72,6 @@ class Cut:
     def __bool__(self) -> bool:
         return bool(len(self.rows) or len(self.columns))
 
-    def size(self, shape: torch.Size) -> int:
-        """How many entries it has in a tensor of that shape."""
-        rows, columns = len(self.rows), len(self.columns)
-        rest = shape[0] - rows
-        return rows * shape[1:].numel() + rest * columns * shape[2:].numel()
-
     def mask(self, tensor: Shaped[Tensor, "..."]) -> Bool[Tensor, "..."]:
         """Where the part lies in ``tensor``, on its device."""
         mask = torch.zeros(tensor.shape, dtype=torch.bool, device=tensor.device)

@@ -165,10 +165,10 @@ class Subnetwork:
                     assert theirs is not None
                     cut.copy(mine, theirs)
 
-    def stored(self, layer: str) -> list[Tensor]:
-        """What a layer, and the submodules that compute its weight, held in what is left out of them."""
-        inside = [leaf for name, leaf in self._whole.leaves.items() if f"{name}.".startswith(f"{layer}.")]
-        return [tensor for leaf in inside for stored in leaf.stored.values() for tensor in stored.tensors]
+    def stored(self, layer: str) -> tuple[Tensor, ...]:
+        """What the weight of a dropped layer, or what it is computed from, held where it is left out."""
+        mine = [leaf for name, leaf in self._whole.leaves.items() if name == layer or name.startswith(f"{layer}.")]
+        return tuple(tensor for leaf in mine for stored in leaf.stored.values() for tensor in stored.tensors)
 
     def remove(self) -> None:
         """Take every hook off the model, its followers and the optimizers."""
