@@ -9,6 +9,7 @@ from torch import nn
 
 import torchreaper as tr
 from tests.nets import Residual, build, inputs, plain, train_step
+from tests.twins import full_gradients
 
 
 @pytest.fixture
@@ -189,16 +190,24 @@ def test_copies_and_pickles_of_the_model_are_whole(bank, dropped):
         assert all(torch.equal(a, b) for a, b in zip(before.values(), other.state_dict().values()))
 
 
-def test_pending_gradients_of_dropped_filters_are_dropped(bank):
+@pytest.mark.parametrize("mode", ["masked", "compact"])
+def test_pending_gradients_of_dropped_filters_are_dropped(bank, mode):
+    """Gradients that wait (accumulation) go along; after the return there are zeros for what was not there."""
     model = bank.model
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    bank.attach(optimizer)
+    bank.attach(torch.optim.SGD(model.parameters(), lr=0.1))
     nn.functional.cross_entropy(model(inputs()[0]), inputs()[1]).backward()
-    kept = model.block2.conv1.weight.grad[[1, 2, 3, 4]].clone()
-    bank.drop(GONE)
-    assert not model.block2.conv1.weight.grad[[0, 5]].any()
-    assert not model.block2.conv2.weight.grad[:, [0, 5]].any()
-    assert torch.equal(model.block2.conv1.weight.grad[[1, 2, 3, 4]], kept)
+    before = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    bank.drop(GONE, mode=mode)
+    assert (model.block2.conv1.weight.grad.shape[0] == 6) == (mode == "masked")
+    found = full_gradients(bank)
+    bank.restore()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter.grad, found[name]), name
+    rows, columns = model.block2.conv1.weight.grad, model.block2.conv2.weight.grad
+    assert not rows[[0, 5]].any()
+    assert not columns[:, [0, 5]].any()
+    assert torch.equal(rows[1:5], before["block2.conv1.weight"][1:5])
+    assert torch.equal(columns[:, 1:5], before["block2.conv2.weight"][:, 1:5])
 
 
 def test_an_optimizer_that_moves_weights_without_gradient_is_held(bank):

@@ -10,7 +10,7 @@ from torch import nn
 
 import torchreaper as tr
 from tests.architectures import Architecture, architectures
-from tests.nets import NETS, OPTIMIZERS, build, inputs
+from tests.nets import OPTIMIZERS, build, inputs
 from tests.twins import Twins
 
 torch.set_num_threads(1)
@@ -26,6 +26,14 @@ ELEMENTWISE = {
     "rprop": lambda p: torch.optim.Rprop(p, lr=0.01),
     "fused adam": lambda p: torch.optim.Adam(p, lr=0.01, fused=True),
     "foreach momentum": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, foreach=True),
+}
+
+# For networks in which a bias stands under a norm: its gradient is rounding noise, which a division by the root of its
+# own square would make as large as a gradient.
+STEADY = {
+    **{name: ELEMENTWISE[name] for name in ("sgd", "momentum", "nesterov", "adagrad", "asgd")},
+    "adam": lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.01, amsgrad=True, eps=1e-2),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.5, eps=1e-2),
 }
 
 
@@ -69,7 +77,7 @@ def double(seed: int):
 
 
 @settings(max_examples=60, phases=[Phase.explicit, Phase.generate])
-@given(architectures, st.integers(0, 999), st.sampled_from(sorted(ELEMENTWISE)), st.data())
+@given(architectures, st.integers(0, 999), st.sampled_from(sorted(STEADY)), st.data())
 def test_any_architecture(architecture: Architecture, seed: int, optimizer: str, data):
     """Two cycles with steps before, inside and after, on whatever routes the flow finds, some made scatter by hand."""
     model = architecture.build().double()
@@ -83,7 +91,7 @@ def test_any_architecture(architecture: Architecture, seed: int, optimizer: str,
             norm = layer.name.removesuffix("conv") + "norm"
             if norm in bank.flow.sites and data.draw(st.booleans()):
                 heads[layer.name] = (layer.name, norm)
-    twins = Twins(model, example, ELEMENTWISE[optimizer], routes=routes, heads=heads)
+    twins = Twins(model, example, STEADY[optimizer], routes=routes, heads=heads)
     if data.draw(st.booleans()):
         steps(twins, [architecture.inputs(1)])
     for cycle in range(2):
@@ -95,7 +103,7 @@ def test_any_architecture(architecture: Architecture, seed: int, optimizer: str,
 
 
 @pytest.mark.parametrize("optimizer", ELEMENTWISE)
-@pytest.mark.parametrize("net", ["plain-norm", "residual"])
+@pytest.mark.parametrize("net", ["plain", "residual"])
 def test_every_elementwise_optimizer(net, optimizer):
     twins = Twins(build(net)[0].double(), double(0)[0], ELEMENTWISE[optimizer])
     steps(twins, [double(1)])

@@ -9,21 +9,8 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "torchreaper"
 METHOD = [
-    *(
-        "__init__",
-        "scheme",
-        "transitions",
-        "bank",
-        "modes",
-        "restoring",
-        "subnetwork",
-        "moments",
-        "leaves",
-        "plan",
-        "parts",
-        "cost",
-    ),
-    *("criteria", "reinit", "geometry", "filters", "state"),
+    *("__init__", "scheme", "transitions", "bank", "modes", "restoring", "subnetwork", "moments", "leaves", "plan"),
+    *("parts", "cost", "criteria", "reinit", "geometry", "filters", "state"),
     *("flow", "rows", "recording", "heads", "walk", "moving", "reading", "walking", "ledger", "following", "channels"),
     *("tracing", "operations", "text", "errors"),
 ]

@@ -13,6 +13,7 @@ from torch import nn
 
 import torchreaper as tr
 from tests.nets import LOOPS, NETS, OPTIMIZERS, build, inputs, looped, train_step
+from tests.twins import full_gradients
 from torchreaper.filters import cuts, dropped_ids
 from torchreaper.geometry import unit_rows
 from torchreaper.state import Cut, per_weight_state
@@ -25,6 +26,9 @@ def scheme_for(model, optimizer, **settings) -> tr.RePr:
     return tr.RePr(model, optimizer, inputs()[0], **{**defaults, **settings})
 
 
+MODES = ("masked", "compact")
+
+
 def belongings(bank: tr.FilterBank, filters) -> list[tuple[str, torch.Tensor, Cut]]:
     """Every tensor that holds something of these filters, and which part."""
     found = cuts(bank.flow, dropped_ids(bank.layers, filters))
@@ -35,9 +39,9 @@ def belongings(bank: tr.FilterBank, filters) -> list[tuple[str, torch.Tensor, Cu
     ]
 
 
-def in_a_phase(net: str, optimizer: str = "momentum", loop: str = "plain", warmup: int = 2):
+def in_a_phase(net: str, optimizer: str = "momentum", loop: str = "plain", warmup: int = 2, subnetwork: str = "masked"):
     model, opt = build(net, optimizer)
-    scheme = scheme_for(model, opt, full=warmup)
+    scheme = scheme_for(model, opt, full=warmup, subnetwork=subnetwork)
     called = looped(model, loop)
     for epoch in range(warmup):
         train_step(called, opt, epoch, loop)
@@ -45,6 +49,7 @@ def in_a_phase(net: str, optimizer: str = "momentum", loop: str = "plain", warmu
     assert transition is not None
     assert transition.kind == "drop"
     assert scheme.dropped
+    assert scheme.bank.mode == subnetwork
     return model, opt, scheme, called
 
 
@@ -98,8 +103,9 @@ def test_the_channel_is_zero_where_it_is_read_or_meets_a_barrier(net):
         assert last[:, others].any()
 
 
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("norm", [False, True])
-def test_masked_equals_a_network_built_without_the_filters(norm):
+def test_it_equals_a_network_built_without_the_filters(norm, mode):
     """Outputs, and weights after training steps, against the same network at the widths that are left."""
     from tests.nets import plain
 
@@ -134,7 +140,7 @@ def test_masked_equals_a_network_built_without_the_filters(norm):
     big_optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01)
     small_optimizer = torch.optim.SGD(small.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01)
     bank.attach(big_optimizer)
-    with bank.without(gone):
+    with bank.without(gone, mode):
         for seed in range(4):
             images, labels = inputs(seed, dtype=torch.float64)
             for net, optimizer in ((model, big_optimizer), (small, small_optimizer)):
@@ -180,7 +186,8 @@ def residual_without(model: nn.Module, images: torch.Tensor, gone: dict[str, lis
     return model.fc(x.mean((2, 3)))
 
 
-def test_masked_equals_a_residual_network_computed_without_the_filters():
+@pytest.mark.parametrize("mode", MODES)
+def test_it_equals_a_residual_network_computed_without_the_filters(mode):
     model = build("residual")[0].double()
     gone = {"stem": [1], "block1.conv1": [0, 2], "block1.conv2": [3], "block2.conv1": [5], "block2.conv2": [0, 1]}
     gone["block2.shortcut.0"] = [2]
@@ -188,31 +195,36 @@ def test_masked_equals_a_residual_network_computed_without_the_filters():
     whole = copy.deepcopy(model)
     expected = residual_without(whole, images, gone)
     nn.functional.cross_entropy(expected, labels).backward()
-    with tr.find_filters(model, images, skip=None).without(gone):
+    with tr.find_filters(model, images, skip=None).without(gone, mode) as bank:
         found = model(images)
         nn.functional.cross_entropy(found, labels).backward()
-        gradients = [p.grad.clone() for p in model.parameters()]
+        gradients = full_gradients(bank)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
-    for (name, p), gradient in zip(whole.named_parameters(), gradients, strict=True):
+    assert gradients.keys() == dict(whole.named_parameters()).keys()
+    for name, p in whole.named_parameters():
         # Beyond the stem, a dropped filter's reader sees zeros at full width: no gradient for it either.
-        torch.testing.assert_close(gradient, p.grad, rtol=1e-9, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(
+            gradients[name], p.grad, rtol=1e-9, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}"
+        )
 
 
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("net", NETS)
-def test_a_dropped_filter_is_frozen(net, optimizer):
+def test_a_dropped_filter_is_frozen(net, optimizer, mode):
     """Invariant 2, plain loop: every net with every optimizer."""
-    check_frozen(net, optimizer, "plain")
+    check_frozen(net, optimizer, "plain", mode)
 
 
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("optimizer", ["momentum", "adamw"])
 @pytest.mark.parametrize("net", ["plain-norm", "residual"])
 @pytest.mark.parametrize("loop", LOOPS[1:])
-def test_a_dropped_filter_is_frozen_in_every_loop(net, optimizer, loop):
-    check_frozen(net, optimizer, loop)
+def test_a_dropped_filter_is_frozen_in_every_loop(net, optimizer, loop, mode):
+    check_frozen(net, optimizer, loop, mode)
 
 
-def check_frozen(net: str, optimizer: str, loop: str) -> None:
+def check_frozen(net: str, optimizer: str, loop: str, mode: str) -> None:
     model, opt = build(net, optimizer)
     scheme = scheme_for(model, opt)
     called = looped(model, loop)
@@ -223,12 +235,15 @@ def check_frozen(net: str, optimizer: str, loop: str) -> None:
     before = [tensor.detach()[cut.mask(tensor)] for _, tensor, cut in parts]
     state = [[s[k][cut.mask(t)] for _, s, k in per_weight_state([opt], t)] for _, t, cut in parts]
     others = [tensor.detach()[~cut.mask(tensor)].clone() for _, tensor, cut in parts]
-    scheme.bank.drop(filters)
-    for _, tensor, cut in parts:
+    whole = sum(p.numel() for p in model.parameters())
+    scheme.bank.drop(filters, mode=mode)
+    assert (sum(p.numel() for p in model.parameters()) < whole) == (mode == "compact")
+    held = [(tensor, cut) for _, tensor, cut in parts] if mode == "masked" else []
+    for tensor, cut in held:
         assert not tensor.detach()[cut.mask(tensor)].any(), "weight-reading losses must see zeros"
     losses = [train_step(called, opt, 10 + step, loop) for step in range(3)]
     assert all(loss == loss for loss in losses)
-    for _, tensor, cut in parts:
+    for tensor, cut in held:
         assert not tensor.detach()[cut.mask(tensor)].any()
     scheme.bank.restore()
     for (name, tensor, cut), value, entries, rest in zip(parts, before, state, others):
@@ -242,9 +257,10 @@ def check_frozen(net: str, optimizer: str, loop: str) -> None:
 @pytest.mark.parametrize("net", NETS)
 @pytest.mark.parametrize("optimizer", ["momentum", "adamw"])
 @pytest.mark.parametrize("loop", ["plain", "compiled"])
-def test_a_returning_filter_is_orthogonal_and_fresh(net, optimizer, loop):
+@pytest.mark.parametrize("mode", MODES)
+def test_a_returning_filter_is_orthogonal_and_fresh(net, optimizer, loop, mode):
     """Invariant 4."""
-    model, opt, scheme, called = in_a_phase(net, optimizer, loop)
+    model, opt, scheme, called = in_a_phase(net, optimizer, loop, subnetwork=mode)
     parameters, keys = list(model.parameters()), {k: v.shape for k, v in model.state_dict().items()}
     whole = {k: v.clone() for k, v in model.state_dict().items()}  # old values of the dropped, in place
     dropped = scheme.dropped
@@ -339,16 +355,24 @@ def test_the_seed_decides_and_only_the_seed():
 @pytest.mark.parametrize("stop", [1, 2, 3, 4, 7])
 def test_stop_anywhere_and_go_on_bit_identically(net, optimizer, stop):
     """Invariant 6, plain loop: every optimizer, with and without norms, in every phase."""
-    check_resume(net, optimizer, stop, "plain")
+    check_resume(net, optimizer, stop, "plain", "masked")
 
 
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("net", ["plain", "residual"])
+@pytest.mark.parametrize("stop", [2, 3, 4])
+def test_stop_anywhere_in_a_compact_phase(net, optimizer, stop):
+    check_resume(net, optimizer, stop, "plain", "compact")
+
+
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("loop", LOOPS[1:])
 @pytest.mark.parametrize("stop", [1, 3, 6])
-def test_stop_anywhere_in_every_loop(stop, loop):
-    check_resume("residual", "adamw", stop, loop)
+def test_stop_anywhere_in_every_loop(stop, loop, mode):
+    check_resume("residual", "adamw", stop, loop, mode)
 
 
-def check_resume(net: str, optimizer: str, stop: int, loop: str) -> None:
+def check_resume(net: str, optimizer: str, stop: int, loop: str, mode: str) -> None:
     """Fresh objects, loaded in the order model, optimizer, scheme, end with the same bits."""
 
     def run(model, opt, scheme, first, last):
@@ -358,7 +382,8 @@ def check_resume(net: str, optimizer: str, stop: int, loop: str) -> None:
             scheme.step()
 
     model, opt = build(net, optimizer)
-    scheme = scheme_for(model, opt, full=2, sub=2, reinit=tr.Reinit(consumers="random"))
+    settings = {"full": 2, "sub": 2, "reinit": tr.Reinit(consumers="random"), "subnetwork": mode}
+    scheme = scheme_for(model, opt, **settings)
     run(model, opt, scheme, 0, stop)
     shapes = {name: tuple(p.shape) for name, p in build(net, optimizer)[0].state_dict().items()}
     saved = copy.deepcopy((model.state_dict(), opt.state_dict(), scheme.state_dict()))
@@ -366,7 +391,7 @@ def check_resume(net: str, optimizer: str, stop: int, loop: str) -> None:
     run(model, opt, scheme, stop, 10)
 
     model2, opt2 = build(net, optimizer, seed=77)
-    scheme2 = scheme_for(model2, opt2, full=2, sub=2, reinit=tr.Reinit(consumers="random"), seed=5)
+    scheme2 = scheme_for(model2, opt2, **settings, seed=5)
     model2.load_state_dict(saved[0])
     opt2.load_state_dict(saved[1])
     scheme2.load_state_dict(saved[2])
@@ -383,24 +408,27 @@ def check_resume(net: str, optimizer: str, stop: int, loop: str) -> None:
             assert torch.equal(torch.as_tensor(value), torch.as_tensor(other)), (key, entry)
 
 
-def test_a_state_dict_in_a_phase_holds_the_stored_values():
+@pytest.mark.parametrize("mode", MODES)
+def test_a_state_dict_in_a_phase_holds_the_stored_values(mode):
     model, opt = build("residual", "adam")
-    scheme = scheme_for(model, opt)
+    scheme = scheme_for(model, opt, subnetwork=mode)
     for epoch in range(2):
         train_step(model, opt, epoch)
     before, moments = copy.deepcopy(model.state_dict()), copy.deepcopy(opt.state_dict())
     scheme.step(), scheme.step()
     assert scheme.phase == "sub"
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, before[name]), name
+    for keep_vars in (False, True):
+        for name, value in model.state_dict(keep_vars=keep_vars).items():
+            assert torch.equal(value, before[name]), name
     for key, state in opt.state_dict()["state"].items():
         for entry, value in state.items():
             assert torch.equal(value, moments["state"][key][entry]), (key, entry)
     assert "mask" not in " ".join(model.state_dict())
 
 
-def test_loading_into_a_phase_is_refused():
-    model, opt, scheme, _ = in_a_phase("residual")
+@pytest.mark.parametrize("mode", MODES)
+def test_loading_into_a_phase_is_refused(mode):
+    model, opt, scheme, _ = in_a_phase("residual", subnetwork=mode)
     saved = model.state_dict(), opt.state_dict(), scheme.state_dict()
     before = [p.detach().clone() for p in model.parameters()]
     other = build("residual", seed=9)[0]

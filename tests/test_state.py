@@ -2,35 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
 import torchreaper as tr
 from tests.nets import OPTIMIZERS, build, inputs, train_step
 from torchreaper.state import Cut, as_optimizers, per_weight_state, reset
-
-
-@st.composite
-def tensors_with_cuts(draw):
-    rows, columns = draw(st.integers(1, 6)), draw(st.integers(1, 6))
-    shape = (rows, columns, *draw(st.lists(st.integers(1, 3), max_size=2)))
-    pick = lambda n: torch.tensor(sorted(draw(st.sets(st.integers(0, n - 1)))), dtype=torch.int64)  # noqa: E731
-    return torch.arange(1, 1 + torch.Size(shape).numel()).view(shape).double(), Cut(pick(rows), pick(columns))
-
-
-@given(tensors_with_cuts())
-def test_take_and_put_are_inverse(given_):
-    tensor, cut = given_
-    before = tensor.clone()
-    values = cut.take(tensor)
-    mask = cut.mask(tensor)
-    assert not tensor[mask].any()
-    assert torch.equal(tensor[~mask], before[~mask])
-    assert values.numel() == mask.sum()
-    assert bool(cut) == bool(mask.any())
-    cut.put(tensor, values)
-    assert torch.equal(tensor, before)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

@@ -8,7 +8,7 @@ to full width; everything else is held, as in masked.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -78,7 +78,6 @@ def make_plan(
     removal = _removal(flow, layers, gone) if compact else _Removal(gone.new_zeros(len(gone)), {}, {}, {})
     split = _Splitter(gone)
     parts: dict[str, dict[str, Part]] = {}
-    kept_values: Set[str] = getattr(flow, "kept_values", frozenset())
     for name, tensors in flow.shares.items():
         for tensor, shares in tensors.items():
             origins = [[share.origin for share in shares if share.dim == dim] for dim in (0, 1)]
@@ -88,12 +87,12 @@ def make_plan(
                 for dim in (0, 1)
             ]
             if any(axes):
-                part = Part(axes[0] or None, axes[1] or None, keeps_values=name in kept_values)
+                part = Part(axes[0] or None, axes[1] or None, keeps_values=name in flow.kept_values)
                 parts.setdefault(name, {})[tensor] = part
     outputs = {name: _output(site, gone, removal, name, compact) for name, site in flow.sites.items()}
     features = {name: int((~removal.at(name)[site.origin]).sum()) for name, site in flow.sites.items()}
     groups = {name: int((~removal.at(name)[origin]).sum()) for name, origin in flow.grouped.items()}
-    dropouts = {name: _widening(site, removal.narrow) for name, site in getattr(flow, "dropouts", {}).items()}
+    dropouts = {name: _widening(site, removal.narrow) for name, site in flow.dropouts.items()}
     return Plan(
         parts,
         outputs,

@@ -38,8 +38,7 @@ class Hooked:
         self.model = model
         names = sorted(flow.sites.keys() | flow.shares.keys())
         self.leaves = {name: Leaf(flow.sites[name].dim if name in flow.sites else 0) for name in names}
-        dropouts = getattr(flow, "dropouts", {})
-        self._dropouts = {name: FullWidthDropout(site.dim) for name, site in dropouts.items()}
+        self._dropouts = {name: FullWidthDropout(site.dim) for name, site in flow.dropouts.items()}
         self._guard = Guard()
         self._handles: list[Any] = []
         self._gradients: list[Any] = []
