@@ -49,6 +49,11 @@ class Share:
     role: Role
 
 
+def _no_shares() -> dict[str, list[Share]]:
+    """A function with a name, so that a flow can be pickled."""
+    return defaultdict(list)
+
+
 @dataclass
 class Flow:
     """Channel flow of one model, by module name.
@@ -75,7 +80,7 @@ class Flow:
 
     start: dict[str, int]
     sites: dict[str, Site] = field(default_factory=dict)
-    shares: dict[str, dict[str, list[Share]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
+    shares: dict[str, dict[str, list[Share]]] = field(default_factory=lambda: defaultdict(_no_shares))
     barriers: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     heads: dict[str, tuple[str, ...]] = field(default_factory=dict)
     grouped: dict[str, Origin] = field(default_factory=dict)

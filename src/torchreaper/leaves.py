@@ -138,14 +138,37 @@ class FullWidthDropout(OwnHook):
 
 def widened(tensor: Tensor, dim: int, kept: Tensor, width: int) -> Tensor:
     """``tensor`` at full width along ``dim``, zeros where nothing is kept, in the same memory format."""
+    if torch.compiler.is_compiling():  # a compiler sees by itself what the way back does not need
+        return _copied_into_zeros(tensor, dim, kept, width)
+    whole: Tensor = _Widen.apply(tensor, dim, kept, width)  # type: ignore[no-untyped-call]
+    return whole
+
+
+def _copied_into_zeros(tensor: Tensor, dim: int, kept: Tensor, width: int) -> Tensor:
     shape = list(tensor.shape)
     shape[dim] = width
     channels_last = tensor.ndim == 4 and not tensor.is_contiguous()
     channels_last = channels_last and tensor.is_contiguous(memory_format=torch.channels_last)
     form = torch.channels_last if channels_last else torch.contiguous_format
     whole = torch.empty(shape, dtype=tensor.dtype, device=tensor.device, memory_format=form).zero_()
-    # In place: into zeros that need no gradient the way back is one index_select.
     return whole.index_copy_(dim, kept, tensor)
+
+
+class _Widen(torch.autograd.Function):
+    """``index_copy_`` keeps its source for the way back, of which it needs the shape only; this does not."""
+
+    @staticmethod
+    def forward(tensor: Tensor, dim: int, kept: Tensor, width: int) -> Tensor:  # noqa: D102
+        return _copied_into_zeros(tensor, dim, kept, width)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int, Tensor, int], output: Tensor) -> None:  # noqa: D102
+        _, ctx.dim, kept, _ = inputs
+        ctx.save_for_backward(kept)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # noqa: D102
+        return gradient.index_select(ctx.dim, *ctx.saved_tensors), None, None, None
 
 
 @dataclass(eq=False)

@@ -44,10 +44,17 @@ class Axis:
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """What a part held, one tensor for every axis that has removed, or held, entries; nothing else of the tensor."""
+    """What a part held, one tensor for every axis that has removed, or held, entries; nothing else of the tensor.
+
+    Attributes:
+        removed: of the axes with removed entries, in order.
+        held: of those with held ones.
+        strides: how the full tensor lay in memory.
+    """
 
     removed: tuple[Tensor, ...]
     held: tuple[Tensor, ...]
+    strides: tuple[int, ...]
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -104,7 +111,8 @@ class Part:
         for dim, axis in self._axes:
             if len(axis.held):
                 held.append(rest.index_select(dim, axis.held))
-        return rest if self.keeps_values else self.hold(rest), Stored(tuple(removed), tuple(held))
+        stored = Stored(tuple(removed), tuple(held), tensor.stride())
+        return rest if self.keeps_values else self.hold(rest), stored
 
     def without(self, tensor: Tensor) -> Tensor:
         """The same, for what need not be kept: a gradient, whose held entries are zeros always."""
@@ -135,7 +143,10 @@ class Part:
             if len(axis.removed):
                 shape = list(rest.shape)
                 shape[dim] = len(axis)
-                whole = torch.empty_permuted(shape, layout(rest), dtype=rest.dtype, device=rest.device)
+                if stored and len(removed) == 1:  # the last one: as it lay before, also where a size of 1 hides it
+                    whole = rest.new_empty_strided(shape, stored.strides)
+                else:
+                    whole = torch.empty_permuted(shape, layout(rest), dtype=rest.dtype, device=rest.device)
                 whole.index_copy_(dim, axis.kept, rest)
                 _write(whole, dim, axis.removed, removed.pop() if stored else contents)
                 rest = whole
