@@ -18,10 +18,10 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from torchreaper.errors import ReaperError
 from torchreaper.filters import tensor_of
-from torchreaper.parts import Part, Stored
-from torchreaper.plan import Output, Plan
+from torchreaper.flow.tracing import OwnHook
 from torchreaper.state import resize
-from torchreaper.tracing import OwnHook
+from torchreaper.subnetwork.parts import Part, Stored
+from torchreaper.subnetwork.plan import Output, Plan
 
 IN_A_PHASE = (
     "the model is in a sub-network phase, its dropped filters are not in place; call scheme.restore() "
@@ -158,16 +158,16 @@ class _Widen(torch.autograd.Function):
     """``index_copy_`` keeps its source for the way back, of which it needs the shape only; this does not."""
 
     @staticmethod
-    def forward(tensor: Tensor, dim: int, kept: Tensor, width: int) -> Tensor:  # noqa: D102
+    def forward(tensor: Tensor, dim: int, kept: Tensor, width: int) -> Tensor:
         return _copied_into_zeros(tensor, dim, kept, width)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, int, Tensor, int], output: Tensor) -> None:  # noqa: D102
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int, Tensor, int], output: Tensor) -> None:
         _, ctx.dim, kept, _ = inputs
         ctx.save_for_backward(kept)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # noqa: D102
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         return gradient.index_select(ctx.dim, *ctx.saved_tensors), None, None, None
 
 
