@@ -156,7 +156,8 @@ def span(rows: Rows) -> Float[Tensor, "dims rank"]:
     largest = float(values[-1]) if len(values) else 0.0
     kept = values > max(1e-12, filters * torch.finfo(torch.float64).eps * largest)
     if not wide:
-        return vectors[:, kept]
+        own: Tensor = vectors[:, kept]
+        return own
     basis = unit.T @ (vectors[:, kept] / values[kept].sqrt())
     # Dividing by small roots loses digits. The columns are near enough to orthonormal for one Cholesky factor to make
     # them so to the last digit, in a fraction of the time of a QR.
