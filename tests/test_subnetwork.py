@@ -381,7 +381,9 @@ def test_dropout_at_full_width(kind, exact):
 def test_exact_dropout_is_an_option_of_the_scheme():
     model, _ = dropping_out("Dropout")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    scheme = tr.RePr(model, optimizer, inputs(dtype=torch.float64)[0], full=1, sub=1, exact_dropout=True, max_per_layer=0.4)
+    scheme = tr.RePr(
+        model, optimizer, inputs(dtype=torch.float64)[0], full=1, sub=1, exact_dropout=True, max_per_layer=0.4
+    )
     scheme.step()
     dropouts = scheme.bank._subnetwork._whole._dropouts.values()
     assert any(dropout.kept is not None for dropout in dropouts) == ("3" in scheme.dropped)

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
-from torch.nn.modules.instancenorm import _InstanceNorm
 
 from torchreaper.errors import ReaperError
 from torchreaper.filters import tensor_of
@@ -23,6 +22,7 @@ from torchreaper.plan import Output, Plan
 from torchreaper.state import resize
 from torchreaper.tracing import OwnHook
 
+INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 IN_A_PHASE = (
     "the model is in a sub-network phase, its dropped filters are not in place; call scheme.restore() "
     "(or leave bank.without) before loading a checkpoint"
@@ -158,16 +158,16 @@ class _Widen(torch.autograd.Function):
     """``index_copy_`` keeps its source for the way back, of which it needs the shape only; this does not."""
 
     @staticmethod
-    def forward(tensor: Tensor, dim: int, kept: Tensor, width: int) -> Tensor:  # noqa: D102
+    def forward(tensor: Tensor, dim: int, kept: Tensor, width: int) -> Tensor:
         return _copied_into_zeros(tensor, dim, kept, width)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, int, Tensor, int], output: Tensor) -> None:  # noqa: D102
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int, Tensor, int], output: Tensor) -> None:
         _, ctx.dim, kept, _ = inputs
         ctx.save_for_backward(kept)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # noqa: D102
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         return gradient.index_select(ctx.dim, *ctx.saved_tensors), None, None, None
 
 
@@ -218,7 +218,7 @@ class GradientMask:
 def settings_of(module: nn.Module, name: str, plan: Plan) -> dict[str, int]:
     """Attributes that a module computes with or checks, at the width it has in ``plan``."""
     settings = {"groups": plan.groups[name]} if name in plan.groups else {}
-    if isinstance(module, _InstanceNorm) and name in plan.features:
+    if isinstance(module, INSTANCE_NORMS) and name in plan.features:
         settings["num_features"] = plan.features[name]
     return settings
 
