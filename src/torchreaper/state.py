@@ -29,10 +29,10 @@ ELEMENTWISE = (
 """torch's optimizers that treat every weight by itself, and leave one at 0 that has gradient and state 0 (eps > 0)."""
 
 _REGISTERED: set[type[Optimizer]] = set()
-_AnyOptimizer = TypeVar("_AnyOptimizer", bound=type[Optimizer])
+_Class = TypeVar("_Class")
 
 
-def elementwise(optimizer: _AnyOptimizer) -> _AnyOptimizer:
+def elementwise(optimizer: _Class) -> _Class:
     """Declare that an optimizer treats every weight by itself, so that a smaller network trains as the masked one.
 
     What it does to a weight must depend on that weight, its gradient, its own state and step counters alone: not on the
@@ -48,7 +48,8 @@ def elementwise(optimizer: _AnyOptimizer) -> _AnyOptimizer:
         ReaperError: it is no class of optimizers.
     """
     if not (isinstance(optimizer, type) and issubclass(optimizer, Optimizer)):
-        raise ReaperError(f"optimizer={optimizer!r}: must be a class of torch.optim.Optimizer; pass the class itself")
+        given = optimizer.__name__ if isinstance(optimizer, type) else f"a {type(optimizer).__name__}"
+        raise ReaperError(f"optimizer={given}: must be a class of torch.optim.Optimizer; pass the class itself")
     _REGISTERED.add(optimizer)
     return optimizer
 

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
-from torch.nn.modules.instancenorm import _InstanceNorm
 
 from torchreaper.errors import ReaperError
 from torchreaper.filters import tensor_of
@@ -23,6 +22,7 @@ from torchreaper.state import resize
 from torchreaper.subnetwork.parts import Part, Stored
 from torchreaper.subnetwork.plan import Output, Plan
 
+INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 IN_A_PHASE = (
     "the model is in a sub-network phase, its dropped filters are not in place; call scheme.restore() "
     "(or leave bank.without) before loading a checkpoint"
@@ -218,7 +218,7 @@ class GradientMask:
 def settings_of(module: nn.Module, name: str, plan: Plan) -> dict[str, int]:
     """Attributes that a module computes with or checks, at the width it has in ``plan``."""
     settings = {"groups": plan.groups[name]} if name in plan.groups else {}
-    if isinstance(module, _InstanceNorm) and name in plan.features:
+    if isinstance(module, INSTANCE_NORMS) and name in plan.features:
         settings["num_features"] = plan.features[name]
     return settings
 
