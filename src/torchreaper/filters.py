@@ -119,7 +119,7 @@ def filter_layers(
         reason = never or ("" if name in included else _left_out(name, module, flow, skipped, inside))
         if never and name in included:
             raise ReaperError(f"include={name!r}: its filters cannot be dropped ({never}); take it out of include")
-        route, why = _route(name, module, flow)
+        route, why = _route(name, module, flow, fixed)
         layers.append(
             FilterLayer(
                 name=name,
@@ -128,7 +128,7 @@ def filter_layers(
                 dims=module.in_channels // module.groups * prod(module.kernel_size),
                 groups=module.groups,
                 start=flow.start[name],
-                route="masked" if fixed else route,
+                route=route,
                 ranked=not reason,
                 droppable=not fixed,
                 reason=reason or why,
@@ -137,7 +137,13 @@ def filter_layers(
     return layers
 
 
-def _route(name: str, module: Any, flow: Flow) -> tuple[Route, str]:
+def _route(name: str, module: Any, flow: Flow, fixed: str) -> tuple[Route, str]:
+    if name in flow.grouped or name in flow.gates:  # smaller where all that it follows is
+        leads = flow.layers_of({**flow.gates, **flow.grouped}[name])
+        narrow = leads and all(lead not in flow.outputs and not flow.barriers.get(lead) for lead in leads)
+        return "narrow" if narrow else "masked", ""
+    if fixed:
+        return "masked", ""
     barriers = flow.barriers.get(name, []) + (["the model's output"] if name in flow.outputs else [])
     if module.groups > 1:
         return "masked", "its groups must keep their size"
