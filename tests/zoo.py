@@ -142,7 +142,7 @@ TORCHVISION = [
     *_entries("torchvision", " ".join(f"efficientnet_b{k}" for k in range(6))),
     *_entries("torchvision", "efficientnet_b6 efficientnet_b7 efficientnet_v2_l", batch=2),
     *_entries("torchvision", "efficientnet_v2_s efficientnet_v2_m googlenet"),
-    *_entries("torchvision", "inception_v3", size=139, batch=2),
+    *_entries("torchvision", "inception_v3", size=299, batch=2),
     *_entries("torchvision", "mnasnet0_5 mnasnet0_75 mnasnet1_0 mnasnet1_3"),
     *_entries("torchvision", "mobilenet_v2 mobilenet_v3_large mobilenet_v3_small"),
     *_entries("torchvision", "regnet_x_400mf regnet_x_800mf regnet_x_1_6gf regnet_x_3_2gf regnet_x_8gf"),
@@ -455,7 +455,10 @@ def snapshot(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> 
 
 def put_back(model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
     """The opposite of :func:`snapshot`; gradients go too."""
-    model.load_state_dict({name: value for name, value in state.items() if not name.startswith("momentum of ")})
+    own = {name: value for name, value in state.items() if not name.startswith("momentum of ")}
+    whole = model.state_dict()  # with what else it carries: some models look at its version
+    whole.update(own)
+    model.load_state_dict(whole)
     optimizer.zero_grad()
     for name, parameter in model.named_parameters():
         momentum = state.get(f"momentum of {name}")
