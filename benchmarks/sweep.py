@@ -69,7 +69,9 @@ def wanted(arguments: argparse.Namespace, rows: Mapping[str, Any]) -> list[str]:
         return names
     if arguments.again:
         return list(ZOO)
-    return [name for name in ZOO if name not in rows or (arguments.failed and not rows[name]["result"].startswith("ok"))]
+    return [
+        name for name in ZOO if name not in rows or (arguments.failed and not rows[name]["result"].startswith("ok"))
+    ]
 
 
 def with_workers(names: list[str], jobs: int, rows: dict[str, Any]) -> None:

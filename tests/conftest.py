@@ -10,5 +10,6 @@ settings.load_profile("shared machine")
 
 PACKAGE = Path(__file__).parents[1] / "src" / "torchreaper"
 # Not the lab: pydantic and typer read annotations in ways of their own.
-METHOD = ["torchreaper.criteria", *(f"torchreaper.{p.stem}" for p in PACKAGE.glob("*.py") if p.stem != "__init__")]
+PACKAGES = ["torchreaper.criteria", "torchreaper.flow", "torchreaper.subnetwork"]
+METHOD = [*PACKAGES, *(f"torchreaper.{p.stem}" for p in PACKAGE.glob("*.py") if p.stem != "__init__")]
 install_import_hook(METHOD, "beartype.beartype")

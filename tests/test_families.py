@@ -1,4 +1,4 @@
-"""The difficulties of the architectures people use, one at a time: what is found, and that the invariants hold there."""
+"""The difficulties of architectures, one at a time: what is found, and that the invariants hold there."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_a_dropped_filter_is_absent(family, training, size):
     filters = choose(bank)
 
     def result():
-        buffers = copy.deepcopy([b for b in model.buffers()])
+        buffers = copy.deepcopy(list(model.buffers()))
         model.zero_grad()
         output = model(images)
         nn.functional.cross_entropy(output, labels).backward()
@@ -329,7 +329,7 @@ def test_an_offset_in_a_module_of_its_own_is_masked_behind_it():
 
 
 def test_scripted_models_are_refused():
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="torch.jit.trace"):
         scripted = torch.jit.trace(nn.Conv2d(3, 4, 1), inputs()[0])
     with pytest.raises(tr.ReaperError, match="scripted; pass the module it was made from"):
         find_flow(scripted, inputs()[0])

@@ -12,9 +12,9 @@ from torch import nn
 
 import torchreaper as tr
 from tests.nets import NETS, Residual, inputs, plain
-from torchreaper.channels import NOBODY
 from torchreaper.flow import find_flow
-from torchreaper.following import reshaped
+from torchreaper.flow.channels import NOBODY
+from torchreaper.flow.following import reshaped
 
 
 def sequential(*modules: nn.Module) -> nn.Sequential:

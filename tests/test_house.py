@@ -9,11 +9,16 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "torchreaper"
 METHOD = [
-    *("__init__", "scheme", "transitions", "bank", "modes", "restoring", "subnetwork", "moments", "leaves", "plan"),
-    *("parts", "cost", "criteria", "reinit", "geometry", "filters", "state"),
-    *("flow", "rows", "recording", "heads", "walk", "moving", "reading", "walking", "ledger", "following", "channels"),
-    *("tracing", "operations", "text", "errors"),
+    *("__init__", "scheme", "transitions", "bank", "restoring", "subnetwork", "cost", "criteria", "reinit", "geometry"),
+    *("filters", "state", "flow", "text", "errors"),
 ]
+INSIDE = {
+    "subnetwork": ["__init__", "subnetwork", "modes", "moments", "leaves", "plan", "parts"],
+    "flow": [
+        *("__init__", "find", "rows", "recording", "heads", "walk", "moving", "reading", "walking", "ledger"),
+        *("following", "channels", "tracing", "operations"),
+    ],
+}
 LAB = [
     *(
         "cli",
@@ -71,6 +76,8 @@ def test_imports_run_downwards(path):
             assert order.index(parts[1]) >= here, f"{path} imports upwards: {name}"
         elif not in_lab and parts and parts[0] in METHOD:
             assert order.index(parts[0]) >= here, f"{path} imports upwards: {name}"
+            if (rooms := INSIDE.get(parts[0])) and path.parts[0] == parts[0] and parts[1] in rooms:
+                assert rooms.index(parts[1]) > rooms.index(path.stem), f"{path} imports upwards: {name}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)

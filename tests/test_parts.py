@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from torchreaper.parts import Axis, Part
+from torchreaper.subnetwork.parts import Axis, Part
 
 
 @st.composite

@@ -16,9 +16,9 @@ import torchreaper as tr
 from tests.families import FAMILIES
 from tests.nets import Residual, build, inputs, plain, train_step
 from tests.twins import Twins, routed
-from torchreaper.channels import Site
-from torchreaper.leaves import widened
+from torchreaper.flow.channels import Site
 from torchreaper.state import resize
+from torchreaper.subnetwork.leaves import widened
 
 torch.set_num_threads(1)
 

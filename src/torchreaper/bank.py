@@ -10,19 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from torchreaper import criteria
-from torchreaper.channels import Flow
 from torchreaper.cost import Cost, network_cost
 from torchreaper.errors import ReaperError
 from torchreaper.filters import FilterLayer, Filters, Skip, apart, cuts, dropped_ids, filter_layers
 from torchreaper.flow import find_flow
-from torchreaper.modes import Mode, resolve
-from torchreaper.plan import make_plan
+from torchreaper.flow.channels import Flow
+from torchreaper.flow.tracing import ExampleInputs, refuse_wrappers
 from torchreaper.reinit import Reinit, as_reinit
 from torchreaper.restoring import bring_back
 from torchreaper.state import Optimizers, as_optimizers
 from torchreaper.subnetwork import Subnetwork
+from torchreaper.subnetwork.modes import Mode, resolve
+from torchreaper.subnetwork.plan import make_plan
 from torchreaper.text import percent, shorten, table
-from torchreaper.tracing import ExampleInputs, refuse_wrappers
 
 
 def find_filters(

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from torchreaper.channels import Flow, Share
 from torchreaper.filters import cuts, tensor_of
-from torchreaper.operations import CONVOLUTIONS
+from torchreaper.flow.channels import Flow, Share
+from torchreaper.flow.operations import CONVOLUTIONS
 from torchreaper.state import Cut
 
 

@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from torchreaper.channels import Flow, Role, Share
 from torchreaper.errors import ReaperError
-from torchreaper.operations import CONVOLUTIONS, TRANSPOSED
-from torchreaper.reading import is_depthwise
-from torchreaper.rows import rewritten
+from torchreaper.flow.channels import Flow, Role, Share
+from torchreaper.flow.operations import CONVOLUTIONS, TRANSPOSED
+from torchreaper.flow.reading import is_depthwise
+from torchreaper.flow.rows import rewritten
 from torchreaper.state import Cut
 
 Route = Literal["narrow", "scatter", "masked"]

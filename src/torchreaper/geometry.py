@@ -56,8 +56,7 @@ def _one_group(rows: Float[Tensor, "filters dims"], variant: str) -> Float[Tenso
         # The products' sum over j is one product with the sum of all rows: no J x J matrix is needed.
         return ((rows @ rows.sum(dim=0) - (rows * rows).sum(dim=1)) / filters).abs()
     unit = unit_rows(rows)
-    firsts = range(0, filters, _BLOCK)
-    scores = torch.cat([_overlaps(unit, first) for first in firsts]) / filters
+    scores = _overlaps(unit) / filters
     if variant == "corrected" and filters > 1:
         scores = scores / expected_overlap(filters, dims)
     return scores
@@ -67,11 +66,16 @@ _BLOCK = 256
 """Rows of the J x J cosine matrix that exist at a time."""
 
 
-def _overlaps(unit: Float[Tensor, "filters dims"], first: int) -> Float[Tensor, " some"]:
-    """Sum of |cos| with every filter but itself, for one block of filters."""
-    cosines = (unit[first : first + _BLOCK] @ unit.T).abs_()
-    cosines.diagonal(offset=first).zero_()
-    return cosines.sum(dim=1)
+def _overlaps(unit: Float[Tensor, "filters dims"]) -> Float[Tensor, " filters"]:
+    """Sum of |cos| of every filter with all others. The matrix is symmetric: only one half of it is computed."""
+    sums = unit.new_zeros(len(unit))
+    for first in range(0, len(unit), _BLOCK):
+        last = first + _BLOCK
+        cosines = (unit[first:last] @ unit[first:].T).abs_()
+        cosines.diagonal().zero_()
+        sums[first:last] += cosines.sum(dim=1)
+        sums[last:] += cosines[:, _BLOCK:].sum(dim=0)
+    return sums
 
 
 def expected_cosine(dims: int) -> float:

@@ -155,9 +155,14 @@ def span(rows: Rows) -> Float[Tensor, "dims rank"]:
     values, vectors = torch.linalg.eigh(unit @ unit.T if wide else unit.T @ unit)
     largest = float(values[-1]) if len(values) else 0.0
     kept = values > max(1e-12, filters * torch.finfo(torch.float64).eps * largest)
-    basis = unit.T @ vectors[:, kept] if wide else vectors[:, kept]
-    # Dividing by the small eigenvalues' roots loses digits: QR makes the columns orthonormal to the last one.
-    orthonormal: Tensor = torch.linalg.qr(basis).Q
+    if not wide:
+        own: Tensor = vectors[:, kept]
+        return own
+    basis = unit.T @ (vectors[:, kept] / values[kept].sqrt())
+    # Dividing by small roots loses digits. The columns are near enough to orthonormal for one Cholesky factor to make
+    # them so to the last digit, in a fraction of the time of a QR.
+    factor = torch.linalg.cholesky(basis.T @ basis)
+    orthonormal: Tensor = torch.linalg.solve_triangular(factor, basis.T, upper=False).T
     return orthonormal
 
 
@@ -211,11 +216,19 @@ def orthogonal_directions(
 
 def _most_that_leave(rows: Rows, new: Float[Tensor, "free dims"], room: int) -> int:
     """How many of ``rows``, from the first, can be honoured beside ``new`` so that ``room`` dimensions are left."""
+    dims = rows.shape[1]
+
+    def leave_enough(count: int) -> bool:
+        return dims - span(torch.cat([rows[:count], new])).shape[1] >= room
+
+    # What they span only grows, so halving finds it; where no row repeats another, the first two looks do.
     low, high = 0, len(rows)
-    while low < high:  # what they span only grows, so halving finds it
-        middle = (low + high + 1) // 2
-        left = rows.shape[1] - span(torch.cat([rows[:middle], new])).shape[1]
-        low, high = (middle, high) if left >= room else (low, middle - 1)
+    likely = dims - room - len(new)
+    first = [likely, likely + 1]
+    while low < high:
+        look = first.pop(0) if first else (low + high + 1) // 2
+        if low < look <= high:
+            low, high = (look, high) if leave_enough(look) else (low, look - 1)
     return low
 
 

@@ -9,8 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from torchreaper.channels import Flow, Role
 from torchreaper.filters import ROLES, FilterLayer, cuts, dropped_ids, tensor_of
+from torchreaper.flow.channels import Flow, Role
 from torchreaper.reinit import Reinit, returning_rows, worst_cosine
 from torchreaper.state import Cut, reset
 

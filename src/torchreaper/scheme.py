@@ -17,12 +17,12 @@ from torchreaper import criteria
 from torchreaper.bank import FilterBank, find_filters
 from torchreaper.errors import NoEffectWarning, OneLayerWarning, ReaperError
 from torchreaper.filters import Skip, cuts, dropped_ids
-from torchreaper.modes import Mode, check_mode, resolve
-from torchreaper.operations import NORMS
+from torchreaper.flow.operations import NORMS
+from torchreaper.flow.tracing import ExampleInputs
 from torchreaper.reinit import Reinit, as_reinit
 from torchreaper.state import Optimizers, as_optimizers, parameter_ids
+from torchreaper.subnetwork.modes import Mode, check_mode, resolve
 from torchreaper.text import percent
-from torchreaper.tracing import ExampleInputs
 from torchreaper.transitions import Transition, packed, transition_at, unpacked
 
 log = logging.getLogger("torchreaper")

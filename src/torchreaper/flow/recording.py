@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from torchreaper.channels import Flow
-from torchreaper.following import Channels, laid
-from torchreaper.ledger import Decisions, Ledger
-from torchreaper.operations import CONVOLUTIONS, NORMS, is_known_module
-from torchreaper.reading import NORM_TENSORS, owns_weight
-from torchreaper.tracing import first_line, training_mode
-from torchreaper.walking import DoesNotRunError
+from torchreaper.flow.channels import Flow
+from torchreaper.flow.following import Channels, laid
+from torchreaper.flow.ledger import Decisions, Ledger
+from torchreaper.flow.operations import CONVOLUTIONS, NORMS, is_known_module
+from torchreaper.flow.reading import NORM_TENSORS, owns_weight
+from torchreaper.flow.tracing import first_line, training_mode
+from torchreaper.flow.walking import DoesNotRunError
 
 Box = Callable[[str, tuple[Any, ...], dict[str, Any]], Any]
 

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
 
 from torchreaper.errors import ReaperError
-from torchreaper.operations import CONVOLUTIONS, Kind, argument, is_known_module, kind_of
+from torchreaper.flow.operations import CONVOLUTIONS, Kind, argument, is_known_module, kind_of
 
 ExampleInputs = Union[Tensor, Sequence[Any], Mapping[str, Any]]
 

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from torchreaper.channels import Origin, Role
-from torchreaper.following import Channels, laid, nobody
-from torchreaper.operations import CONVOLUTIONS, TRANSPOSED, is_known_module
-from torchreaper.walking import Walking
+from torchreaper.flow.channels import Origin, Role
+from torchreaper.flow.following import Channels, laid, nobody
+from torchreaper.flow.operations import CONVOLUTIONS, TRANSPOSED, is_known_module
+from torchreaper.flow.walking import Walking
 
 NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from torchreaper.channels import NOBODY, Origin
+from torchreaper.flow.channels import NOBODY, Origin
 
 Key = tuple[str, ...]
 """Names an operation: ``("module", name)``, or ``("node", mode, name)`` in one of the two graphs."""

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from torchreaper.errors import ReaperError
-from torchreaper.leaves import IN_A_PHASE
-from torchreaper.parts import Contents, Part, Stored
 from torchreaper.state import ELEMENTWISE, fresh, parameter_ids, per_weight_state
+from torchreaper.subnetwork.leaves import IN_A_PHASE
+from torchreaper.subnetwork.parts import Contents, Part, Stored
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,6 @@
 """What each operation does to the channels of a tensor, as one table.
 
-The walk of :mod:`torchreaper.walk` knows one handler per :class:`Kind`; this file says which operation is of which
+The walk of :mod:`torchreaper.flow.walk` knows one handler per :class:`Kind`; this file says which operation is of which
 kind. An operation that is not listed is a barrier, never a guess.
 """
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import fx
 
-from torchreaper.channels import Flow
-from torchreaper.operations import CONVOLUTIONS
-from torchreaper.tracing import leaving
-from torchreaper.walk import Walk
+from torchreaper.flow.channels import Flow
+from torchreaper.flow.operations import CONVOLUTIONS
+from torchreaper.flow.tracing import leaving
+from torchreaper.flow.walk import Walk
 
 
 def heads(walks: Sequence[Walk], flow: Flow) -> dict[str, tuple[str, ...]]:

@@ -11,9 +11,9 @@ from jaxtyping import Int
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from torchreaper.following import Channels, Key, agree
-from torchreaper.ledger import Ledger
-from torchreaper.operations import Kind, argument, is_known_module
+from torchreaper.flow.following import Channels, Key, agree
+from torchreaper.flow.ledger import Ledger
+from torchreaper.flow.operations import Kind, argument, is_known_module
 
 Found = Union[Channels, tuple[Union[Channels, None], ...], None]
 """The channels of a value: of one tensor, or of every part of a tuple."""

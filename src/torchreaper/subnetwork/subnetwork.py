@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from torchreaper.channels import Flow
 from torchreaper.errors import ReaperError
 from torchreaper.filters import parents, tensor_of
-from torchreaper.leaves import (
+from torchreaper.flow.channels import Flow
+from torchreaper.state import Cut
+from torchreaper.subnetwork.leaves import (
     FullWidthDropout,
     GradientMask,
     Guard,
@@ -26,9 +27,8 @@ from torchreaper.leaves import (
     is_without,
     settings_of,
 )
-from torchreaper.moments import Moments
-from torchreaper.plan import Output, Plan
-from torchreaper.state import Cut
+from torchreaper.subnetwork.moments import Moments
+from torchreaper.subnetwork.plan import Output, Plan
 
 
 class Hooked:

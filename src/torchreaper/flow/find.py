@@ -18,15 +18,15 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map
 
-from torchreaper.channels import Flow, Share
 from torchreaper.errors import ReaperError
-from torchreaper.heads import heads
-from torchreaper.ledger import Decisions, Ledger
-from torchreaper.operations import CONVOLUTIONS, is_known_module
-from torchreaper.reading import owns_weight
-from torchreaper.recording import record, run_box
-from torchreaper.rows import own_rows
-from torchreaper.tracing import (
+from torchreaper.flow.channels import Flow, Share
+from torchreaper.flow.heads import heads
+from torchreaper.flow.ledger import Decisions, Ledger
+from torchreaper.flow.operations import CONVOLUTIONS, is_known_module
+from torchreaper.flow.reading import owns_weight
+from torchreaper.flow.recording import record, run_box
+from torchreaper.flow.rows import own_rows
+from torchreaper.flow.tracing import (
     ExampleInputs,
     bind_arguments,
     fake_buffers,
@@ -36,8 +36,8 @@ from torchreaper.tracing import (
     training_mode,
     undisturbed,
 )
-from torchreaper.walk import Walk
-from torchreaper.walking import DoesNotRunError
+from torchreaper.flow.walk import Walk
+from torchreaper.flow.walking import DoesNotRunError
 
 
 def find_flow(model: nn.Module, example_inputs: ExampleInputs, apart: frozenset[str] = frozenset()) -> Flow:

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from torchreaper.channels import Flow, Origin, Role, Share, Site
-from torchreaper.following import Channels, Key, agree
+from torchreaper.flow.channels import Flow, Origin, Role, Share, Site
+from torchreaper.flow.following import Channels, Key, agree
 
 CHANGES = 5
 """So often may the rows of a gate be found to follow other channels, before it is taken for something else."""

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from torchreaper.channels import NOBODY
-from torchreaper.following import Channels
-from torchreaper.ledger import Ledger
-from torchreaper.moving import Moving
-from torchreaper.operations import NORMS, Kind, kind_of
-from torchreaper.reading import Reading
-from torchreaper.tracing import first_line, has_foreign_hooks, holds_tensor, leaving
-from torchreaper.walking import DoesNotRunError, Found
+from torchreaper.flow.channels import NOBODY
+from torchreaper.flow.following import Channels
+from torchreaper.flow.ledger import Ledger
+from torchreaper.flow.moving import Moving
+from torchreaper.flow.operations import NORMS, Kind, kind_of
+from torchreaper.flow.reading import Reading
+from torchreaper.flow.tracing import first_line, has_foreign_hooks, holds_tensor, leaving
+from torchreaper.flow.walking import DoesNotRunError, Found
 
 Box = Callable[[str, tuple[Any, ...], dict[str, Any]], Any]
 """Runs a module that could not be traced; what it holds is noted on the way."""

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from torchreaper.errors import ReaperError
 from torchreaper.filters import tensor_of
-from torchreaper.parts import Part, Stored
-from torchreaper.plan import Output, Plan
+from torchreaper.flow.tracing import OwnHook
 from torchreaper.state import resize
-from torchreaper.tracing import OwnHook
+from torchreaper.subnetwork.parts import Part, Stored
+from torchreaper.subnetwork.plan import Output, Plan
 
 INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 IN_A_PHASE = (

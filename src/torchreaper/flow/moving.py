@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, fx
 
-from torchreaper.channels import Origin
-from torchreaper.following import Channels, agree, counts_channels, laid, nobody, reshaped, sliced
-from torchreaper.operations import DROPOUTS, Kind, argument, is_division, kind_of, spatial_dims
-from torchreaper.reading import owns_weight
-from torchreaper.tracing import leaving
-from torchreaper.walking import Found, Walking
+from torchreaper.flow.channels import Origin
+from torchreaper.flow.following import Channels, agree, counts_channels, laid, nobody, reshaped, sliced
+from torchreaper.flow.operations import DROPOUTS, Kind, argument, is_division, kind_of, spatial_dims
+from torchreaper.flow.reading import owns_weight
+from torchreaper.flow.tracing import leaving
+from torchreaper.flow.walking import Found, Walking
 
 
 class Moving(Walking):

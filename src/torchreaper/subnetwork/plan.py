@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from torchreaper.channels import Flow, Origin, Site
 from torchreaper.filters import FilterLayer, Filters
-from torchreaper.parts import Axis, Part
+from torchreaper.flow.channels import Flow, Origin, Site
+from torchreaper.subnetwork.parts import Axis, Part
 
 Ids = Bool[Tensor, " ids"]
 """For every filter id, and at the end for ``NOBODY`` (-1), whether something holds."""

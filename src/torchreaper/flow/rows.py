@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchreaper.operations import TRANSPOSED
+from torchreaper.flow.operations import TRANSPOSED
 
 COUPLING = ("spectral", "orthogonal")
 """Parts of the names of what makes every filter depend on all of them."""
