@@ -10,8 +10,8 @@ from torch import nn
 
 import torchreaper as tr
 from tests.nets import build, inputs, looped, plain, train_step
-from torchreaper.modes import resolve
 from torchreaper.state import is_elementwise
+from torchreaper.subnetwork.modes import resolve
 
 torch.set_num_threads(1)
 
