@@ -76,31 +76,17 @@ def make_plan(
     start = {layer.name: layer.start for layer in layers}
     gone = _marked([start[name] + i for name, indices in dropped.items() for i in indices], _count(layers))
     removal = _removal(flow, layers, gone) if compact else _Removal(gone.new_zeros(len(gone)), {}, {}, {})
-    split = _Splitter(gone)
-    parts: dict[str, dict[str, Part]] = {}
-    for name, tensors in flow.shares.items():
-        for tensor, shares in tensors.items():
-            origins = [[share.origin for share in shares if share.dim == dim] for dim in (0, 1)]
-            roles = [{share.role for share in shares if share.dim == dim} for dim in (0, 1)]
-            axes = [
-                split.axis(origins[dim], removal.narrow if "consumer" in roles[dim] else removal.at(name))
-                for dim in (0, 1)
-            ]
-            if any(axes):
-                part = Part(axes[0] or None, axes[1] or None, keeps_values=name in flow.kept_values)
-                parts.setdefault(name, {})[tensor] = part
-    outputs = {name: _output(site, gone, removal, name, compact) for name, site in flow.sites.items()}
-    features = {name: int((~removal.at(name)[site.origin]).sum()) for name, site in flow.sites.items()}
-    groups = {name: int((~removal.at(name)[origin]).sum()) for name, origin in flow.grouped.items()}
-    dropouts = {name: _widening(site, removal.narrow) for name, site in flow.dropouts.items()}
+    features = {name: _left(site.origin, removal.at(name)) for name, site in flow.sites.items()}
+    groups = {name: _left(origin, removal.at(name)) for name, origin in flow.grouped.items()}
+    dropouts = {name: _widening(site, removal.at(name)) for name, site in flow.dropouts.items()}
     return Plan(
-        parts,
-        outputs,
-        {name: left for name, left in groups.items() if left < len(flow.grouped[name])},
-        {name: left for name, left in features.items() if left < len(flow.sites[name].origin)},
-        {name: output for name, output in dropouts.items() if output.kept is not None} if exact_dropout else {},
-        tuple(removal.narrow_layers),
-        tuple(removal.scatter_layers),
+        parts=_parts(flow, gone, removal),
+        outputs={name: _output(site, gone, removal, name, compact) for name, site in flow.sites.items()},
+        groups={name: left for name, left in groups.items() if left < len(flow.grouped[name])},
+        features={name: left for name, left in features.items() if left < len(flow.sites[name].origin)},
+        dropouts={name: one for name, one in dropouts.items() if exact_dropout and one.kept is not None},
+        narrow=tuple(removal.narrow_layers),
+        scatter=tuple(removal.scatter_layers),
     )
 
 
@@ -142,7 +128,7 @@ def _removal(flow: Flow, layers: Sequence[FilterLayer], gone: Ids) -> _Removal:
         thin = {
             layer
             for origin, removed in _dimensions(flow, removal)
-            if (~removed[origin]).sum() <= 1
+            if _left(origin, removed) <= 1
             for layer in flow.layers_of(origin[removed[origin]])
         }
         if not thin & routes.keys():
@@ -168,8 +154,25 @@ def _dimensions(flow: Flow, removal: _Removal) -> list[tuple[Origin, Ids]]:
     return [(origin, removed) for origin, removed in found.values() if removed[origin].any()]
 
 
+def _parts(flow: Flow, gone: Ids, removal: _Removal) -> dict[str, dict[str, Part]]:
+    split = _Splitter(gone)
+    found: dict[str, dict[str, Part]] = {}
+    for name, tensors in flow.shares.items():
+        for tensor, shares in tensors.items():
+            axes = []
+            for dim in (0, 1):
+                mine = [share for share in shares if share.dim == dim]
+                reads = any(share.role == "consumer" for share in mine)
+                # What a head hands on is at full width again: its readers do without the narrow layers' filters only.
+                removed = removal.narrow if reads else removal.at(name)
+                axes.append(split.axis([share.origin for share in mine], removed) or None)
+            if any(axes):
+                found.setdefault(name, {})[tensor] = Part(axes[0], axes[1], name in flow.kept_values)
+    return found
+
+
 class _Splitter:
-    """Makes an :class:`Axis` once for every origin: a weight, its bias and the norm behind share theirs."""
+    """Makes an :class:`Axis` once for every origin: the tensors of one module share theirs."""
 
     def __init__(self, gone: Ids) -> None:
         self._gone = gone
@@ -199,6 +202,10 @@ def _output(site: Site, gone: Ids, removal: _Removal, name: str, compact: bool) 
 def _widening(site: Site, removed: Ids) -> Output:
     kept = ~removed[site.origin]
     return Output() if kept.all() else Output(kept=kept.nonzero().flatten(), width=len(kept))
+
+
+def _left(origin: Origin, removed: Ids) -> int:
+    return int((~removed[origin]).sum())
 
 
 def _count(layers: Sequence[FilterLayer]) -> int:
