@@ -167,7 +167,7 @@ def _parts(flow: Flow, gone: Ids, removal: _Removal) -> dict[str, dict[str, Part
                 removed = removal.narrow if reads else removal.at(name)
                 axes.append(split.axis([share.origin for share in mine], removed) or None)
             if any(axes):
-                found.setdefault(name, {})[tensor] = Part(*axes, keeps_values=name in flow.kept_values)
+                found.setdefault(name, {})[tensor] = Part(axes[0], axes[1], name in flow.kept_values)
     return found
 
 
