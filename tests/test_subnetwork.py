@@ -16,6 +16,7 @@ import torchreaper as tr
 from tests.families import FAMILIES
 from tests.nets import Residual, build, inputs, plain, train_step
 from tests.twins import Twins, routed
+from tests.zoo import torchvision_importable
 from torchreaper.flow.channels import Site
 from torchreaper.state import resize
 from torchreaper.subnetwork.leaves import widened
@@ -284,27 +285,16 @@ def test_a_follower_finds_its_averages_again_where_nothing_is_re_initialised(mod
     assert all(torch.equal(a, b) for a, b in zip(before.values(), ema.module.state_dict().values()))
 
 
-class StateDictAverage:
-    """What timm's ModelEmaV3 does (1.0): a copy, and every entry of the state dicts averaged in place."""
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.module, self.decay = copy.deepcopy(model).eval(), decay
-
-    @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        for average, value in zip(self.module.state_dict().values(), model.state_dict().values(), strict=True):
-            if average.is_floating_point():
-                average.lerp_(value, 1 - self.decay)
-            else:
-                average.copy_(value)
-
-
+@pytest.mark.parametrize("foreach", [True, False])
 @pytest.mark.parametrize("mode", MODES)
-def test_averages_over_state_dicts_need_no_mention(mode):
-    """A dropped filter counts with the values it had when dropped."""
+def test_averages_over_state_dicts_need_no_mention(mode, foreach):
+    """timm's ModelEmaV3: a dropped filter counts with the values it had when dropped."""
+    torchvision_importable()
+    from timm.utils import ModelEmaV3
+
     model, optimizer = build("residual")
     scheme = tr.RePr(model, optimizer, inputs()[0], full=2, sub=2, cycles=1, subnetwork=mode)
-    ema = StateDictAverage(model, 0.8)
+    ema = ModelEmaV3(model, decay=0.8, foreach=foreach)
     by_hand = {name: value.double() for name, value in model.state_dict().items()}
     for epoch in range(6):
         train_step(model, optimizer, epoch)

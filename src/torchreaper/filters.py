@@ -9,7 +9,7 @@ from math import prod
 from typing import Any, Literal, Union
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from torchreaper.errors import ReaperError
@@ -171,11 +171,6 @@ def dropped_ids(layers: Iterable[FilterLayer], dropped: Filters) -> Int[Tensor, 
     return torch.tensor(
         sorted(start[name] + i for name, indices in dropped.items() for i in indices), dtype=torch.int64, device="cpu"
     )
-
-
-def masks(flow: Flow, ids: Int[Tensor, " ids"]) -> dict[str, Bool[Tensor, " channels"]]:
-    """Site -> which of its channels belong to the filters ``ids``."""
-    return {name: torch.isin(site.origin, ids) for name, site in flow.sites.items()}
 
 
 def cuts(flow: Flow, ids: Int[Tensor, " ids"], roles: Set[Role] = ROLES) -> dict[str, dict[str, Cut]]:
