@@ -59,14 +59,16 @@ class Hooked:
         for name in sorted({"", *self.leaves, *(parent for leaf in self.leaves for parent in parents(leaf))}):
             module = self.model.get_submodule(name)
             note(module.register_load_state_dict_pre_hook(self._guard))  # type: ignore[no-untyped-call]
-        self._install_on_gradients()
 
-    def _install_on_gradients(self) -> None:
+    def _mask_gradients(self) -> None:
+        """In a phase only: autograd calls such a hook in every step, and a compiled graph knows nothing of it."""
         self._gradients = [
             parameter.register_hook(GradientMask(leaf, tensor))  # type: ignore[no-untyped-call]
             for name, leaf in self.leaves.items()
-            for tensor, parameter in self.model.get_submodule(name)._parameters.items()
-            if parameter is not None and parameter.requires_grad
+            for tensor, part in leaf.parts.items()
+            if (parameter := self.model.get_submodule(name)._parameters.get(tensor)) is not None
+            and parameter.requires_grad
+            and part.holds
         ]
 
     def enter(self, plan: Plan) -> None:
@@ -79,9 +81,13 @@ class Hooked:
         for name, dropout in self._dropouts.items():
             output = plan.dropouts.get(name, Output())
             dropout.kept, dropout.width = output.kept, output.width
+        self._mask_gradients()
 
     def leave(self) -> None:
         """Become the whole network again, with everything as it was stored."""
+        for handle in self._gradients:
+            handle.remove()
+        self._gradients = []
         for name, leaf in self.leaves.items():
             leaf.leave(self.model.get_submodule(name))
         for dropout in self._dropouts.values():
@@ -99,7 +105,7 @@ class Hooked:
     def __setstate__(self, state: dict[str, Any]) -> None:
         # The modules' hooks travel with the model; those of its parameters do not.
         self.__dict__.update(state)
-        self._install_on_gradients()
+        self._mask_gradients()
 
 
 class Subnetwork:
