@@ -11,6 +11,7 @@ from torchreaper.errors import ReaperError as ReaperError
 from torchreaper.filters import FilterLayer as FilterLayer
 from torchreaper.geometry import expected_overlap as expected_overlap
 from torchreaper.geometry import overlap as overlap
+from torchreaper.ranks import rewrapped as rewrapped
 from torchreaper.reinit import METHODS as METHODS
 from torchreaper.reinit import Reinit as Reinit
 from torchreaper.scheme import RePr as RePr

@@ -19,6 +19,7 @@ from torchreaper.errors import NoEffectWarning, OneLayerWarning, ReaperError
 from torchreaper.filters import Skip, cuts, dropped_ids
 from torchreaper.flow.operations import NORMS
 from torchreaper.flow.tracing import ExampleInputs
+from torchreaper.ranks import of_rank_zero
 from torchreaper.reinit import Reinit, as_reinit
 from torchreaper.state import Optimizers, as_optimizers, parameter_ids
 from torchreaper.subnetwork.modes import Mode, check_mode, resolve
@@ -129,6 +130,8 @@ class RePr:
     def step(self) -> Transition | None:
         """End a unit (an epoch, or what you choose), after ``optimizer.step()``.
 
+        Under ``torch.distributed`` it is collective: every rank calls it, and rank 0 decides what goes.
+
         Returns:
             The :class:`Transition` that happened, or ``None``.
         """
@@ -155,6 +158,7 @@ class RePr:
             return None
         start = time.perf_counter()
         filters = self.dropped
+        self.bank.generator.set_state(of_rank_zero(self.bank.generator.get_state()))
         notes = self.bank.restore(self.reinit)
         return self._record("restore", filters, {}, start, notes)
 
@@ -246,6 +250,7 @@ class RePr:
         filters, notes = self.bank.select(
             scores, self.fraction, min_filters=self.min_filters, max_per_layer=self.max_per_layer
         )
+        filters = of_rank_zero(filters)
         notes += self._one_layer(filters)
         self._leave_out(filters)
         notes.append(f"sub-network: {self._way()}")
