@@ -328,6 +328,28 @@ def test_an_offset_in_a_module_of_its_own_is_masked_behind_it():
     assert seen["x"][:, 1].any()
 
 
+def test_a_layer_of_one_filter_is_not_ranked():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 1, 1), nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, 3))
+    bank = tr.find_filters(model, inputs()[0], skip=None)
+    assert [layer.reason for layer in bank] == ["", "has one filter only", ""]
+
+
+def test_three_dimensions_come_for_free():
+    model = nn.Sequential(
+        *(nn.Conv3d(3, 5, 3, padding=1), nn.BatchNorm3d(5), nn.ReLU(), nn.MaxPool3d(2)),
+        *(nn.ConvTranspose3d(5, 4, 2), nn.BatchNorm3d(4), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten()),
+        nn.Linear(4, 3),
+    ).double()
+    x = torch.randn(2, 3, 4, 4, 4, generator=torch.Generator().manual_seed(0)).double()
+    bank = tr.find_filters(model, x, skip=None)
+    assert [layer.route for layer in bank] == ["narrow", "narrow"]
+    outputs = []
+    for mode in ("masked", "compact"):
+        with bank.without({"0": [1, 3], "4": [0]}, mode=mode):
+            outputs.append(model.eval()(x))
+    torch.testing.assert_close(*outputs, rtol=1e-10, atol=1e-10)
+
+
 def test_scripted_models_are_refused():
     with pytest.warns(DeprecationWarning, match="torch.jit.trace"):
         scripted = torch.jit.trace(nn.Conv2d(3, 4, 1), inputs()[0])

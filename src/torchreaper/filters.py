@@ -213,6 +213,8 @@ def _never_dropped(name: str, module: nn.Module, flow: Flow) -> str:
         return flow.computed[name]
     if name in flow.shared:
         return "weight is used in another place too"
+    if isinstance(module, CONVOLUTIONS) and module.out_channels == 1:
+        return "has one filter only"
     if isinstance(module, TRANSPOSED) and module.groups > 1:
         return "transposed with groups"
     return "" if name in flow.sites else "no place for a mask"

@@ -153,7 +153,7 @@ class Moving(Walking):
         channels = self._one(node, entering)
         dims, keepdim = argument(node, 1, "dim"), argument(node, 2, "keepdim", False)
         listed = [dims] if isinstance(dims, int) else list(dims or ())
-        if channels is None or not listed:
+        if channels is None or not listed or not all(isinstance(d, int) for d in listed):
             return self.barrier(node, entering)
         gone = {d % channels.origin.ndim for d in listed}
         if gone & set(channels.dims):
