@@ -40,6 +40,7 @@ def load(monkeypatch):
         ("transition", ["--only", "c3-32"], {"transition": 2}),
         ("overhead", ["--only", "c3-32", "--batch", "3"], {"overhead": 2}),
         ("growth", [], {"transitions": 6, "exponents": 6}),
+        ("scatter", [], {"scatter": 2}),
     ],
 )
 def test_program_runs_at_its_smallest(load, capsys, tmp_path, program, arguments, rows):
