@@ -9,7 +9,7 @@ from math import prod
 from typing import Any, Literal, Union
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from torchreaper.errors import ReaperError
@@ -179,19 +179,22 @@ def cuts(flow: Flow, ids: Int[Tensor, " ids"], roles: Set[Role] = ROLES) -> dict
     A filter owns its row of the convolution (and its bias), its entries of every norm it passes and of all that follows
     its channel, and its slice of every dense layer that reads it.
     """
+    last = max((int(s.origin.max()) for t in flow.shares.values() for shares in t.values() for s in shares), default=-1)
+    mine = torch.zeros(last + 2, dtype=torch.bool, device="cpu")  # the last place is nobody's
+    mine[ids] = True
     found: dict[str, dict[str, Cut]] = {}
     for name in sorted(flow.shares):
-        entries = {tensor: _cut(shares, ids, roles) for tensor, shares in flow.shares[name].items()}
+        entries = {tensor: _cut(shares, mine, roles) for tensor, shares in flow.shares[name].items()}
         if entries := {tensor: cut for tensor, cut in entries.items() if cut}:
             found[name] = entries
     return found
 
 
-def _cut(shares: Sequence[Share], ids: Int[Tensor, " ids"], roles: Set[Role]) -> Cut:
+def _cut(shares: Sequence[Share], mine: Bool[Tensor, " all"], roles: Set[Role]) -> Cut:
     parts = [_NONE, _NONE]
     for share in shares:
         if share.role in roles:
-            parts[share.dim] = torch.isin(share.origin, ids).nonzero().flatten()
+            parts[share.dim] = mine[share.origin].nonzero().flatten()
     return Cut(*parts)
 
 

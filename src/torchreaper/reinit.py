@@ -203,8 +203,7 @@ def orthogonal_directions(
     relaxed = min(count - free, dims - free)
     if relaxed:
         worst = rows[overlap(rows).argsort(descending=True, stable=True)]
-        honoured = _most_that_leave(worst, new, relaxed)
-        taken = span(torch.cat([worst[:honoured], new]))
+        honoured, taken = _most_that_leave(worst, new, relaxed)
         new = torch.cat([new, complement(taken, relaxed, generator)])
         case += f", {relaxed} orthogonal to the {honoured} most overlapping only"
     rest = count - free - relaxed
@@ -214,22 +213,25 @@ def orthogonal_directions(
     return new, case
 
 
-def _most_that_leave(rows: Rows, new: Float[Tensor, "free dims"], room: int) -> int:
-    """How many of ``rows``, from the first, can be honoured beside ``new`` so that ``room`` dimensions are left."""
+def _most_that_leave(rows: Rows, new: Float[Tensor, "free dims"], room: int) -> tuple[int, Float[Tensor, "dims rank"]]:
+    """How many of ``rows``, from the first, can be honoured beside ``new`` so that ``room`` dimensions are left.
+
+    Returns:
+        That number, and a basis of what these rows and ``new`` span.
+    """
     dims = rows.shape[1]
-
-    def leave_enough(count: int) -> bool:
-        return dims - span(torch.cat([rows[:count], new])).shape[1] >= room
-
     # What they span only grows, so halving finds it; where no row repeats another, the first two looks do.
-    low, high = 0, len(rows)
-    likely = dims - room - len(new)
-    first = [likely, likely + 1]
+    low, high, basis = 0, len(rows), span(new)
+    first = [dims - room - len(new), dims - room - len(new) + 1]
     while low < high:
         look = first.pop(0) if first else (low + high + 1) // 2
         if low < look <= high:
-            low, high = (look, high) if leave_enough(look) else (low, look - 1)
-    return low
+            found = span(torch.cat([rows[:look], new]))
+            if dims - found.shape[1] >= room:
+                low, basis = look, found
+            else:
+                high = look - 1
+    return low, basis
 
 
 def released_directions(
@@ -251,6 +253,7 @@ def released_directions(
 
 def worst_cosine(new: Float[Tensor, "count dims"], rows: Rows) -> float:
     """Largest |cos| of a new direction with any of ``rows`` or with another new one."""
-    unit = unit_rows(new)
+    # In the precision of the weights: more would be twice the work for digits that they do not have.
+    unit, others = (unit_rows(some).to(new.dtype) for some in (new, rows))
     between = (unit @ unit.T).fill_diagonal_(0.0)
-    return float(max((unit @ unit_rows(rows).T).abs().max(), between.abs().max()))
+    return float(max((unit @ others.T).abs().max(), between.abs().max()))

@@ -101,7 +101,8 @@ def _return_layer(
         layer.write(mine, returned.rows)
         cases[returned.case] = None
         # Of what was written, in the weight's own precision.
-        written = layer.rows[mine.to(layer.rows.device)].double().cpu()
+        written = layer.rows[mine.to(layer.rows.device)].cpu()
+        written = written.float() if written.element_size() < 4 else written
         worst = max(worst, worst_cosine(written, reference[first : first + per_group]))
     bias = layer.module.bias
     if bias is not None and bias.requires_grad and reinit.bias == "zero":
