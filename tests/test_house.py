@@ -10,7 +10,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "torchreaper"
 METHOD = [
     *("__init__", "scheme", "transitions", "bank", "restoring", "subnetwork", "cost", "criteria", "reinit", "geometry"),
-    *("filters", "state", "flow", "ranks", "text", "errors"),
+    *("filters", "state", "ranks", "flow", "text", "errors"),
 ]
 INSIDE = {
     "subnetwork": ["__init__", "subnetwork", "modes", "moments", "leaves", "plan", "parts"],

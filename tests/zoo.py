@@ -162,7 +162,9 @@ TIMM = [
     *_entries("timm", "ecaresnet26t ecaresnet50t eca_resnet33ts gcresnet33ts gcresnext26ts"),
     *_entries("timm", "legacy_seresnet18 legacy_seresnext26_32x4d skresnet18 skresnext50_32x4d"),
     *_entries("timm", "resnest14d resnest26d res2net50_26w_4s res2next50 tresnet_l"),
-    *_entries("timm", "resnetv2_18 resnetv2_50 resnetv2_50t resnetv2_50d_gn resnetv2_50d_evos resnetv2_50d_frn"),
+    *_entries("timm", "resnetv2_18 resnetv2_50 resnetv2_50t resnetv2_50d_gn resnetv2_50d_evos"),
+    # At 64 pixels its last maps are so small that rounding errors alone change its outputs by 1e-7.
+    *_entries("timm", "resnetv2_50d_frn", size=96),
     *_entries("timm", "resnetv2_50x1_bit nf_regnet_b0 nf_resnet26 nf_seresnet26 nf_ecaresnet26"),
     *_entries("timm", "test_nfnet nfnet_l0 eca_nfnet_l0"),
     *_entries("timm", "dm_nfnet_f0", batch=2),

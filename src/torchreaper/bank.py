@@ -37,7 +37,7 @@ def find_filters(
     """Find the filters of a convnet; nothing in the model changes.
 
     Args:
-        model: a plain ``nn.Module`` that ``torch.fx`` can trace.
+        model: a plain ``nn.Module``; what ``torch.fx`` cannot trace is found by running it, and masked.
         example_inputs: a batch as in training: a tensor, a tuple (positional) or a dict (keywords). Only shapes count.
         skip: layers left out of the ranking: "first", names, shell patterns, a sequence of these, or ``None``.
         include: layers to rank although they would be left out (output and depthwise convolutions).
@@ -45,7 +45,7 @@ def find_filters(
         seed: of the bank's own random generator.
 
     Raises:
-        ReaperError: the model cannot be traced, or nothing in it can be ranked.
+        ReaperError: the model does not run on the inputs, or nothing in it can be ranked.
     """
     refuse_wrappers(model)
     flow = find_flow(model, example_inputs, apart(include, model))

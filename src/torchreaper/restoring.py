@@ -89,7 +89,7 @@ def _return_layer(
     generator: torch.Generator,
 ) -> str:
     back = torch.tensor(indices, dtype=torch.int64, device="cpu")
-    reference = layer.rows.double().cpu()
+    reference = layer.rows.double().cpu().clone()  # in float64 it would be the weight itself
     reference[back] = old.double().cpu()[back]
     per_group = layer.filters // layer.groups
     cases: dict[str, None] = {}

@@ -19,7 +19,7 @@ from torchreaper.errors import NoEffectWarning, OneLayerWarning, ReaperError
 from torchreaper.filters import Skip, cuts, dropped_ids
 from torchreaper.flow.operations import NORMS
 from torchreaper.flow.tracing import ExampleInputs
-from torchreaper.ranks import of_rank_zero
+from torchreaper.ranks import Wrappers, decided_by_rank_zero
 from torchreaper.reinit import Reinit, as_reinit
 from torchreaper.state import Optimizers, as_optimizers, parameter_ids
 from torchreaper.subnetwork.modes import Mode, check_mode, resolve
@@ -106,6 +106,8 @@ class RePr:
         resolve(subnetwork, model, self.bank.ranked, optimizers)
         _warn_without_effect(self.bank, self.reinit, optimizers)
         self.bank.attach(optimizers, followers)
+        self._wrappers = Wrappers()
+        self._watch = model.register_forward_pre_hook(self._wrappers.watch) if subnetwork == "compact" else None
         self.history: list[Transition] = []
         self.steps = 0
         self._cycle = 0
@@ -158,7 +160,7 @@ class RePr:
             return None
         start = time.perf_counter()
         filters = self.dropped
-        self.bank.generator.set_state(of_rank_zero(self.bank.generator.get_state()))
+        self._outdate_wrappers()
         notes = self.bank.restore(self.reinit)
         return self._record("restore", filters, {}, start, notes)
 
@@ -171,6 +173,8 @@ class RePr:
         if self.phase == "sub":
             raise ReaperError("remove: the model is in a sub-network phase; call scheme.restore() before")
         self.bank.detach()
+        if self._watch is not None:
+            self._watch.remove()
         self._removed = True
 
     def __enter__(self) -> RePr:
@@ -242,20 +246,30 @@ class RePr:
         mode, reason = self._resolved()
         self.bank.drop(filters, mode=mode, exact_dropout=self.exact_dropout)
         self._reason = reason
+        self._outdate_wrappers()
+
+    def _outdate_wrappers(self) -> None:
+        if self.bank.mode == "compact":
+            self._wrappers.outdate()
 
     def _drop(self) -> Transition:
         start = time.perf_counter()
+        filters, notes, scores, random = decided_by_rank_zero(self._decide)
+        self.bank.generator.set_state(random)  # so that the return draws the same on every rank
+        notes += self._one_layer(filters)
+        self._leave_out(filters)
+        notes.append(f"sub-network: {self._way()}")
+        return self._record("drop", dict(self.bank.dropped), scores, start, notes)
+
+    def _decide(self) -> tuple[dict[str, tuple[int, ...]], list[str], dict[str, Tensor], Tensor]:
+        """What goes, notes on it, the scores behind it, and the state of the generator after them."""
         with torch.no_grad():
             scores = self.criterion.scores(self.bank)
         filters, notes = self.bank.select(
             scores, self.fraction, min_filters=self.min_filters, max_per_layer=self.max_per_layer
         )
-        filters = of_rank_zero(filters)
-        notes += self._one_layer(filters)
-        self._leave_out(filters)
-        notes.append(f"sub-network: {self._way()}")
         kept = {layer.name: scores[layer.name].detach().cpu() for layer in self.bank.ranked}
-        return self._record("drop", dict(self.bank.dropped), kept, start, notes)
+        return filters, notes, kept, self.bank.generator.get_state()
 
     def _one_layer(self, filters: Mapping[str, Sequence[int]]) -> list[str]:
         total = sum(map(len, filters.values()))
@@ -320,7 +334,9 @@ def _check_optimizers(bank: FilterBank, optimizers: Sequence[torch.optim.Optimiz
     if not optimizers:
         raise ReaperError("optimizer=None: must be the optimizer that trains the model, or a list of them")
     held = parameter_ids(optimizers)
-    if missing := [layer.name for layer in bank.ranked if id(layer.module.weight) not in held]:
+    own = {layer.name: layer.module._parameters.get("weight") for layer in bank.ranked}
+    weights = {name: [weight] if weight is not None else bank[name].module.parameters() for name, weight in own.items()}
+    if missing := [name for name, parameters in weights.items() if any(id(p) not in held for p in parameters)]:
         raise ReaperError(
             f"optimizer: does not hold {', '.join(name + '.weight' for name in missing[:3])}"
             f"{' and others' if len(missing) > 3 else ''}; "

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_map
 
 from torchreaper.errors import ReaperError
 from torchreaper.flow.channels import Flow, Share
+from torchreaper.flow.following import Key
 from torchreaper.flow.heads import heads
 from torchreaper.flow.ledger import Decisions, Ledger
 from torchreaper.flow.operations import CONVOLUTIONS, is_known_module
@@ -70,7 +71,9 @@ def _united(model: nn.Module, arguments: dict[str, Any], apart: set[str]) -> Flo
         start = _ids(model, _convolutions(model))
         flow: Flow = _checked_run(lambda: record(model, arguments, start, untraced[""]), model, arguments)
     else:
-        flow = _walked(model, arguments, graphs, untraced, Decisions(apart=apart))
+        # A module that hands out a tensor in one mode and several in the other cannot carry a mask.
+        several: set[Key] = {("module", f"{name}, leaving") for one in traced for name in one.several}
+        flow = _walked(model, arguments, graphs, untraced, Decisions(opaque=several, apart=apart))
     _find_computed(model, flow)
     return flow
 
@@ -112,7 +115,7 @@ def _checked_run(run: Callable[[], Any], model: nn.Module, arguments: Mapping[st
     try:
         return run()
     except DoesNotRunError as error:
-        shapes = {k: list(v.shape) if isinstance(v, Tensor) else v for k, v in arguments.items()}
+        shapes = tree_map(lambda x: list(x.shape) if isinstance(x, Tensor) else x, dict(arguments))
         raise ReaperError(
             f"example_inputs={shapes}: {type(model).__name__} does not run on them "
             f"({first_line(error)}); pass a batch as in training, on the model's device"
@@ -169,12 +172,17 @@ def _note_shared(model: nn.Module, walks: Sequence[Walk], ledger: Ledger) -> Non
             if parameter is not None:
                 holders[id(parameter)].append(name)
     shared = {name for names in holders.values() if len(names) > 1 for name in names}
+    called = {str(node.target) for walk in walks for node in walk.graph.nodes if node.op == "call_module"}
     for walk in walks:
-        for node in walk.graph.nodes:
+        for node in [node for node in walk.graph.nodes if node.op == "get_attr"]:
             # `weight.dtype` and the like take nothing of the weight.
             users = [user for user in node.users if user.target is not getattr]
-            if node.op == "get_attr" and any((node, user) not in walk.understood for user in users):
-                shared.add(str(node.target).rpartition(".")[0])
+            owner, _, tensor = str(node.target).rpartition(".")
+            apart = any((node, user) not in walk.understood for user in users)
+            if users and (apart or owner in called):
+                shared.add(owner)
+                if tensor in ledger.flow.shares.get(owner, {}):
+                    ledger.decisions.opaque.add(("module", str(node.target)))
     ledger.flow.shared |= shared
     ledger.decisions.opaque |= {("module", name) for name in shared if name in ledger.flow.shares}
 

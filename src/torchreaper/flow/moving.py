@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -95,9 +96,12 @@ class Moving(Walking):
         others = [*node.args[1:], *node.kwargs.values()]
         if channels is None or any(isinstance(part, fx.Node) for part in _listed(others)):
             return self.barrier(node, entering)
-        operation = getattr(torch, place_of(node))
-        arguments = [_listed(node.args[1:])] if place_of(node) in ("permute", "flip") else node.args[1:]
-        return self.through(node, channels.at(operation(channels.origin, *arguments, **_own(node.kwargs))))
+        name, kwargs = place_of(node), _own(node.kwargs)
+        if name in ("permute", "flip"):
+            moved = getattr(torch, name)(channels.origin, list(kwargs.get("dims", _listed(node.args[1:]))))
+        else:
+            moved = getattr(torch, name)(channels.origin, *node.args[1:], **kwargs)
+        return self.through(node, channels.at(moved))
 
     def slice(self, node: fx.Node, module: Any, value: Any, entering: list[Channels]) -> Found:
         """A part of a tensor, or of a tuple of tensors."""
@@ -172,7 +176,7 @@ class Moving(Walking):
             return self.through(node, Channels(mine[0].origin, mine[0].since or mine[1].since))
         if len(mine) == 2 and (tracked := mine[0] or mine[1]) and not (mine[0] and mine[1]):
             parameter = tensors[0] if tracked is mine[1] else tensors[1]
-            if self._scale(node, parameter, tracked):
+            if self.key(node) not in self.ledger.decided.opaque and self._scale(node, parameter, tracked):
                 return self._shifted(node, tracked)
         return self.barrier(node, entering)
 
@@ -213,11 +217,14 @@ class Moving(Walking):
         if len(dims) != 1 or dims[0] > 1 or dims[0] - tensor.ndim != line[1] or tensor.shape[dims[0]] != len(line[0]):
             return False
         owner, _, name = str(parameter.target).rpartition(".")
+        holder = self.model.get_submodule(owner)
+        if holder._parameters.get(name, holder._buffers.get(name)) is None:  # a constant: it cannot become smaller
+            return False
         self.ledger.use(str(parameter.target), Channels(line[0]))
         if self.ledger.is_opaque(str(parameter.target)):
             return False
         self.understood.add((parameter, node))
-        self.ledger.share(owner, self.model.get_submodule(owner), name, dims[0], line[0], "follower")
+        self.ledger.share(owner, holder, name, dims[0], line[0], "follower")
         return True
 
     def _gated(self, node: fx.Node, tensors: list[Any], mine: list[Channels | None], value: Tensor) -> bool:
@@ -250,9 +257,10 @@ class Moving(Walking):
                 name = str(node.target)
                 fits = module is not None and owns_weight(module) and getattr(module, "groups", 1) == 1
                 rows = module.out_channels if hasattr(module, "out_channels") else getattr(module, "out_features", 0)
-                return name if fits and rows == width and name not in self.ledger.decided.apart else ""
+                once = sum(n.op == "call_module" and n.target == node.target for n in self.graph.nodes) == 1
+                return name if fits and once and rows == width and name not in self.ledger.decided.apart else ""
             tensors = [n for n in node.all_input_nodes if n in self.values and n.op != "get_attr"]
-            if len(tensors) != 1 or not (kind in _GATE_KINDS or node.target is leaving):
+            if len(tensors) != 1 or not (kind in _GATE_KINDS or node.target is leaving or _only_adds_dimensions(node)):
                 return ""
             node = tensors[0]
         return ""
@@ -288,7 +296,14 @@ class Moving(Walking):
         return None if channels is None else Channels(_aligned(channels.origin, ndim), channels.since)
 
 
-_GATE_KINDS = (Kind.KEEP, Kind.OFFSET, Kind.RESHAPE, Kind.VIEW, Kind.EXPAND, Kind.NORM, Kind.MUL, Kind.ADD, Kind.SLICE)
+_GATE_KINDS = (Kind.KEEP, Kind.OFFSET, Kind.RESHAPE, Kind.VIEW, Kind.EXPAND, Kind.NORM, Kind.MUL, Kind.ADD)
+
+
+def _only_adds_dimensions(node: fx.Node) -> bool:
+    """``x[:, :, None, None]``."""
+    index = node.args[1] if node.target is operator.getitem else ()
+    parts = index if isinstance(index, tuple) else (index,)
+    return bool(parts) and all(part is None or part is Ellipsis or part == slice(None) for part in parts)
 
 
 def place_of(node: fx.Node) -> str:

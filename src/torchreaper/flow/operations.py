@@ -49,8 +49,6 @@ class Kind(Enum):
     MUL = auto()
     ADD = auto()
     CAT = auto()
-    SIZE = auto()
-    """Asks for the shape; no tensor comes out."""
     BARRIER = auto()
     """Anything else: the input must stand there at full width."""
 
@@ -147,7 +145,6 @@ _METHODS: dict[str, Kind] = {
     **dict.fromkeys(["permute", "transpose", "swapaxes", "movedim", "flip"], Kind.PERMUTE),
     **dict.fromkeys(["chunk", "split"], Kind.SPLIT),
     "narrow": Kind.SLICE,
-    "size": Kind.SIZE,
     **dict.fromkeys(["mean", "sum", "amax"], Kind.REDUCE),
     **dict.fromkeys(["add", "add_", "sub", "sub_"], Kind.ADD),
     **dict.fromkeys(["mul", "mul_", "div", "div_"], Kind.MUL),
@@ -203,8 +200,6 @@ def kind_of(node: fx.Node, module: nn.Module | None) -> Kind:
     if node.target is F.hardtanh:
         low, high = argument(node, 1, "min_val", -1.0), argument(node, 2, "max_val", 1.0)
         return Kind.KEEP if low <= 0 <= high else Kind.OFFSET
-    if node.target is getattr:
-        return Kind.SIZE if argument(node, 1, "") == "shape" else Kind.BARRIER
     if node.target is operator.pow:  # below 1 the slope at 0 is infinite
         exponent = argument(node, 1, "")
         return Kind.KEEP if isinstance(exponent, (int, float)) and exponent >= 1 else Kind.BARRIER
@@ -218,6 +213,18 @@ def _unless_clamped(node: fx.Node, clamped: bool, kind: Kind) -> Kind:
     if not all(limit is None or isinstance(limit, (int, float)) for limit in (low, high)):
         return Kind.BARRIER
     return Kind.KEEP if (low is None or low <= 0) and (high is None or high >= 0) else Kind.OFFSET
+
+
+_WITHOUT_WIDTH = {
+    *("ndim", "dtype", "device", "is_cuda", "is_mps", "requires_grad", "layout", "is_sparse", "is_quantized"),
+    *("is_leaf", "dim", "ndimension", "is_contiguous", "is_floating_point", "get_device", "element_size", "itemsize"),
+}
+
+
+def tells_no_width(node: fx.Node) -> bool:
+    """Whether what a node says of a tensor, no tensor itself, cannot depend on how many channels there are."""
+    asked = argument(node, 1, "") if node.target is getattr else node.target
+    return asked in _WITHOUT_WIDTH
 
 
 def is_division(node: fx.Node) -> bool:

@@ -33,8 +33,10 @@ class Reading(Walking):
         spatial = len(module.kernel_size)
         self.ledger.count_output(name, value, -1 - spatial, self.count)
         plain = owns_weight(module) and (node.op != "call_module" or is_known_module(module))
-        if plain and entering and is_depthwise(module) and name not in self.ledger.decided.apart:
-            return self._depthwise(node, name, module, value, entering)
+        if plain and is_depthwise(module) and name not in self.ledger.decided.apart:
+            if entering:
+                return self._depthwise(node, name, module, value, entering)
+            self.ledger.use(name, Channels(nobody(module.in_channels)))
         if module.groups == 1 and plain:
             self._read(node, name, module, entering, width=module.in_channels, dim=-1 - spatial)
         else:
@@ -92,9 +94,9 @@ class Reading(Walking):
     def norm(self, node: fx.Node, module: Any, value: Tensor, entering: list[Channels]) -> Channels | None:
         """A per-channel map with an offset; its entries belong to the channels."""
         name, dim = self.owner(node), 1 - value.ndim
-        if not name:
+        module = module if module is not None or not name else self.model.get_submodule(name)
+        if module is None or computes_tensors(module):
             return self.barrier(node, entering)
-        module = module if module is not None else self.model.get_submodule(name)
         self.ledger.count_output(name, value, dim, self.count)
         origin = self._line(name, entering, value.shape[1], dim)
         if origin is None:
@@ -106,7 +108,7 @@ class Reading(Walking):
         """A PReLU with one slope a channel, which is the channel's; 0 stays 0."""
         name = str(node.target)
         origin = self._line(name, entering, module.num_parameters, 1 - value.ndim)
-        if origin is None:
+        if origin is None or computes_tensors(module):
             return self.barrier(node, entering)
         self._share(name, module, ("weight",), origin, "follower")
         return self.through(node, entering[0])
@@ -137,8 +139,13 @@ class Reading(Walking):
 
 
 def owns_weight(module: nn.Module) -> bool:
-    """Whether ``module.weight`` is a parameter of its own, not one computed from others (weight_norm and the like)."""
-    return module._parameters.get("weight") is not None
+    """Whether ``module.weight`` is a parameter of its own, and nothing is computed from others (weight_norm)."""
+    return module._parameters.get("weight") is not None and not computes_tensors(module)
+
+
+def computes_tensors(module: nn.Module) -> bool:
+    """Whether the module has a parametrization: of its weight, its bias or anything else."""
+    return "parametrizations" in module._modules
 
 
 def is_depthwise(module: nn.Module) -> bool:

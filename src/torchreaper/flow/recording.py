@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from torchreaper.flow.channels import Flow
-from torchreaper.flow.following import Channels, laid
+from torchreaper.flow.following import Channels, laid, nobody
 from torchreaper.flow.ledger import Decisions, Ledger
 from torchreaper.flow.operations import CONVOLUTIONS, NORMS, is_known_module
 from torchreaper.flow.reading import NORM_TENSORS, owns_weight
@@ -66,7 +66,7 @@ class _Recording:
     def __init__(self, box: nn.Module, prefix: str, ledger: Ledger, why: str, count: bool) -> None:
         self._prefix, self._ledger, self._why, self._count = prefix, ledger, why, count
         self._modules = {f"{prefix}{name}": m for name, m in box.named_modules() if name}
-        self._made: list[tuple[Tensor, str]] = []
+        self._made: list[tuple[Tensor, str, int]] = []
         self._readers: list[str] = []
         self._stack = ExitStack()
 
@@ -83,7 +83,9 @@ class _Recording:
     def _saw(self, name: str, module: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ledger = self._ledger
         if isinstance(module, NORMS):
-            maker = next((made for tensor, made in reversed(self._made) if tensor is inputs[0]), "")
+            # The very output of a convolution, and nothing added to it in place since.
+            made = (name for tensor, name, v in reversed(self._made) if tensor is inputs[0] and tensor._version == v)
+            maker = next(made, "")
             ledger.count_output(name, output, 1 - output.ndim, self._count)
             self._norm(name, module, maker, output)
             return
@@ -93,7 +95,7 @@ class _Recording:
             return
         dim = -1 - len(module.kernel_size)
         self._readers.append(name)
-        self._made.append((output, name))
+        self._made.append((output, name, output._version))
         ledger.count_output(name, output, dim, self._count)
         channels = self._ids(name, dim, output.ndim)
         ledger.wide(self._why, ledger.site(name, channels))
@@ -106,7 +108,7 @@ class _Recording:
         """A norm belongs to the filters whose output it takes, if it takes nothing else."""
         dim = 1 - output.ndim
         first = self._ledger.flow.start.get(maker)
-        channels = Channels(torch.zeros(1)) if first is None else self._ids(maker, dim, output.ndim)
+        channels = Channels(nobody(1)) if first is None else self._ids(maker, dim, output.ndim)
         self._ledger.use(name, channels)
         line = channels.line
         if line is None or self._ledger.is_opaque(name):
@@ -126,7 +128,7 @@ class _Recording:
         """A convolution that no other layer follows makes the model's output."""
         if self._readers and isinstance(self._modules[self._readers[-1]], CONVOLUTIONS):
             self._ledger.flow.outputs.add(self._readers[-1])
-        for tensor, name in self._made:
+        for tensor, name, _ in self._made:
             if any(isinstance(out, Tensor) and out is tensor for out in tree_leaves(outputs)):
                 self._ledger.flow.outputs.add(name)
 

@@ -139,6 +139,7 @@ class _Tracer(fx.Tracer):
     def __init__(self, model: nn.Module, arguments: dict[str, Any]) -> None:
         super().__init__()
         self.untraced: dict[str, str] = {}
+        self.several: set[str] = set()
         self._example = _Example(model, arguments)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -179,6 +180,7 @@ class _Tracer(fx.Tracer):
             return self._marked(m.forward(*args, **kwargs))
         result = m.forward(*args, **kwargs)
         if not isinstance(result, fx.Proxy):
+            self.several.add(name)
             return result
         return self.create_proxy("call_function", leaving, (result, name), {})
 
@@ -202,10 +204,12 @@ class Traced:
     Attributes:
         graph: on the very modules of the model; ``None`` where nothing of it can be traced.
         untraced: modules that are one opaque call in it ("" for the model), and why.
+        several: modules that hand out something else than one tensor.
     """
 
     graph: fx.GraphModule | None
     untraced: dict[str, str]
+    several: set[str]
 
 
 def trace(model: nn.Module, arguments: dict[str, Any]) -> Traced:
@@ -215,8 +219,8 @@ def trace(model: nn.Module, arguments: dict[str, Any]) -> Traced:
     try:
         graph = tracer.trace(model, concrete_args=defaults or None)
     except Exception as error:  # fx raises whatever the model's own code raises on a proxy
-        return Traced(None, {"": first_line(error)})
-    return Traced(fx.GraphModule(model, graph), tracer.untraced)
+        return Traced(None, {"": first_line(error)}, set())
+    return Traced(fx.GraphModule(model, graph), tracer.untraced, tracer.several)
 
 
 def first_line(error: Exception) -> str:

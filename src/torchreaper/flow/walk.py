@@ -12,7 +12,7 @@ from torchreaper.flow.channels import NOBODY
 from torchreaper.flow.following import Channels
 from torchreaper.flow.ledger import Ledger
 from torchreaper.flow.moving import Moving
-from torchreaper.flow.operations import NORMS, Kind, kind_of
+from torchreaper.flow.operations import NORMS, Kind, kind_of, tells_no_width
 from torchreaper.flow.reading import Reading
 from torchreaper.flow.tracing import first_line, has_foreign_hooks, holds_tensor, leaving
 from torchreaper.flow.walking import DoesNotRunError, Found
@@ -93,14 +93,14 @@ class Walk(Reading, Moving):
         kind = Kind.BARRIER if module is not None and node.target in self._boxes else kind_of(node, module)
         self.leads[node] = self._leads(node, kind)
         self.check_sizes(node, kind)
-        if kind is Kind.SIZE:
-            self.note_size(node)
-        elif holds_tensor(value):
+        if holds_tensor(value):
             found = self._follow(node, kind, module, value)
             if kind not in (Kind.KEEP, Kind.MUL):
                 self._forget_changed(node, versions)
             if found is not None:
                 self.channels[node] = found
+        elif not tells_no_width(node):
+            self.note_size(node)
         return value
 
     def _follow(self, node: fx.Node, kind: Kind, module: nn.Module | None, value: Any) -> Found:
@@ -111,7 +111,7 @@ class Walk(Reading, Moving):
             self.passed.discard(node)
             return self.barrier(node, entering + ([own] if own else []))
         rule = self.leave if node.target is leaving else self._rules.get(kind)
-        if rule is None or hooked:
+        if rule is None or hooked or not (isinstance(value, Tensor) or kind in (Kind.SPLIT, Kind.SLICE)):
             return self.barrier(node, entering)
         if not entering and kind not in _WITHOUT_CHANNELS_TOO:
             return None
@@ -148,5 +148,5 @@ class Walk(Reading, Moving):
                         self.barrier(node, [gone])
 
 
-_WITHOUT_CHANNELS_TOO = (Kind.CONVOLUTION, Kind.LINEAR, Kind.NORM, Kind.MUL)
+_WITHOUT_CHANNELS_TOO = (Kind.CONVOLUTION, Kind.LINEAR, Kind.NORM, Kind.SLOPE, Kind.MUL)
 """What counts, starts channels, or may find a gate also where none enter."""

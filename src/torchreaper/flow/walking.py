@@ -110,9 +110,9 @@ class Walking(fx.Interpreter):
     # What a model reads from a shape it may compute with: then the width must stay as it is.
 
     def note_size(self, node: fx.Node) -> None:
-        """The node asks for the shape of a tensor."""
-        channels = self.of(node.args[0])
-        dim = argument(node, 1, "dim") if node.op == "call_method" else None
+        """The node asks for something about a tensor: its shape, one of its sizes, or what may depend on them."""
+        channels = self.of(node.args[0]) if node.args else None
+        dim = argument(node, 1, "dim") if node.target == "size" else None
         if channels is not None and (dim is None or channels.origin.shape[dim] > 1):
             self._sizes[node] = (channels, dim)
 
