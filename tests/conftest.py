@@ -1,5 +1,6 @@
 """Shapes and types in the method's annotations are checked while the tests run."""
 
+import sys
 from pathlib import Path
 
 from hypothesis import settings
@@ -7,6 +8,9 @@ from jaxtyping import install_import_hook
 
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
+
+# Processes that tests start find `tests` too; they take over sys.path.
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 PACKAGE = Path(__file__).parents[1] / "src" / "torchreaper"
 # Not the lab: pydantic and typer read annotations in ways of their own.
