@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import time
-import warnings
-from datetime import timedelta
 from inspect import signature
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import torchreaper as tr
 from tests.nets import build, inputs
+from tests.processes import SECONDS, in_two_ranks
 from tests.test_ranks import SETTINGS, backward, close, train
 
-SECONDS = 60  # a collective that waits longer fails; all of this takes a tenth of it
 FORWARD_SYNC = "forward_sync_buffers" in signature(DistributedDataParallel.__init__).parameters
 OWN_BUFFERS = {"forward_sync_buffers" if FORWARD_SYNC else "broadcast_buffers": False}
 OPTIONS = {
@@ -150,31 +145,9 @@ def scenarios(rank: int) -> dict[str, object]:
     return found
 
 
-def work(rank: int, folder: str) -> None:
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.set_num_threads(1)
-    warnings.simplefilter("error")
-    meeting, wait = f"file://{folder}/meeting", timedelta(seconds=SECONDS)
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=wait)
-    try:
-        torch.save(scenarios(rank), Path(folder) / f"{rank}.pt")
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
-
-
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ddp")
-    context = mp.spawn(work, args=(str(folder),), nprocs=2, join=False)
-    try:
-        end = time.monotonic() + 3 * SECONDS
-        while not context.join(timeout=1):
-            assert time.monotonic() < end, "the ranks wait for each other"
-    finally:
-        for process in context.processes:
-            process.kill()
-    return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
+    return in_two_ranks(scenarios, tmp_path_factory.mktemp("ddp"))
 
 
 def same_weights(ranks, scenario: str) -> None:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import torchreaper as tr
 from tests.nets import build, inputs
+from tests.processes import in_two_ranks
 
 SETTINGS = {"full": 2, "sub": 2, "cycles": 2, "fraction": 0.35, "max_per_layer": 0.6, "skip": None}
 
@@ -83,22 +80,9 @@ def scenarios(rank: int) -> dict[str, object]:
     return found
 
 
-def work(rank: int, folder: str) -> None:
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    try:
-        torch.save(scenarios(rank), Path(folder) / f"{rank}.pt")
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
-
-
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(work, args=(str(folder),), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
+    return in_two_ranks(scenarios, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,20 @@
-"""What the networks share: the first draw of the weights, and the refusal of images too small for them."""
+"""What the networks share: their last layers, the first draw of the weights, and the refusal of too small images."""
 
 from __future__ import annotations
+
+from collections import OrderedDict
 
 from torch import nn
 
 from torchreaper.lab.errors import UserError
+
+
+def add_classifier(layers: OrderedDict[str, nn.Module], channels: int, classes: int, *, dropout: float = 0.0) -> None:
+    """Append mean over the pixels, dropout (if any) and the fully connected layer: pool, flatten, dropout, fc."""
+    layers["pool"], layers["flatten"] = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    if dropout:
+        layers["dropout"] = nn.Dropout(dropout)
+    layers["fc"] = nn.Linear(channels, classes)
 
 
 def draw_he_normal(net: nn.Module) -> None:

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from torchreaper.lab.errors import UserError
-from torchreaper.lab.models.common import draw_he_normal, refuse_small
+from torchreaper.lab.models.common import add_classifier, draw_he_normal, refuse_small
 from torchreaper.lab.settings import Settings
 
 DEPTHS = (5, 40, 100)  # those in the RePr paper's table
@@ -104,8 +104,7 @@ class DenseNet(nn.Sequential):
                 parts[f"transition{i}"] = nn.Sequential(OrderedDict(**transition, pool=nn.AvgPool2d(2)))
                 channels = kept
         parts["norm"], parts["relu"] = nn.BatchNorm2d(channels), nn.ReLU()
-        parts["pool"], parts["flatten"] = nn.AdaptiveAvgPool2d(1), nn.Flatten()
-        parts["fc"] = nn.Linear(channels, classes)
+        add_classifier(parts, channels, classes)
         super().__init__(parts)
         draw_he_normal(self)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 from pydantic import Field
 from torch import Tensor, nn
 
-from torchreaper.lab.models.common import draw_he_normal, refuse_small
+from torchreaper.lab.models.common import add_classifier, draw_he_normal, refuse_small
+from torchreaper.lab.models.resnet import Block, make_shortcut
 from torchreaper.lab.settings import Settings
 
 # Blocks in each of the four stages, by the number of layers (He et al., table 1).
@@ -36,27 +39,6 @@ class ImageNetResNetOptions(Settings):
     stem: Literal["imagenet", "cifar"] = "imagenet"
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions, each with BatchNorm, and a shortcut added before the last ReLU."""
-
-    def __init__(self, inputs: int, filters: int, *, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, filters, 3, stride=stride, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(filters)
-        self.relu1 = nn.ReLU()
-        self.conv2 = nn.Conv2d(filters, filters, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(filters)
-        self.shortcut = _shortcut(inputs, filters, stride)
-        self.relu2 = nn.ReLU()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[n, inputs, h, w] -> [n, filters, ceil(h / stride), ceil(w / stride)]."""
-        y = self.relu1(self.norm1(self.conv1(x)))
-        y = self.norm2(self.conv2(y))
-        out: Tensor = self.relu2(y + self.shortcut(x))
-        return out
-
-
 class Bottleneck(nn.Module):
     """1x1, 3x3 and 1x1 convolutions, each with BatchNorm, and a shortcut added before the last ReLU.
 
@@ -74,7 +56,7 @@ class Bottleneck(nn.Module):
         self.relu2 = nn.ReLU()
         self.conv3 = nn.Conv2d(filters, outputs, 1, bias=False)
         self.norm3 = nn.BatchNorm2d(outputs)
-        self.shortcut = _shortcut(inputs, outputs, stride)
+        self.shortcut = make_shortcut(inputs, outputs, stride, "conv")
         self.relu3 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -109,8 +91,7 @@ class ImageNetResNet(nn.Sequential):
             filters, stride = width * 2**i, 1 if i == 0 else 2
             layers[f"stage{i + 1}"] = _stage(inputs, filters, blocks, stride=stride, bottleneck=bottleneck)
             inputs = filters * (_EXPANSION if bottleneck else 1)
-        layers["pool"], layers["flatten"] = nn.AdaptiveAvgPool2d(1), nn.Flatten()
-        layers["fc"] = nn.Linear(inputs, classes)
+        add_classifier(layers, inputs, classes)
         super().__init__(layers)
         draw_he_normal(self)
 
@@ -129,15 +110,8 @@ def imagenet_resnet(
 
 
 def _stage(inputs: int, filters: int, blocks: int, *, stride: int, bottleneck: bool) -> nn.Sequential:
-    block: type[BasicBlock | Bottleneck] = Bottleneck if bottleneck else BasicBlock
+    block: Callable[..., nn.Module] = Bottleneck if bottleneck else partial(Block, shortcut="conv")
     outputs = filters * (_EXPANSION if bottleneck else 1)
     first = block(inputs, filters, stride=stride)
     rest = [block(outputs, filters, stride=1) for _ in range(blocks - 1)]
     return nn.Sequential(OrderedDict((f"block{i}", b) for i, b in enumerate([first, *rest], start=1)))
-
-
-def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
-    if stride == 1 and inputs == outputs:
-        return nn.Identity()
-    conv = nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
-    return nn.Sequential(OrderedDict(conv=conv, norm=nn.BatchNorm2d(outputs)))

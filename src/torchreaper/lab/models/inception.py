@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from torchreaper.lab.errors import UserError
-from torchreaper.lab.models.common import draw_he_normal, refuse_small
+from torchreaper.lab.models.common import add_classifier, draw_he_normal, refuse_small
 from torchreaper.lab.settings import Settings
 
 _AUX_FILTERS, _AUX_HIDDEN, _AUX_DROPOUT = 128, 1024, 0.7
@@ -227,10 +227,7 @@ class InceptionV2(nn.Sequential):
         for name, filters in _V2_MODULES.items():
             module = ModuleV2(channels, filters)
             layers[f"module{name}"], channels = module, module.outputs
-        layers["pool"], layers["flatten"] = nn.AdaptiveAvgPool2d(1), nn.Flatten()
-        if options.dropout:
-            layers["dropout"] = nn.Dropout(options.dropout)
-        layers["fc"] = nn.Linear(channels, classes)
+        add_classifier(layers, channels, classes, dropout=options.dropout)
         super().__init__(layers)
         draw_he_normal(self)
 

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from torchreaper.lab.models.common import draw_he_normal, refuse_small
+from torchreaper.lab.models.common import add_classifier, draw_he_normal, refuse_small
 from torchreaper.lab.settings import Settings
 
 # Table 2 of the paper: expansion t, channels c, blocks n, stride of the first block s.
@@ -80,10 +80,7 @@ class MobileNetV2(nn.Sequential):
             channels = outputs
         last = _rounded(_LAST * max(1.0, options.width))
         layers["last"] = _unit(channels, last, 1)
-        layers["pool"], layers["flatten"] = nn.AdaptiveAvgPool2d(1), nn.Flatten()
-        if options.dropout:
-            layers["dropout"] = nn.Dropout(options.dropout)
-        layers["fc"] = nn.Linear(last, classes)
+        add_classifier(layers, last, classes, dropout=options.dropout)
         super().__init__(layers)
         draw_he_normal(self)
 

@@ -51,7 +51,7 @@ class Block(nn.Module):
         self.relu1 = nn.ReLU()
         self.conv2 = nn.Conv2d(filters, filters, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(filters)
-        self.shortcut = _shortcut(inputs, filters, stride, shortcut)
+        self.shortcut = make_shortcut(inputs, filters, stride, shortcut)
         self.relu2 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -108,7 +108,8 @@ def _stage(inputs: int, filters: int, blocks: int, *, stride: int, shortcut: Lit
     return nn.Sequential(OrderedDict((f"block{i}", b) for i, b in enumerate([first, *rest], start=1)))
 
 
-def _shortcut(inputs: int, filters: int, stride: int, kind: Literal["pad", "conv"]) -> nn.Module:
+def make_shortcut(inputs: int, filters: int, stride: int, kind: Literal["pad", "conv"]) -> nn.Module:
+    """The way past a block: nothing where the shape stays, else He's option A ("pad") or B ("conv")."""
     if stride == 1 and inputs == filters:
         return nn.Identity()
     if kind == "pad":
