@@ -350,6 +350,36 @@ def test_three_dimensions_come_for_free():
     torch.testing.assert_close(*outputs, rtol=1e-10, atol=1e-10)
 
 
+class Branching(nn.Module):
+    """Convolves, then goes one of two ways by what the tensor holds; as a part it is opaque, as a model untraceable."""
+
+    def __init__(self, shared: bool = False) -> None:
+        super().__init__()
+        self.a, self.b, self.norm = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+        self.other = self.norm if shared else nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        x = self.norm(self.a(x))
+        if x.mean() > 1e6:
+            return x
+        return self.other(self.b(x.relu()))
+
+
+def test_what_is_run_twice_is_counted_once():
+    """Fake tensors fail at the branch, behind the first convolution; the run on real ones is what counts."""
+    box = tr.find_filters(nn.Sequential(Branching(), nn.Conv2d(4, 2, 1)), inputs()[0], skip=None)
+    assert box.flow.positions == dict.fromkeys(["0.a", "0.norm", "0.b", "0.other", "1"], 64)
+    assert set(box.flow.sites) == {"0.a", "0.norm", "0.b", "0.other", "1"}
+
+
+def test_a_norm_of_two_convolutions_belongs_to_neither_where_nothing_can_be_traced():
+    for model, prefix in ((Branching(True), ""), (nn.Sequential(Branching(True), nn.Conv2d(4, 2, 1)), "0.")):
+        flow = find_flow(model, inputs()[0])
+        assert {f"{prefix}a", f"{prefix}b"} <= set(flow.sites)
+        assert f"{prefix}norm" not in flow.sites
+        assert f"{prefix}norm" not in flow.shares
+
+
 def test_scripted_models_are_refused():
     with pytest.warns(DeprecationWarning, match="torch.jit.trace"):
         scripted = torch.jit.trace(nn.Conv2d(3, 4, 1), inputs()[0])

@@ -321,7 +321,7 @@ class FilterBank:
             self.dropped, self.mode = {}, None
             if how is None:
                 return []
-            notes = bring_back(self.model, lost, self.flow, self._optimizers, how, self.generator)
+            notes = bring_back(self.model, lost, self.flow, ids, self._optimizers, how, self.generator)
             self._subnetwork.share_returned(cuts(self.flow, ids))
             return notes
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
@@ -35,7 +34,7 @@ class Cost:
 
 def network_cost(model: nn.Module, flow: Flow, ids: Int[Tensor, " ids"]) -> Cost:
     """The cost of ``model`` without the filters ``ids`` (flow ids; none: the whole network), in any phase."""
-    gone = cuts(flow, ids)
+    gone, mine = cuts(flow, ids), flow.marked(ids)
     parameters = 0
     for name, parameter in model.named_parameters():
         module, _, tensor = name.rpartition(".")
@@ -51,7 +50,7 @@ def network_cost(model: nn.Module, flow: Flow, ids: Int[Tensor, " ids"]) -> Cost
             shares = flow.shares.get(name, {}).get("weight", ())
             multiply_adds += positions * _left(weight, shares, gone.get(name, {}).get("weight"))
         site = flow.sites.get(name)
-        lost = int(torch.isin(site.origin, ids).sum()) if site is not None else 0
+        lost = int(mine[site.origin].sum()) if site is not None else 0
         activations += positions * (flow.widths[name] - lost)
     return Cost(multiply_adds, parameters, activations)
 

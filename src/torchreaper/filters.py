@@ -115,7 +115,8 @@ def filter_layers(
         module = model.get_submodule(name)
         assert isinstance(module, CONVOLUTIONS)
         fixed = _never_dropped(name, module, flow)
-        never = fixed or ("" if _trained(module) else "frozen (requires_grad is False)")
+        trains = any(p.requires_grad for p in weight_parameters(module))
+        never = fixed or ("" if trains else "frozen (requires_grad is False)")
         reason = never or ("" if name in included else _left_out(name, module, flow, skipped, inside))
         if never and name in included:
             raise ReaperError(f"include={name!r}: its filters cannot be dropped ({never}); take it out of include")
@@ -179,9 +180,7 @@ def cuts(flow: Flow, ids: Int[Tensor, " ids"], roles: Set[Role] = ROLES) -> dict
     A filter owns its row of the convolution (and its bias), its entries of every norm it passes and of all that follows
     its channel, and its slice of every dense layer that reads it.
     """
-    last = max((int(s.origin.max()) for t in flow.shares.values() for shares in t.values() for s in shares), default=-1)
-    mine = torch.zeros(last + 2, dtype=torch.bool, device="cpu")  # the last place is nobody's
-    mine[ids] = True
+    mine = flow.marked(ids)
     found: dict[str, dict[str, Cut]] = {}
     for name in sorted(flow.shares):
         entries = {tensor: _cut(shares, mine, roles) for tensor, shares in flow.shares[name].items()}
@@ -204,6 +203,12 @@ def tensor_of(module: nn.Module, name: str) -> Tensor | None:
     return module._buffers.get(name) if found is None else found
 
 
+def weight_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """The weight, or what it is computed from; a computed one is not read, for that may run code of its own."""
+    weight = module._parameters.get("weight")
+    return [weight] if weight is not None else [p for name, p in module.named_parameters() if "weight" in name]
+
+
 _NONE = torch.empty(0, dtype=torch.int64, device="cpu")
 
 
@@ -221,13 +226,6 @@ def _never_dropped(name: str, module: nn.Module, flow: Flow) -> str:
     if isinstance(module, TRANSPOSED) and module.groups > 1:
         return "transposed with groups"
     return "" if name in flow.sites else "no place for a mask"
-
-
-def _trained(module: nn.Module) -> bool:
-    """Whether the weight trains; a computed one is not read, for that may run code of its own."""
-    weight = module._parameters.get("weight")
-    own = [weight] if weight is not None else [p for name, p in module.named_parameters() if "weight" in name]
-    return any(p.requires_grad for p in own)
 
 
 def _owners(flow: Flow, origin: Int[Tensor, " channels"]) -> str:

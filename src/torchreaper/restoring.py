@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from torchreaper.filters import ROLES, FilterLayer, cuts, dropped_ids, tensor_of
+from torchreaper.filters import ROLES, FilterLayer, cuts, tensor_of
 from torchreaper.flow.channels import Flow, Role
 from torchreaper.reinit import Reinit, returning_rows, worst_cosine
 from torchreaper.state import Cut, reset
@@ -22,6 +22,7 @@ def bring_back(
     model: nn.Module,
     dropped: Mapping[FilterLayer, Sequence[int]],
     flow: Flow,
+    ids: Int[Tensor, " ids"],
     optimizers: Sequence[Optimizer],
     reinit: Reinit,
     generator: torch.Generator,
@@ -31,13 +32,13 @@ def bring_back(
     Args:
         dropped: layer -> indices of its returning filters.
         flow: says what else belongs to them.
+        ids: theirs in the flow.
 
     Returns:
         One note per layer: how many, the room there was, the worst |cos|.
     """
     # The old values must be read before any layer changes another one's slices.
     old = {layer: layer.rows.clone() for layer in dropped}
-    ids = dropped_ids(dropped, {layer.name: indices for layer, indices in dropped.items()})
     for name, entries in _belongings(model, flow, ids, {"norm"}).items():
         for tensor, cut in entries.items():
             if reinit.norms == "reset":

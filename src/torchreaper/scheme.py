@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchreaper import criteria
 from torchreaper.bank import FilterBank, find_filters
 from torchreaper.errors import NoEffectWarning, OneLayerWarning, ReaperError
-from torchreaper.filters import Skip, cuts, dropped_ids
+from torchreaper.filters import Skip, cuts, dropped_ids, weight_parameters
 from torchreaper.flow.operations import NORMS
 from torchreaper.flow.tracing import ExampleInputs
 from torchreaper.ranks import Wrappers, decided_by_rank_zero
@@ -334,9 +334,8 @@ def _check_optimizers(bank: FilterBank, optimizers: Sequence[torch.optim.Optimiz
     if not optimizers:
         raise ReaperError("optimizer=None: must be the optimizer that trains the model, or a list of them")
     held = parameter_ids(optimizers)
-    own = {layer.name: layer.module._parameters.get("weight") for layer in bank.ranked}
-    weights = {name: [weight] if weight is not None else bank[name].module.parameters() for name, weight in own.items()}
-    if missing := [name for name, parameters in weights.items() if any(id(p) not in held for p in parameters)]:
+    ranked = {layer.name: weight_parameters(layer.module) for layer in bank.ranked}
+    if missing := [name for name, own in ranked.items() if any(id(p) not in held for p in own)]:
         raise ReaperError(
             f"optimizer: does not hold {', '.join(name + '.weight' for name in missing[:3])}"
             f"{' and others' if len(missing) > 3 else ''}; "

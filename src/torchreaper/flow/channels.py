@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 NOBODY = -1
@@ -60,6 +60,7 @@ class Flow:
 
     Attributes:
         start: first filter id of every convolution, in order of execution; its filters have consecutive ids.
+        total: how many filter ids there are.
         sites: modules after which a dropped filter's channel is set to 0.
         shares: module -> tensor -> what of it belongs to filters.
         barriers: per convolution, the places that need its output at full width.
@@ -79,6 +80,7 @@ class Flow:
     """
 
     start: dict[str, int]
+    total: int
     sites: dict[str, Site] = field(default_factory=dict)
     shares: dict[str, dict[str, list[Share]]] = field(default_factory=lambda: defaultdict(_no_shares))
     barriers: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
@@ -113,6 +115,13 @@ class Flow:
             for module, tensors in self.shares.items()
             if any(share.role == "norm" for shares in tensors.values() for share in shares)
         }
+
+    def marked(self, ids: Int[Tensor, " ids"]) -> Bool[Tensor, " all"]:
+        """For every filter id, and at the end for ``NOBODY`` (-1), whether it is one of ``ids``: a table to index by
+        origins."""
+        table = torch.zeros(self.total + 1, dtype=torch.bool, device="cpu")
+        table[ids] = True
+        return table
 
     def share(self, module: str, tensor: str, share: Share) -> None:
         """Note once that a part of a tensor belongs to filters."""

@@ -69,7 +69,7 @@ def _united(model: nn.Module, arguments: dict[str, Any], apart: set[str]) -> Flo
     graphs = [one.graph for one in traced if one.graph is not None]
     if len(graphs) < 2:
         start = _ids(model, _convolutions(model))
-        flow: Flow = _checked_run(lambda: record(model, arguments, start, untraced[""]), model, arguments)
+        flow: Flow = _checked_run(lambda: record(model, arguments, *start, untraced[""]), model, arguments)
     else:
         # A module that hands out a tensor in one mode and several in the other cannot carry a mask.
         several: set[Key] = {("module", f"{name}, leaving") for one in traced for name in one.several}
@@ -85,22 +85,21 @@ def _walked(
     untraced: dict[str, str],
     decisions: Decisions,
 ) -> Flow:
-    """Walk both graphs, evaluation first, until a round decides nothing new."""
-    start = _ids(model, _called(model, graphs, untraced))
+    """Walk both graphs until a round decides nothing new."""
+    start, total = _ids(model, _called(model, graphs, untraced))
     while True:
-        before = decisions.state()
-        ledger = Ledger(Flow(dict(start), untraced=untraced), decisions)
+        ledger = Ledger(Flow(dict(start), total, untraced=untraced), decisions)
         walks = []
         # Training first: its positions are those that count.
         for mode, graph in (("train", graphs[1]), ("eval", graphs[0])):
-            count = mode == "train"
-            box = run_box(model, ledger, count)
-            walk = Walk(model, graph, ledger, mode, boxes=set(untraced), box=box, count=count)
-            with training_mode(model, count), fake_buffers(model, walk.fake):
+            training = mode == "train"
+            box = run_box(model, ledger, count=training)
+            walk = Walk(model, graph, ledger, mode, boxes=set(untraced), box=box)
+            with training_mode(model, training), fake_buffers(model, walk.fake):
                 _checked_run(lambda walk=walk: _run(walk, arguments), model, arguments)  # type: ignore[misc]
             walks.append(walk)
         _note_shared(model, walks, ledger)
-        if decisions.state() == before:
+        if decisions.state() == ledger.decided.state():
             ledger.flow.gates = {name: o for name, o in decisions.gates.items() if name not in decisions.apart}
             ledger.flow.heads = heads(walks, ledger.flow)
             return ledger.flow
@@ -147,13 +146,13 @@ def _called(model: nn.Module, graphs: Iterable[fx.GraphModule], untraced: Mappin
     return list(found)
 
 
-def _ids(model: nn.Module, names: Iterable[str]) -> dict[str, int]:
-    """The first filter id of every convolution."""
+def _ids(model: nn.Module, names: Iterable[str]) -> tuple[dict[str, int], int]:
+    """The first filter id of every convolution, and how many ids there are."""
     start, total = {}, 0
     for name in names:
         start[name] = total
         total += _width(model, name)
-    return start
+    return start, total
 
 
 def _width(model: nn.Module, name: str) -> int:

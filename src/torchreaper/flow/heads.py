@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from torchreaper.flow.channels import Flow
-from torchreaper.flow.operations import CONVOLUTIONS
+from torchreaper.flow.following import Channels
 from torchreaper.flow.tracing import leaving
 from torchreaper.flow.walk import Walk
 
@@ -25,7 +25,8 @@ def heads(walks: Sequence[Walk], flow: Flow) -> dict[str, tuple[str, ...]]:
             if node.op == "call_module":
                 key = (walk.mode, str(node.target))
                 calls[key] = calls.get(key, 0) + 1
-            if node in walk.passed and (name := _starts(walk, node, flow)):
+            name = walk.starts.get(node)
+            if name is not None and node in walk.passed and node in walk.channels:
                 found.setdefault(name, []).append(_chain(walk, node, name, flow))
     return {
         name: chains[0]
@@ -37,28 +38,13 @@ def heads(walks: Sequence[Walk], flow: Flow) -> dict[str, tuple[str, ...]]:
     }
 
 
-def _starts(walk: Walk, node: fx.Node, flow: Flow) -> str:
-    """The convolution that starts channels of its own at this node."""
-    channels = walk.of(node)
-    if channels is None or channels.line is None or node.op not in ("call_module", "call_function"):
-        return ""
-    name = walk.owner(node) if node.op == "call_module" or "conv" in str(node.target) else ""
-    if name not in flow.start or name in flow.grouped or name in flow.gates:
-        return ""
-    ids, first = channels.line[0], flow.start[name]
-    return name if isinstance(walk.model.get_submodule(name), CONVOLUTIONS) and int(ids[0]) == first else ""
-
-
 def _chain(walk: Walk, node: fx.Node, name: str, flow: Flow) -> tuple[str, ...]:
     own = walk.of(node)
-    assert own is not None
     names, last = [name], 1
     while len(node.users) == 1:
         node = next(iter(node.users))
         channels = walk.of(node)
-        if node not in walk.passed or channels is None or channels.line is None or own.line is None:
-            break
-        if len(walk.entering(node.all_input_nodes)) != 1 or not torch.equal(channels.line[0], own.line[0]):
+        if node not in walk.passed or not _same_line(own, channels) or len(walk.entering(node.all_input_nodes)) != 1:
             break
         module = str(node.target) if node.op == "call_module" else str(node.args[1]) if node.target is leaving else ""
         if module and module not in names:
@@ -66,3 +52,9 @@ def _chain(walk: Walk, node: fx.Node, name: str, flow: Flow) -> tuple[str, ...]:
         if module in flow.sites:
             last = len(names)
     return tuple(names[:last])
+
+
+def _same_line(first: Channels | None, second: Channels | None) -> bool:
+    if first is None or second is None or first.line is None or second.line is None:
+        return False
+    return torch.equal(first.line[0], second.line[0])

@@ -15,7 +15,7 @@ from torchreaper.flow.following import Channels, agree, counts_channels, laid, n
 from torchreaper.flow.operations import DROPOUTS, Kind, argument, is_division, kind_of, spatial_dims
 from torchreaper.flow.reading import owns_weight
 from torchreaper.flow.tracing import leaving
-from torchreaper.flow.walking import Found, Walking
+from torchreaper.flow.walking import Found, Walking, place
 
 
 class Moving(Walking):
@@ -96,7 +96,7 @@ class Moving(Walking):
         others = [*node.args[1:], *node.kwargs.values()]
         if channels is None or any(isinstance(part, fx.Node) for part in _listed(others)):
             return self.barrier(node, entering)
-        name, kwargs = place_of(node), _own(node.kwargs)
+        name, kwargs = place(node), _own(node.kwargs)
         if name in ("permute", "flip"):
             moved = getattr(torch, name)(channels.origin, list(kwargs.get("dims", _listed(node.args[1:]))))
         else:
@@ -114,7 +114,7 @@ class Moving(Walking):
         if channels is None or not isinstance(value, Tensor):
             return self.barrier(node, entering)
         shape = self.values[node.all_input_nodes[0]].shape
-        if "narrow" in place_of(node):
+        if "narrow" in place(node):
             dim, start, length = index, argument(node, 2, "start"), argument(node, 3, "length")
             if not all(isinstance(part, int) for part in (dim, start, length)):
                 return self.barrier(node, entering)
@@ -189,7 +189,7 @@ class Moving(Walking):
             return self.barrier(node, entering)
         if len(tensors) == 1:
             return self.through(node, mine[0])
-        if len(tensors) != 2 or not isinstance(value, Tensor):
+        if len(tensors) != 2:
             return self.barrier(node, entering)
         first, second = mine
         if first and second and agree(first, second):
@@ -304,11 +304,6 @@ def _only_adds_dimensions(node: fx.Node) -> bool:
     index = node.args[1] if node.target is operator.getitem else ()
     parts = index if isinstance(index, tuple) else (index,)
     return bool(parts) and all(part is None or part is Ellipsis or part == slice(None) for part in parts)
-
-
-def place_of(node: fx.Node) -> str:
-    """The plain name of a function or method."""
-    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
 
 
 def _aligned(origin: Int[Tensor, "..."], ndim: int) -> Int[Tensor, "..."]:

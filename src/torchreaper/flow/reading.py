@@ -16,13 +16,7 @@ NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
 
 
 class Reading(Walking):
-    """Reads channels, starts channels, and notes which entries of which tensor belong to them.
-
-    Attributes:
-        count: whether output positions add up here, or only what is not there yet is noted.
-    """
-
-    count = True
+    """Reads channels, starts channels, and notes which entries of which tensor belong to them."""
 
     def convolution(self, node: fx.Node, module: Any, value: Tensor, entering: list[Channels]) -> Channels | None:
         """Reads its input and starts channels of its own; a depthwise one hands its input's channels on."""
@@ -31,7 +25,7 @@ class Reading(Walking):
         if not isinstance(module, CONVOLUTIONS) or name not in self.ledger.flow.start:
             return self.barrier(node, entering)
         spatial = len(module.kernel_size)
-        self.ledger.count_output(name, value, -1 - spatial, self.count)
+        self._count_output(name, value, -1 - spatial)
         plain = owns_weight(module) and (node.op != "call_module" or is_known_module(module))
         if plain and is_depthwise(module) and name not in self.ledger.decided.apart:
             if entering:
@@ -58,7 +52,11 @@ class Reading(Walking):
         )
         if found is None:  # a function whose output no mask can follow
             self.ledger.flow.shared.add(name)
-        return found if found and found.dims else None  # a layer's only filter is never left out
+        if found is None or not found.dims:  # a layer's only filter is never left out
+            return None
+        if role == "filter":
+            self.starts[node] = name
+        return found
 
     def _depthwise(
         self, node: fx.Node, name: str, module: Any, value: Tensor, entering: list[Channels]
@@ -84,7 +82,7 @@ class Reading(Walking):
         if module is None or not owns_weight(module):
             return self.barrier(node, entering)
         self._read(node, name, module, entering, width=module._parameters["weight"].shape[1], dim=-1)
-        self.ledger.count_output(name, value, -1, self.count)
+        self._count_output(name, value, -1)
         origin = self.ledger.decided.gates.get(name)
         if origin is None or node.op != "call_module":
             return None
@@ -97,7 +95,7 @@ class Reading(Walking):
         module = module if module is not None or not name else self.model.get_submodule(name)
         if module is None or computes_tensors(module):
             return self.barrier(node, entering)
-        self.ledger.count_output(name, value, dim, self.count)
+        self._count_output(name, value, dim)
         origin = self._line(name, entering, value.shape[1], dim)
         if origin is None:
             return self.barrier(node, entering)
@@ -130,6 +128,10 @@ class Reading(Walking):
         origin = line[0] if line is not None and line[1] == dim and len(line[0]) == width else None
         self.ledger.use(name, Channels(nobody(width) if origin is None else origin))
         return None if self.ledger.is_opaque(name) else origin
+
+    def _count_output(self, name: str, value: Tensor, dim: int) -> None:
+        """Positions are those of training; evaluation adds what training does not have."""
+        self.ledger.count_output(name, value, dim, add=self.mode == "train")
 
     def _share(
         self, name: str, module: nn.Module, tensors: tuple[str, ...], origin: Origin, role: Role, dim: int = 0

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from torchreaper.flow.channels import Flow
@@ -16,125 +18,147 @@ from torchreaper.flow.following import Channels, laid, nobody
 from torchreaper.flow.ledger import Decisions, Ledger
 from torchreaper.flow.operations import CONVOLUTIONS, NORMS, is_known_module
 from torchreaper.flow.reading import NORM_TENSORS, owns_weight
-from torchreaper.flow.tracing import first_line, training_mode
+from torchreaper.flow.tracing import first_line, held_buffers, training_mode, with_buffers
+from torchreaper.flow.walk import Box
 from torchreaper.flow.walking import DoesNotRunError
-
-Box = Callable[[str, tuple[Any, ...], dict[str, Any]], Any]
 
 
 def run_box(model: nn.Module, ledger: Ledger, count: bool) -> Box:
     """What the walk calls for a module that is opaque to it: runs it, and notes the convolutions in it.
 
-    On fake tensors where that works, else on ones of the same shapes.
+    On fake tensors where that works, else on ones of the same shapes, with the buffers that the model holds here and
+    now; during the walk it holds fake ones.
     """
+    buffers = held_buffers(model)
 
     def run(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         box = model.get_submodule(name)
-        with _Recording(box, f"{name}.", ledger, f"inside {name}, which cannot be traced", count):
-            try:
-                return box.forward(*args, **kwargs)
-            except Exception:
-                fake = _mode_of(args, kwargs)
-                real = tree_map(lambda x: _ones_like(x) if isinstance(x, Tensor) else x, (args, kwargs))
-        with torch.utils._python_dispatch._disable_current_modes():
-            with _Recording(box, f"{name}.", ledger, f"inside {name}, which cannot be traced", count):
-                result = box.forward(*real[0], **real[1])
+
+        def recorded(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            with _Recording(box, f"{name}.") as recording:
+                result = box.forward(*args, **kwargs)
+            recording.write(ledger, f"inside {name}, which cannot be traced", count)
+            return result
+
+        try:
+            return recorded(args, kwargs)
+        except Exception:
+            fake = _mode_of(args, kwargs)
+            real = tree_map(lambda x: _ones_like(x) if isinstance(x, Tensor) else x, (args, kwargs))
+        with torch.utils._python_dispatch._disable_current_modes(), with_buffers(buffers):
+            result = recorded(*real)
         return tree_map(lambda x: fake.from_tensor(x) if isinstance(x, Tensor) else x, result)
 
     return run
 
 
-def record(model: nn.Module, arguments: Mapping[str, Any], start: dict[str, int], why: str) -> Flow:
+def record(model: nn.Module, arguments: Mapping[str, Any], start: dict[str, int], total: int, why: str) -> Flow:
     """The flow of a model that cannot be traced at all: every convolution is masked at its own norm."""
-    ledger = Ledger(Flow(start, untraced={"": why}), Decisions())
+    ledger = Ledger(Flow(start, total, untraced={"": why}), Decisions())
     for training in (True, False):
         with training_mode(model, training), torch.no_grad():
-            with _Recording(model, "", ledger, "the model cannot be traced", training) as recording:
+            with _Recording(model, "") as recording:
                 try:
                     outputs = model.forward(**arguments)
                 except Exception as error:
                     raise DoesNotRunError(first_line(error)) from error
-        recording.find_outputs(outputs)
+        recording.write(ledger, "the model cannot be traced", training)
+        ledger.flow.outputs |= recording.outputs(outputs)
     for name in [name for name in start if name not in ledger.flow.positions]:
         del start[name]
     return ledger.flow
 
 
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """One call of a convolution, norm or Linear layer, with how often its tensors had been written to by then."""
+
+    name: str
+    module: Any
+    input: Tensor
+    output: Tensor
+    versions: tuple[int, int]
+
+
 class _Recording:
     """Watches the modules of a box while it runs; their own hooks are off."""
 
-    def __init__(self, box: nn.Module, prefix: str, ledger: Ledger, why: str, count: bool) -> None:
-        self._prefix, self._ledger, self._why, self._count = prefix, ledger, why, count
+    def __init__(self, box: nn.Module, prefix: str) -> None:
         self._modules = {f"{prefix}{name}": m for name, m in box.named_modules() if name}
-        self._made: list[tuple[Tensor, str, int]] = []
-        self._readers: list[str] = []
+        self._calls: list[_Call] = []
         self._stack = ExitStack()
 
     def __enter__(self) -> _Recording:
         for name, module in self._modules.items():
             self._stack.enter_context(_without_hooks(module))
             if isinstance(module, (*CONVOLUTIONS, *NORMS, nn.Linear)):
-                module._forward_hooks[-1] = _named(self._saw, name)
+                module._forward_hooks[-1] = self._watcher(name)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def _saw(self, name: str, module: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ledger = self._ledger
-        if isinstance(module, NORMS):
-            # The very output of a convolution, and nothing added to it in place since.
-            made = (name for tensor, name, v in reversed(self._made) if tensor is inputs[0] and tensor._version == v)
-            maker = next(made, "")
-            ledger.count_output(name, output, 1 - output.ndim, self._count)
-            self._norm(name, module, maker, output)
-            return
-        if isinstance(module, nn.Linear):
-            self._readers.append(name)
-            ledger.count_output(name, output, -1, self._count)
-            return
-        dim = -1 - len(module.kernel_size)
-        self._readers.append(name)
-        self._made.append((output, name, output._version))
-        ledger.count_output(name, output, dim, self._count)
-        channels = self._ids(name, dim, output.ndim)
-        ledger.wide(self._why, ledger.site(name, channels))
-        if owns_weight(module) and is_known_module(module):
-            rows = 1 if module.transposed else 0
-            ledger.share(name, module, "weight", rows, channels.origin.flatten(), "filter")
-            ledger.share(name, module, "bias", 0, channels.origin.flatten(), "filter")
+    def _watcher(self, name: str) -> Callable[..., None]:
+        def saw(module: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            self._calls.append(_Call(name, module, inputs[0], output, (inputs[0]._version, output._version)))
 
-    def _norm(self, name: str, module: nn.Module, maker: str, output: Tensor) -> None:
-        """A norm belongs to the filters whose output it takes, if it takes nothing else."""
-        dim = 1 - output.ndim
-        first = self._ledger.flow.start.get(maker)
-        channels = Channels(nobody(1)) if first is None else self._ids(maker, dim, output.ndim)
-        self._ledger.use(name, channels)
-        line = channels.line
-        if line is None or self._ledger.is_opaque(name):
-            self._ledger.flow.sites.pop(name, None)
-            self._ledger.flow.shares.pop(name, None)
-            return
-        self._ledger.site(name, channels)
-        for tensor in NORM_TENSORS:
-            self._ledger.share(name, module, tensor, 0, line[0], "norm")
+        return saw
 
-    def _ids(self, name: str, dim: int, ndim: int) -> Channels:
-        first = self._ledger.flow.start[name]
-        count = self._modules[name].out_channels
-        return Channels(laid(torch.arange(first, first + count, device="cpu"), dim, ndim))
+    def write(self, ledger: Ledger, why: str, count: bool) -> None:
+        """What the run has shown: convolutions, each masked at its own output, and the norms that are theirs."""
+        for k, call in enumerate(self._calls):
+            if isinstance(call.module, NORMS):
+                ledger.count_output(call.name, call.output, 1 - call.output.ndim, count)
+                _write_norm(ledger, call, self._maker(k))
+            elif isinstance(call.module, nn.Linear):
+                ledger.count_output(call.name, call.output, -1, count)
+            else:
+                _write_convolution(ledger, call, why, count)
 
-    def find_outputs(self, outputs: Any) -> None:
-        """A convolution that no other layer follows makes the model's output."""
-        if self._readers and isinstance(self._modules[self._readers[-1]], CONVOLUTIONS):
-            self._ledger.flow.outputs.add(self._readers[-1])
-        for tensor, name, _ in self._made:
-            if any(isinstance(out, Tensor) and out is tensor for out in tree_leaves(outputs)):
-                self._ledger.flow.outputs.add(name)
+    def _maker(self, k: int) -> _Call | None:
+        """The convolution whose very output the ``k``-th call takes, nothing added to it in place since."""
+        taken, version = self._calls[k].input, self._calls[k].versions[0]
+        for call in reversed(self._calls[:k]):
+            if isinstance(call.module, CONVOLUTIONS) and call.output is taken and call.versions[1] == version:
+                return call
+        return None
+
+    def outputs(self, returned: Any) -> set[str]:
+        """Convolutions that make the model's output: it is theirs, or no other layer follows them."""
+        readers = [call for call in self._calls if not isinstance(call.module, NORMS)]
+        returned = [leaf for leaf in tree_leaves(returned) if isinstance(leaf, Tensor)]
+        made = [call for call in readers if any(call.output is tensor for tensor in returned)]
+        return {call.name for call in [*made, *readers[-1:]] if isinstance(call.module, CONVOLUTIONS)}
 
 
-def _named(saw: Callable[..., None], name: str) -> Callable[..., None]:
-    return lambda module, inputs, output: saw(name, module, inputs, output)
+def _write_convolution(ledger: Ledger, call: _Call, why: str, count: bool) -> None:
+    module, channels = call.module, _own_channels(ledger, call)
+    ledger.count_output(call.name, call.output, -1 - len(module.kernel_size), count)
+    ledger.wide(why, ledger.site(call.name, channels))
+    if owns_weight(module) and is_known_module(module):
+        origin = channels.origin.flatten()
+        ledger.share(call.name, module, "weight", 1 if module.transposed else 0, origin, "filter")
+        ledger.share(call.name, module, "bias", 0, origin, "filter")
+
+
+def _write_norm(ledger: Ledger, call: _Call, maker: _Call | None) -> None:
+    """A norm belongs to the filters whose output it takes, if it takes nothing else."""
+    channels = Channels(nobody(1)) if maker is None else _own_channels(ledger, maker)
+    ledger.use(call.name, channels)
+    line = channels.line
+    if line is None or ("module", call.name) in ledger.decisions.opaque:
+        ledger.flow.sites.pop(call.name, None)
+        ledger.flow.shares.pop(call.name, None)
+        return
+    ledger.site(call.name, channels)
+    for tensor in NORM_TENSORS:
+        ledger.share(call.name, call.module, tensor, 0, line[0], "norm")
+
+
+def _own_channels(ledger: Ledger, call: _Call) -> Channels:
+    first, spatial = ledger.flow.start[call.name], len(call.module.kernel_size)
+    ids = torch.arange(first, first + call.module.out_channels, device="cpu")
+    return Channels(laid(ids, -1 - spatial, call.output.ndim))
 
 
 @contextmanager
@@ -150,8 +174,6 @@ def _without_hooks(module: nn.Module) -> Iterator[None]:
 
 
 def _mode_of(*values: Any) -> Any:
-    from torch._subclasses.fake_tensor import FakeTensor
-
     return next(leaf.fake_mode for leaf in tree_leaves(values) if isinstance(leaf, FakeTensor))
 
 

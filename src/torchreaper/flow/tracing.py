@@ -6,7 +6,7 @@ import operator
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any, Union
@@ -290,17 +290,36 @@ def training_mode(model: nn.Module, training: bool) -> Iterator[None]:
             module.training = flag
 
 
-@contextmanager
-def fake_buffers(model: nn.Module, fake: FakeTensorMode) -> Iterator[None]:
+Buffers = Mapping[nn.Module, Mapping[str, Union[Tensor, None]]]
+"""The buffers of every module of a model."""
+
+
+def held_buffers(model: nn.Module) -> Buffers:
+    """The buffers that the modules hold now."""
+    return {module: dict(module._buffers) for module in model.modules()}
+
+
+def fake_buffers(model: nn.Module, fake: FakeTensorMode) -> AbstractContextManager[None]:
     """Counters such as ``num_batches_tracked`` are constants to a fake mode: it would really count them up."""
-    before = [(module._buffers, dict(module._buffers)) for module in model.modules()]
-    for buffers, real in before:
-        buffers.update({name: None if b is None else fake.from_tensor(b) for name, b in real.items()})
+    return with_buffers(
+        {
+            module: {name: None if buffer is None else fake.from_tensor(buffer) for name, buffer in own.items()}
+            for module, own in held_buffers(model).items()
+        }
+    )
+
+
+@contextmanager
+def with_buffers(buffers: Buffers) -> Iterator[None]:
+    """Let the modules hold these in the block."""
+    before = [(module._buffers, dict(module._buffers)) for module in buffers]
+    for module, own in buffers.items():
+        module._buffers.update(own)
     try:
         yield
     finally:
-        for buffers, real in before:
-            buffers.update(real)
+        for holder, own in before:
+            holder.update(own)
 
 
 def holds_tensor(value: Any) -> bool:

@@ -31,7 +31,6 @@ class Walk(Reading, Moving):
         mode: "train" or "eval".
         boxes: modules of the graph that are one opaque call.
         box: runs one of them.
-        count: whether output positions add up here, or only what is not there yet is noted.
     """
 
     def __init__(
@@ -43,10 +42,9 @@ class Walk(Reading, Moving):
         *,
         boxes: set[str],
         box: Box,
-        count: bool,
     ) -> None:
         super().__init__(model, graph, ledger, mode)
-        self.count, self._boxes, self._box = count, boxes, box
+        self._boxes, self._box = boxes, box
         self.leads: dict[fx.Node, set[str]] = {}
         self._order = {node: k for k, node in enumerate(graph.graph.nodes)}
         self._rules: dict[Kind, Callable[[fx.Node, Any, Any, list[Channels]], Found]] = {

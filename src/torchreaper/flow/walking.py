@@ -33,6 +33,7 @@ class Walking(fx.Interpreter):
         channels: of every value that holds any.
         values: fake tensors, for their shapes.
         passed: nodes that work at any width of the channels that pass them.
+        starts: nodes at which a convolution starts channels of its own, and its name.
         understood: (parameter node, user) pairs whose use of the parameter is accounted for.
     """
 
@@ -44,6 +45,7 @@ class Walking(fx.Interpreter):
         self.channels: dict[fx.Node, Found] = {}
         self.values: dict[fx.Node, Tensor] = {}
         self.passed: set[fx.Node] = set()
+        self.starts: dict[fx.Node, str] = {}
         self.understood: set[tuple[fx.Node, fx.Node]] = set()
         self._sizes: dict[fx.Node, tuple[Channels, int | None]] = {}
 

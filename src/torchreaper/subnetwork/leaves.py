@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from torchreaper.errors import ReaperError
 from torchreaper.filters import tensor_of
+from torchreaper.flow.operations import INSTANCE_NORMS
 from torchreaper.flow.tracing import OwnHook
 from torchreaper.state import resize
 from torchreaper.subnetwork.parts import Part, Stored
 from torchreaper.subnetwork.plan import Output, Plan
 
-INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 IN_A_PHASE = (
     "the model is in a sub-network phase, its dropped filters are not in place; call scheme.restore() "
     "(or leave bank.without) before loading a checkpoint"

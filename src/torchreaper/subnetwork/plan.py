@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from torchreaper.filters import FilterLayer, Filters
+from torchreaper.filters import FilterLayer, Filters, dropped_ids
 from torchreaper.flow.channels import Flow, Origin, Site
 from torchreaper.subnetwork.parts import Axis, Part
 
@@ -73,8 +73,7 @@ def make_plan(
         compact: remove what can be removed.
         exact_dropout: let Dropout modules on narrow paths draw their random numbers at full width.
     """
-    start = {layer.name: layer.start for layer in layers}
-    gone = _marked([start[name] + i for name, indices in dropped.items() for i in indices], _count(layers))
+    gone = flow.marked(dropped_ids(layers, dropped))
     removal = _removal(flow, layers, gone) if compact else _Removal(gone.new_zeros(len(gone)), {}, {}, {})
     features = {name: _left(site.origin, removal.at(name)) for name, site in flow.sites.items()}
     groups = {name: _left(origin, removal.at(name)) for name, origin in flow.grouped.items()}
@@ -112,13 +111,9 @@ class _Removal:
 
 def _removal(flow: Flow, layers: Sequence[FilterLayer], gone: Ids) -> _Removal:
     """All that routes allow, less what would leave a dimension with one entry: a stale reader would broadcast it."""
-    count = _count(layers)
-    mine = {layer.name: _marked(range(layer.start, layer.start + layer.filters), count) & gone for layer in layers}
-    routes = {
-        layer.name: layer.route
-        for layer in layers
-        if mine[layer.name].any() and (layer.groups == 1 or layer.name in flow.grouped)
-    }
+    everything = {layer.name: torch.arange(layer.start, layer.start + layer.filters, device="cpu") for layer in layers}
+    mine = {name: flow.marked(ids) & gone for name, ids in everything.items()}
+    routes = {layer.name: layer.route for layer in layers if mine[layer.name].any()}
     while True:
         narrow = {name: mine[name] for name, route in routes.items() if route == "narrow"}
         heads = {name: flow.heads.get(name, (name,)) for name, route in routes.items() if route == "scatter"}
@@ -206,16 +201,6 @@ def _widening(site: Site, removed: Ids) -> Output:
 
 def _left(origin: Origin, removed: Ids) -> int:
     return int((~removed[origin]).sum())
-
-
-def _count(layers: Sequence[FilterLayer]) -> int:
-    return max((layer.start + layer.filters for layer in layers), default=0)
-
-
-def _marked(ids: Iterable[int], count: int) -> Ids:
-    marked = torch.zeros(count + 1, dtype=torch.bool, device="cpu")
-    marked[torch.tensor(list(ids), dtype=torch.int64, device="cpu")] = True
-    return marked
 
 
 def _any(masks: Iterable[Bool[Tensor, " n"]], like: Int[Tensor, " n"] | Bool[Tensor, " n"]) -> Bool[Tensor, " n"]:
