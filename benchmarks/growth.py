@@ -140,7 +140,7 @@ class Subject:
 
 
 def measure(series: Series, args: argparse.Namespace, results: report.Report) -> None:
-    sizes = series.quick if args.quick else [s for s in series.sizes if s <= args.largest]
+    sizes = series.quick if args.quick else [s for s in series.sizes if s <= (args.largest or s)]
     torch.manual_seed(0)
     subjects = [Subject(series, size, args.device, args.subnetwork) for size in sizes]
     progress = Progress(series.key, args.repeats)
@@ -182,11 +182,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = report.parser(__doc__ or "", repeats=7, nets=())
     keys = tuple(series.key for series in SERIES)
     parser.add_argument("--only", metavar="SERIES", action="append", choices=keys, help=f"one of {', '.join(keys)}")
-    parser.add_argument("--largest", type=int, default=POWERS[-1], help="leave larger sizes out")
+    parser.add_argument("--largest", type=report.positive, help="leave larger sizes out: at least two must be left")
     parser.add_argument("--subnetwork", choices=("auto", "compact", "masked"), default="auto", help="of RePr")
     args = report.parse(parser, argv)
-    results = report.Report("growth", args, {"transitions": COLUMNS, "exponents": EXPONENTS}, NOTES)
     wanted = [series for series in SERIES if series.key in (args.only or keys)]
+    for series in wanted:
+        if args.largest and sum(size <= args.largest for size in series.sizes) < 2:
+            parser.error(f"argument --largest: {args.largest}: of {series.key}, at least {sorted(series.sizes)[1]}")
+    results = report.Report("growth", args, {"transitions": COLUMNS, "exponents": EXPONENTS}, NOTES)
     return results.each(wanted, lambda series: measure(series, args, results))
 
 

@@ -26,15 +26,15 @@ def parser(doc: str, *, repeats: int, nets: Sequence[str] = KEYS) -> argparse.Ar
     """The arguments that all benchmarks take."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    made.add_argument("--threads", type=_positive, help="of torch on the CPU; default: torch's own choice")
-    made.add_argument("--repeats", type=_positive, help=f"samples of everything; default {repeats}, with --quick 3")
+    made.add_argument("--threads", type=positive, help="of torch on the CPU; default: torch's own choice")
+    made.add_argument("--repeats", type=positive, help=f"samples of everything; default {repeats}, with --quick 3")
     made.add_argument("--quick", action="store_true", help="small batches and few samples: does it run at all?")
     made.add_argument("--out", type=Path, help="folder for the table and its JSON; default benchmarks/results")
     made.set_defaults(default_repeats=repeats, nets=tuple(nets))
     if nets:
         known = ", ".join(nets)
         made.add_argument("--only", metavar="NET", action="append", choices=nets, help=f"repeatable; one of {known}")
-        made.add_argument("--batch", type=_positive, help="images in a batch, for every network")
+        made.add_argument("--batch", type=positive, help="images in a batch, for every network")
         made.add_argument("--channels-last", action="store_true", help="memory format")
         made.add_argument("--amp", action="store_true", help="bfloat16 autocast")
     return made
@@ -45,6 +45,11 @@ def parse(made: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse
     args = made.parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
         made.error("argument --device: torch finds no CUDA device here")
+    if args.out is not None:
+        try:
+            args.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            made.error(f"argument --out: {args.out}: {error.strerror}")
     args.device = torch.device(args.device)
     args.repeats = args.repeats or (3 if args.quick else args.default_repeats)
     if args.quick and args.nets:
@@ -116,7 +121,7 @@ class Report:
 
     def _folder(self) -> Path | None:
         """Trials and parts do not replace what is kept, unless a folder is named."""
-        part = self.args.quick or getattr(self.args, "only", None)
+        part = self.args.quick or getattr(self.args, "only", None) or getattr(self.args, "largest", None)
         return self.args.out or (None if part else RESULTS)
 
     def _where(self) -> str:
@@ -164,7 +169,8 @@ def _amp(args: argparse.Namespace) -> bool:
     return getattr(args, "amp", False)
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """An argument that is a whole number of at least 1."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value}: must be at least 1")

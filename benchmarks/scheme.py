@@ -146,7 +146,9 @@ def measure(net: Net, args: argparse.Namespace, results: report.Report) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = report.parser(__doc__ or "", repeats=7, nets=("vgg16", "c8-128"))
-    parser.add_argument("--steps", type=int, help="steps an epoch; default 4 on the CPU, 50 on CUDA, 1 with --quick")
+    parser.add_argument(
+        "--steps", type=report.positive, help="steps an epoch; default 4 on the CPU, 50 on CUDA, 1 with --quick"
+    )
     parser.add_argument("--subnetwork", choices=("auto", "compact", "masked"), default="auto", help="of RePr")
     args = report.parse(parser, argv)
     args.steps = args.steps or (1 if args.quick else 50 if args.device.type == "cuda" else 4)

@@ -56,7 +56,10 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--again", action="store_true", help="everything again")
     parser.add_argument("--page", action="store_true", help="only write the page from the rows that are there")
     parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.jobs < 1:
+        parser.error(f"argument --jobs: {arguments.jobs}: must be at least 1")
+    return arguments
 
 
 def wanted(arguments: argparse.Namespace, rows: Mapping[str, Any]) -> list[str]:

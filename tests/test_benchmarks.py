@@ -79,6 +79,24 @@ def test_help_has_examples(load, capsys, program):
     assert all(option in text for option in ("--device", "--quick", "--repeats", "--only", "--threads", "--out"))
 
 
+@pytest.mark.parametrize(
+    ("program", "arguments", "message"),
+    [
+        ("scheme", ["--steps", "0"], "--steps: 0: must be at least 1"),
+        ("growth", ["--largest", "1"], "--largest: 1: of "),
+        ("overhead", ["--out", "{file}/inside"], "--out: {file}/inside: Not a directory"),
+        ("overhead", ["--repeats", "-3"], "--repeats: -3: must be at least 1"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_runs(load, capsys, tmp_path, program, arguments, message):
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(SystemExit) as stop:
+        load(program).main([argument.format(file=file) for argument in arguments])
+    assert stop.value.code == 2
+    assert message.format(file=file) in capsys.readouterr().err
+
+
 def test_a_failing_network_does_not_end_the_others(load, capsys, monkeypatch):
     transition = load("transition")
     measure = transition.measure

@@ -318,6 +318,8 @@ def test_wrong_followers_are_named():
     ]:
         with pytest.raises(tr.ReaperError, match=message):
             bank.attach(optimizer, followers=[follower])
+    with pytest.raises(tr.ReaperError, match="followers=Residual: must be a list of copies of the model"):
+        bank.attach(optimizer, followers=copy.deepcopy(model))
     bank.attach(optimizer)
     bank.drop(GONE)
     late = copy.deepcopy(model)
@@ -379,6 +381,17 @@ def test_exact_dropout_is_an_option_of_the_scheme():
     assert any(dropout.kept is not None for dropout in dropouts) == ("3" in scheme.dropped)
     scheme.restore()
     assert all(dropout.kept is None for dropout in dropouts)
+
+
+def test_exact_dropout_that_can_do_nothing_is_told():
+    with_dropout, optimizer = build("dropout")
+    with pytest.raises(tr.ReaperError, match="exact_dropout=1: must be True or False"):
+        tr.RePr(with_dropout, optimizer, inputs()[0], exact_dropout=1)
+    with pytest.warns(tr.NoEffectWarning, match="exact_dropout=True: has no effect .masked draws at full width"):
+        tr.RePr(with_dropout, optimizer, inputs()[0], exact_dropout=True, subnetwork="masked").remove()
+    model, optimizer = build("plain")
+    with pytest.warns(tr.NoEffectWarning, match="exact_dropout=True: has no effect .no filter passes an nn.Dropout"):
+        tr.RePr(model, optimizer, inputs()[0], exact_dropout=True)
 
 
 @pytest.mark.parametrize("last", [False, True])

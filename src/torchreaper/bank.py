@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -158,7 +159,7 @@ class FilterBank:
         ]
         return "\n".join([listed, *notes])
 
-    def attach(self, optimizer: Optimizers = None, followers: Sequence[nn.Module] = ()) -> None:
+    def attach(self, optimizer: Optimizers = None, followers: Any = ()) -> None:
         """Install the hooks now, and name the optimizers whose state belongs to the filters.
 
         Dropping does it by itself; do it before ``torch.compile``, whose compiled calls ignore later hooks.

@@ -83,8 +83,8 @@ class RePr:
         criterion: str | criteria.Criterion = "orthogonality",
         reinit: str | Reinit = "orthogonal",
         subnetwork: str = "auto",
-        exact_dropout: bool = False,
-        followers: Sequence[nn.Module] = (),
+        exact_dropout: Any = False,
+        followers: Any = (),
         skip: Skip = "first",
         include: Sequence[str] = (),
         scope: Skip = None,
@@ -94,6 +94,8 @@ class RePr:
     ) -> None:
         _check_counts(full=full, sub=sub, cycles=cycles, min_filters=min_filters, seed=seed)
         check_mode(subnetwork)
+        if not isinstance(exact_dropout, bool):
+            raise ReaperError(f"exact_dropout={exact_dropout!r}: must be True or False")
         self.full, self.sub, self.cycles, self.fraction = full, sub, cycles, fraction
         self.subnetwork, self.exact_dropout = subnetwork, exact_dropout
         self.min_filters, self.max_per_layer = min_filters, max_per_layer
@@ -105,6 +107,9 @@ class RePr:
         self.bank.check_settings(fraction, min_filters, max_per_layer)
         resolve(subnetwork, model, self.bank.ranked, optimizers)
         _warn_without_effect(self.bank, self.reinit, optimizers)
+        if exact_dropout and (subnetwork == "masked" or not self.bank.flow.dropouts):
+            why = "masked draws at full width anyway" if self.bank.flow.dropouts else "no filter passes an nn.Dropout"
+            warnings.warn(f"exact_dropout=True: has no effect ({why}); leave it out", NoEffectWarning, stacklevel=2)
         self.bank.attach(optimizers, followers)
         self._wrappers = Wrappers()
         self._watch = model.register_forward_pre_hook(self._wrappers.watch) if subnetwork == "compact" else None

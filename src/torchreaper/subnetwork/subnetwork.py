@@ -121,9 +121,7 @@ class Subnetwork:
         ReaperError: the model is managed already, or a follower is no copy of it.
     """
 
-    def __init__(
-        self, model: nn.Module, flow: Flow, optimizers: Sequence[Optimizer] = (), followers: Sequence[nn.Module] = ()
-    ) -> None:
+    def __init__(self, model: nn.Module, flow: Flow, optimizers: Sequence[Optimizer] = (), followers: Any = ()) -> None:
         names = sorted(flow.sites.keys() | flow.shares.keys())
         if any(has_leaf(model.get_submodule(name)) for name in names):
             raise ReaperError(
@@ -184,7 +182,9 @@ class Subnetwork:
             moments.remove()
 
 
-def _check_followers(model: nn.Module, followers: Sequence[nn.Module]) -> None:
+def _check_followers(model: nn.Module, followers: Any) -> None:
+    if not isinstance(followers, (list, tuple)):
+        raise ReaperError(f"followers={type(followers).__name__}: must be a list of copies of the model: [ema.module]")
     shapes = {name: tensor.shape for name, tensor in model.state_dict(keep_vars=True).items()}
     for number, follower in enumerate(followers):
         where = f"followers[{number}]={type(follower).__name__}"
