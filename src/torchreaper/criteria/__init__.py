@@ -4,6 +4,7 @@ from torchreaper.criteria.base import Bank as Bank
 from torchreaper.criteria.base import Criterion as Criterion
 from torchreaper.criteria.base import make as make
 from torchreaper.criteria.base import names as names
+from torchreaper.criteria.base import needs_data as needs_data
 from torchreaper.criteria.base import register as register
 from torchreaper.criteria.magnitude import Magnitude as Magnitude
 from torchreaper.criteria.orthogonality import Orthogonality as Orthogonality

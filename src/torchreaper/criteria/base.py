@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from torchreaper.errors import ReaperError
 from torchreaper.filters import FilterLayer
+from torchreaper.flow.channels import Flow
 
 
 @runtime_checkable
@@ -24,6 +28,12 @@ class Bank(Protocol):
     def ranked(self) -> Sequence[FilterLayer]: ...  # noqa: D102
     @property
     def generator(self) -> torch.Generator: ...  # noqa: D102
+    @property
+    def flow(self) -> Flow: ...  # noqa: D102
+
+    def without(self, filters: Mapping[str, Sequence[int]], mode: str = ...) -> AbstractContextManager[Any]:
+        """The model without ``filters`` inside the block."""
+        ...
 
 
 @runtime_checkable
@@ -35,18 +45,29 @@ class Criterion(Protocol):
         ...
 
 
-_REGISTRY: dict[str, Callable[[], Criterion]] = {}
+@dataclass(frozen=True)
+class _Entry:
+    factory: Callable[..., Criterion]
+    data: bool
 
 
-def register(name: str, factory: Callable[[], Criterion]) -> None:
+_REGISTRY: dict[str, _Entry] = {}
+
+
+def register(name: str, factory: Callable[..., Criterion], *, data: bool = False) -> None:
     """Make a criterion known by name, in ``RePr(criterion=...)``, in recipes and on the command line.
+
+    Args:
+        name: what it is called.
+        factory: makes it; called without arguments, or, with ``data``, as ``factory(batches, loss_fn)``.
+        data: whether it reads images.
 
     Raises:
         ReaperError: the name is taken.
     """
     if name in _REGISTRY:
         raise ReaperError(f"criterion={name!r}: is registered already; choose another name")
-    _REGISTRY[name] = factory
+    _REGISTRY[name] = _Entry(factory, data)
 
 
 def names() -> tuple[str, ...]:
@@ -54,18 +75,37 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(_REGISTRY))
 
 
-def make(criterion: Any) -> Criterion:
+def needs_data(name: str) -> bool:
+    """Whether the criterion of that name reads images; of an unknown name, ``False``."""
+    return name in _REGISTRY and _REGISTRY[name].data
+
+
+def make(criterion: Any, batches: Any = None, loss_fn: Callable[[Any, Any], Tensor] = cross_entropy) -> Criterion:
     """The criterion of that name, or the object itself when it has ``scores``.
 
+    Args:
+        criterion: a registered name, or an object.
+        batches: what a criterion that reads images reads: something that can be iterated over again and again and
+            gives ``(inputs, targets)``, such as a list or a ``DataLoader``. Others, and objects, do not look at it.
+        loss_fn: ``loss_fn(outputs, targets)``, averaged over the batch.
+
     Raises:
-        ReaperError: an unknown name, or an object without ``scores``.
+        ReaperError: an unknown name, an object without ``scores``, or no batches where some are needed.
     """
     if isinstance(criterion, str):
         if criterion not in _REGISTRY:
             raise ReaperError(
                 f"criterion={criterion!r}: must be one of {', '.join(names())}, or an object with scores(bank)"
             )
-        return _REGISTRY[criterion]()
+        entry = _REGISTRY[criterion]
+        if not entry.data:
+            return entry.factory()
+        if batches is None:
+            raise ReaperError(
+                f"criterion={criterion!r}: reads images; pass "
+                f"criterion=tr.criteria.make({criterion!r}, batches, loss_fn), batches such as a DataLoader"
+            )
+        return entry.factory(batches, loss_fn)
     if not isinstance(criterion, Criterion) or isinstance(criterion, type):
         raise ReaperError(
             f"criterion={criterion!r}: must be an object with scores(bank), or one of {', '.join(names())}"
