@@ -3,10 +3,11 @@
 import sys
 from pathlib import Path
 
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
-settings.register_profile("shared machine", deadline=None)
+# How long drawing examples takes says nothing on a machine that others use too.
+settings.register_profile("shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared machine")
 
 # Processes that tests start find `tests` too; they take over sys.path.

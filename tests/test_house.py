@@ -13,6 +13,10 @@ METHOD = [
     *("filters", "state", "ranks", "flow", "text", "errors"),
 ]
 INSIDE = {
+    "criteria": [
+        *("__init__", "oracle", "hessian", "gradient", "correlation", "activation", "weights", "maps", "data"),
+        *("scaling", "scale", "median", "orthogonality", "magnitude", "random", "base", "ranking"),
+    ],
     "subnetwork": ["__init__", "subnetwork", "modes", "moments", "leaves", "plan", "parts"],
     "flow": [
         *("__init__", "find", "rows", "recording", "heads", "walk", "moving", "reading", "walking", "ledger"),

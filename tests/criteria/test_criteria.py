@@ -4,7 +4,12 @@ import pytest
 import torch
 
 import torchreaper as tr
-from tests.nets import Residual, inputs
+from tests.nets import Residual, build, inputs, train_step
+
+DATA = [inputs(1), inputs(2)]
+DATA_DRIVEN = {
+    *("mean-activation", "apoz", "activation-correlation", "gradient", "taylor", "hessian", "oracle", "oracle-loss"),
+}
 
 
 @pytest.fixture
@@ -14,13 +19,16 @@ def bank():
 
 def test_registered_names():
     assert set(tr.criteria.names()) >= {
-        *("orthogonality", "orthogonality-released", "orthogonality-corrected", "magnitude", "magnitude-l1", "random")
+        *("orthogonality", "orthogonality-released", "orthogonality-corrected", "magnitude", "magnitude-l1", "random"),
+        *("geometric-median", "batchnorm-scale", *DATA_DRIVEN),
     }
+    assert {name for name in tr.criteria.names() if tr.criteria.needs_data(name)} == DATA_DRIVEN
+    assert not tr.criteria.needs_data("no such")
 
 
 @pytest.mark.parametrize("name", tr.criteria.names())
 def test_every_criterion_scores_every_ranked_filter(bank, name):
-    scores = tr.criteria.make(name).scores(bank)
+    scores = tr.criteria.make(name, DATA).scores(bank)
     assert list(scores) == [layer.name for layer in bank.ranked]
     for layer in bank.ranked:
         assert scores[layer.name].shape == (layer.filters,)
@@ -53,6 +61,38 @@ def test_a_users_criterion_is_three_lines(bank):
     optimizer = torch.optim.SGD(bank.model.parameters(), lr=0.1)
     scheme = tr.RePr(bank.model, optimizer, inputs()[0], full=1, sub=1, criterion=LargestBias(), max_per_layer=0.5)
     assert scheme.step().kind == "drop"
+
+
+@pytest.mark.parametrize("name", sorted(DATA_DRIVEN))
+def test_a_criterion_that_reads_images_says_so(bank, name):
+    with pytest.raises(
+        tr.ReaperError, match=rf"criterion='{name}': reads images; pass .*make\('{name}', batches, loss_fn\)"
+    ):
+        tr.RePr(bank.model, torch.optim.SGD(bank.model.parameters(), lr=0.1), inputs()[0], criterion=name)
+
+
+@pytest.mark.parametrize("name", sorted(DATA_DRIVEN))
+def test_a_scheme_ranks_by_images(name):
+    model, optimizer = build("residual")
+    criterion = tr.criteria.make(name, DATA)
+    scheme = tr.RePr(model, optimizer, inputs()[0], full=1, sub=1, cycles=2, criterion=criterion, max_per_layer=0.5)
+    for seed in range(4):
+        train_step(model, optimizer, seed)
+        scheme.step()
+    assert [transition.kind for transition in scheme.history] == ["drop", "restore", "drop", "restore"]
+    again = tr.RePr(*build("residual"), inputs()[0], full=1, sub=1, cycles=2, criterion=criterion, max_per_layer=0.5)
+    again.load_state_dict(scheme.state_dict())  # the batches are no part of what must agree
+
+
+def test_registering_one_that_reads_images():
+    tr.criteria.register("test-only", lambda batches, loss_fn: tr.criteria.Taylor(batches, loss_fn), data=True)
+    try:
+        assert tr.criteria.needs_data("test-only")
+        assert isinstance(tr.criteria.make("test-only", DATA), tr.criteria.Taylor)
+    finally:
+        from torchreaper.criteria import base
+
+        del base._REGISTRY["test-only"]
 
 
 def test_registering():

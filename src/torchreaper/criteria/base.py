@@ -80,7 +80,7 @@ def needs_data(name: str) -> bool:
     return name in _REGISTRY and _REGISTRY[name].data
 
 
-def make(criterion: Any, batches: Any = None, loss_fn: Callable[[Any, Any], Tensor] = cross_entropy) -> Criterion:
+def make(criterion: Any, batches: Any = None, loss_fn: Any = cross_entropy) -> Criterion:
     """The criterion of that name, or the object itself when it has ``scores``.
 
     Args:

@@ -42,15 +42,15 @@ class FromData:
     """A criterion that reads images.
 
     Attributes:
-        batches: gives ``(inputs, targets)`` whenever it is iterated over: a list, a ``DataLoader``. Inputs are a tensor,
-            a tuple (positional) or a dict (keywords); targets what ``loss_fn`` takes. They are moved to the model's
-            device, inputs of a floating type also to its precision.
+        batches: gives ``(inputs, targets)`` whenever it is iterated over: a list, a ``DataLoader``. Inputs are a
+            tensor, a tuple (positional) or a dict (keywords); targets what ``loss_fn`` takes. They are moved to the
+            model's device, inputs of a floating type also to its precision.
         loss_fn: ``loss_fn(outputs, targets)``, averaged over the batch.
         max_batches: read no more than so many; ``None``: all.
     """
 
-    batches: Iterable[Any] = field(repr=False)
-    loss_fn: Loss = field(default=cross_entropy, repr=False)
+    batches: Any = field(repr=False)
+    loss_fn: Any = field(default=cross_entropy, repr=False)
     max_batches: int | None = None
 
     def __post_init__(self) -> None:
@@ -170,8 +170,24 @@ def loss_of(loss_fn: Loss, outputs: Any, batch: Batch) -> Tensor:
     return loss
 
 
+def check_differentiable(loss: Tensor) -> None:
+    """Raise :class:`ReaperError` for a loss without a way back to the model."""
+    if not loss.requires_grad:
+        raise ReaperError(
+            "loss_fn: gives a loss that cannot be differentiated; compute it from the outputs by torch's operations, "
+            "and not under no_grad"
+        )
+
+
 @contextmanager
 def measuring(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode in the block; modes, buffers, attributes and random states are put back after it."""
+    """Evaluation mode in the block; modes, gradients, buffers, attributes and random states are put back after it."""
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     with undisturbed(model), training_mode(model, False), torch.inference_mode(False):
-        yield
+        for parameter, _ in gradients:
+            parameter.grad = None  # leaving filters out would take their part of it
+        try:
+            yield
+        finally:
+            for parameter, gradient in gradients:
+                parameter.grad = gradient

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 NOBODY = -1
 """The origin of a channel that belongs to no filter."""
@@ -49,6 +49,46 @@ class Share:
     role: Role
 
 
+@dataclass(frozen=True)
+class Activation:
+    """A pointwise nonlinearity, as the model calls it.
+
+    Attributes:
+        target: a module's name, a function, or a method's name.
+        op: "call_module", "call_function" or "call_method".
+        args: further positional arguments. kwargs: further arguments by name.
+    """
+
+    target: Any
+    op: str
+    args: tuple[Any, ...] = ()
+    kwargs: tuple[tuple[str, Any], ...] = ()
+
+    def __call__(self, model: nn.Module, values: Tensor) -> Tensor:
+        """What it makes of ``values``, which stay as they are where it works in place."""
+        values, kwargs = values.clone(), dict(self.kwargs)
+        if self.op == "call_module":
+            made: Tensor = model.get_submodule(self.target).forward(values)
+        elif self.op == "call_method":
+            made = getattr(values, self.target)(*self.args, **kwargs)
+        else:
+            made = self.target(values, *self.args, **kwargs)
+        return made
+
+
+@dataclass(frozen=True)
+class FeatureMap:
+    """Where the feature map of a layer can be seen.
+
+    Attributes:
+        module: its output is the map, behind the layer's own norm.
+        activation: the nonlinearity that follows at once; ``None``: there is none, or ``module`` has applied it.
+    """
+
+    module: str
+    activation: Activation | None = None
+
+
 def _no_shares() -> dict[str, list[Share]]:
     """A function with a name, so that a flow can be pickled."""
     return defaultdict(list)
@@ -66,6 +106,7 @@ class Flow:
         barriers: per convolution, the places that need its output at full width.
         heads: per convolution, the modules that its channels pass by themselves: the convolution, and norms and
             activations right behind it. They can run narrow even where a barrier follows; the last one is a site.
+        maps: per convolution, where its feature map can be seen.
         grouped: depthwise convolutions that follow channels: the origin of their groups.
         gates: layers whose rows follow the channels that they are multiplied with: the origin of their rows.
         dropouts: dropout modules that channels pass.
@@ -85,6 +126,7 @@ class Flow:
     shares: dict[str, dict[str, list[Share]]] = field(default_factory=lambda: defaultdict(_no_shares))
     barriers: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     heads: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    maps: dict[str, FeatureMap] = field(default_factory=dict)
     grouped: dict[str, Origin] = field(default_factory=dict)
     gates: dict[str, Origin] = field(default_factory=dict)
     dropouts: dict[str, Site] = field(default_factory=dict)

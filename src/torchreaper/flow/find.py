@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map
 from torchreaper.errors import ReaperError
 from torchreaper.flow.channels import Flow, Share
 from torchreaper.flow.following import Key
-from torchreaper.flow.heads import heads
+from torchreaper.flow.heads import feature_maps, heads
 from torchreaper.flow.ledger import Decisions, Ledger
 from torchreaper.flow.operations import CONVOLUTIONS, is_known_module
 from torchreaper.flow.reading import owns_weight
@@ -102,6 +102,7 @@ def _walked(
         if decisions.state() == ledger.decided.state():
             ledger.flow.gates = {name: o for name, o in decisions.gates.items() if name not in decisions.apart}
             ledger.flow.heads = heads(walks, ledger.flow)
+            ledger.flow.maps = feature_maps(walks[1], ledger.flow)
             return ledger.flow
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import fx
+from torch import fx, nn
 
-from torchreaper.flow.channels import Flow
+from torchreaper.flow.channels import Activation, FeatureMap, Flow
 from torchreaper.flow.following import Channels
+from torchreaper.flow.operations import Kind, is_nonlinear, kind_of
 from torchreaper.flow.tracing import leaving
 from torchreaper.flow.walk import Walk
 
@@ -36,6 +37,34 @@ def heads(walks: Sequence[Walk], flow: Flow) -> dict[str, tuple[str, ...]]:
         for name, chains in found.items()
         if name in flow.sites
     }
+
+
+def feature_maps(walk: Walk, flow: Flow) -> dict[str, FeatureMap]:
+    """Layer -> where its feature map can be seen: behind the norm that reads nothing else, before the activation."""
+    found: dict[str, FeatureMap] = {}
+    for node, name in walk.starts.items():
+        if name in flow.sites and name not in found:
+            found[name] = _feature_map(walk, node, name, flow)
+    return found
+
+
+def _feature_map(walk: Walk, node: fx.Node, name: str, flow: Flow) -> FeatureMap:
+    own, seen = walk.of(node), name
+    while len(node.users) == 1:
+        before, node = node, next(iter(node.users))
+        module = walk.model.get_submodule(str(node.target)) if node.op == "call_module" else None
+        channels = walk.of(before)
+        if len(walk.entering(node.all_input_nodes)) != 1:
+            break
+        if is_nonlinear(node, module) and channels is not None and channels.since is None:
+            return FeatureMap(seen, Activation(node.target, node.op, tuple(node.args[1:]), tuple(node.kwargs.items())))
+        within = is_nonlinear(node, module) or node.target is leaving or isinstance(module, nn.Identity)
+        if not (within or kind_of(node, module) is Kind.NORM) or not _same_line(own, walk.of(node)):
+            break
+        place = str(node.args[1]) if node.target is leaving else str(node.target)
+        if place in flow.sites and node.op != "call_method":
+            seen = place
+    return FeatureMap(seen)
 
 
 def _chain(walk: Walk, node: fx.Node, name: str, flow: Flow) -> tuple[str, ...]:

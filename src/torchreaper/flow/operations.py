@@ -59,20 +59,20 @@ INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, *INSTANCE_NORMS)
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
-_POINTWISE_MODULES = (
-    "Identity ReLU ReLU6 LeakyReLU RReLU ELU CELU SELU GELU SiLU Mish Tanh Hardswish Softsign Tanhshrink Softshrink "
-    "Hardshrink Dropout Dropout1d Dropout2d Dropout3d"
+_NONLINEAR_MODULES = (
+    "ReLU ReLU6 LeakyReLU RReLU ELU CELU SELU GELU SiLU Mish Tanh Hardswish Softsign Tanhshrink Softshrink Hardshrink"
 )
+_POINTWISE_MODULES = f"{_NONLINEAR_MODULES} Identity Dropout Dropout1d Dropout2d Dropout3d"
 _OFFSET_MODULES = "Sigmoid Hardsigmoid Softplus LogSigmoid"
 _SPATIAL_MODULES = (
     "MaxPool1d MaxPool2d MaxPool3d AvgPool1d AvgPool2d AvgPool3d AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveAvgPool3d "
     "AdaptiveMaxPool1d AdaptiveMaxPool2d AdaptiveMaxPool3d ZeroPad1d ZeroPad2d ZeroPad3d ReflectionPad1d "
     "ReflectionPad2d ReplicationPad1d ReplicationPad2d Upsample UpsamplingNearest2d UpsamplingBilinear2d"
 )
-_POINTWISE_FUNCTIONS = (
-    "relu relu_ relu6 leaky_relu leaky_relu_ elu elu_ celu selu gelu silu mish tanh hardswish softsign dropout "
-    "dropout1d dropout2d dropout3d"
+_NONLINEAR_FUNCTIONS = (
+    "relu relu_ relu6 leaky_relu leaky_relu_ elu elu_ celu selu gelu silu mish tanh hardswish softsign"
 )
+_POINTWISE_FUNCTIONS = f"{_NONLINEAR_FUNCTIONS} dropout dropout1d dropout2d dropout3d"
 _OFFSET_FUNCTIONS = "sigmoid hardsigmoid softplus logsigmoid"
 _SPATIAL_FUNCTIONS = (
     "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
@@ -147,6 +147,20 @@ _METHODS: dict[str, Kind] = {
     **dict.fromkeys(["add", "add_", "sub", "sub_"], Kind.ADD),
     **dict.fromkeys(["mul", "mul_", "div", "div_"], Kind.MUL),
 }
+
+
+_NONLINEAR: set[Any] = {
+    *_named(nn, f"{_NONLINEAR_MODULES} {_OFFSET_MODULES} Hardtanh PReLU"),
+    *_named(F, f"{_NONLINEAR_FUNCTIONS} {_OFFSET_FUNCTIONS} hardtanh"),
+    *_named(torch, "relu relu_ tanh sigmoid clamp clip"),
+    *("relu", "relu_", "tanh", "tanh_", "sigmoid", "sigmoid_", "clamp", "clamp_", "clip", "clip_"),
+}
+
+
+def is_nonlinear(node: fx.Node, module: nn.Module | None) -> bool:
+    """Whether the node is a pointwise nonlinearity, an activation function, of its first argument alone."""
+    target = _base(module) if module is not None else node.target
+    return target in _NONLINEAR and len(node.all_input_nodes) == 1
 
 
 def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
