@@ -15,6 +15,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 PACKAGE = Path(__file__).parents[1] / "src" / "torchreaper"
 # Not the lab: pydantic and typer read annotations in ways of their own.
-PACKAGES = ["torchreaper.criteria", "torchreaper.flow", "torchreaper.subnetwork"]
+PACKAGES = ["torchreaper.analysis", "torchreaper.criteria", "torchreaper.flow", "torchreaper.subnetwork"]
 METHOD = [*PACKAGES, *(f"torchreaper.{p.stem}" for p in PACKAGE.glob("*.py") if p.stem != "__init__")]
 install_import_hook(METHOD, "beartype.beartype")

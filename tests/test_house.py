@@ -9,14 +9,15 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "torchreaper"
 METHOD = [
-    *("__init__", "scheme", "transitions", "bank", "restoring", "subnetwork", "cost", "criteria", "reinit", "geometry"),
-    *("filters", "state", "ranks", "flow", "text", "errors"),
+    *("__init__", "scheme", "transitions", "analysis", "bank", "restoring", "subnetwork", "cost", "criteria", "reinit"),
+    *("geometry", "filters", "state", "ranks", "flow", "text", "errors"),
 ]
 INSIDE = {
     "criteria": [
         *("__init__", "oracle", "hessian", "gradient", "correlation", "activation", "weights", "maps", "data"),
         *("scaling", "scale", "median", "orthogonality", "magnitude", "random", "base", "ranking"),
     ],
+    "analysis": ["__init__", "overlap", "cca", "agreement", "distribution", "values"],
     "subnetwork": ["__init__", "subnetwork", "modes", "moments", "leaves", "plan", "parts"],
     "flow": [
         *("__init__", "find", "rows", "recording", "heads", "walk", "moving", "reading", "walking", "ledger"),

@@ -1,5 +1,6 @@
 """torchreaper: RePr, a training method for convolutional networks, for any PyTorch training loop."""
 
+from torchreaper import analysis as analysis
 from torchreaper import criteria as criteria
 from torchreaper.bank import FilterBank as FilterBank
 from torchreaper.bank import Preview as Preview

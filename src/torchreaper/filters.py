@@ -37,7 +37,7 @@ class FilterLayer:
     Attributes:
         name: module name in the model.
         module: the convolution; its weight is ``[filters, in / groups, *kernel]``, or ``[in, filters, *kernel]`` where
-            it is transposed.
+            it is transposed (``[in, filters / groups, *kernel]`` with groups).
         filters: J, how many output channels.
         dims: d, weights of one filter: kernel positions times input channels of its group.
         groups: orthogonality is taken inside a group of ``filters / groups`` rows.
@@ -66,7 +66,9 @@ class FilterLayer:
     def rows(self) -> Float[Tensor, "filters dims"]:
         """The filters as rows, without gradient; of a plain convolution a view of the weight."""
         weight: Tensor = self.module.weight.detach()
-        return (weight.transpose(0, 1) if self._transposed else weight).flatten(1)
+        if self._transposed:  # [in, filters / groups, *kernel]
+            weight = torch.cat(weight.chunk(self.groups), dim=1).transpose(0, 1)
+        return weight.flatten(1)
 
     def write(self, indices: Int[Tensor, " some"], rows: Float[Tensor, "some dims"]) -> None:
         """Set the weights of some filters."""

@@ -19,7 +19,9 @@ from torchreaper.criteria.orthogonality import Orthogonality as Orthogonality
 from torchreaper.criteria.random import Random as Random
 from torchreaper.criteria.ranking import capacity as capacity
 from torchreaper.criteria.ranking import quota as quota
+from torchreaper.criteria.ranking import rounded as rounded
 from torchreaper.criteria.ranking import select as select
+from torchreaper.criteria.ranking import worst_first as worst_first
 from torchreaper.criteria.scale import BatchNormScale as BatchNormScale
 
 register("orthogonality", Orthogonality)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from math import floor
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from torchreaper.errors import ReaperError
@@ -49,9 +49,9 @@ def select(
                 f"scores of layer {name!r}: NaN; look for weights that are not finite, or at the criterion"
             )
     limits = [capacity(len(scores[name]), min_filters, max_per_layer) for name in names]
-    flat = _rounded(torch.cat([scores[name].detach().double().cpu() for name in names]))
+    flat = torch.cat([scores[name].detach().double().cpu() for name in names])
     owner = torch.cat([torch.full((len(scores[name]),), k, device="cpu") for k, name in enumerate(names)])
-    order = flat.argsort(descending=True, stable=True)
+    order = worst_first(flat)
     # A layer's own ranking decides which of its filters may go at all; the global one, which of those do.
     eligible = torch.zeros(len(flat), dtype=torch.bool, device="cpu")
     for k, limit in enumerate(limits):
@@ -77,7 +77,12 @@ def select(
     return dropped, notes
 
 
-def _rounded(scores: Float[Tensor, " filters"]) -> Float[Tensor, " filters"]:
+def worst_first(scores: Float[Tensor, " filters"]) -> Int[Tensor, " filters"]:
+    """Positions from the highest score to the lowest; ties, as :func:`rounded` makes them, in order of position."""
+    return rounded(scores).argsort(descending=True, stable=True)
+
+
+def rounded(scores: Float[Tensor, " filters"]) -> Float[Tensor, " filters"]:
     """Multiples of 1e-9 of the largest finite score, so that rounding errors do not decide."""
     finite = scores[torch.isfinite(scores)]
     unit = 1e-9 * float(finite.abs().max()) if len(finite) else 0.0
