@@ -17,7 +17,7 @@ INSIDE = {
         *("__init__", "oracle", "hessian", "gradient", "correlation", "activation", "weights", "maps", "data"),
         *("scaling", "scale", "median", "orthogonality", "magnitude", "random", "base", "ranking"),
     ],
-    "analysis": ["__init__", "overlap", "cca", "agreement", "distribution", "values"],
+    "analysis": ["__init__", "overlap", "maps", "cca", "agreement", "distribution", "values"],
     "subnetwork": ["__init__", "subnetwork", "modes", "moments", "leaves", "plan", "parts"],
     "flow": [
         *("__init__", "find", "rows", "recording", "heads", "walk", "moving", "reading", "walking", "ledger"),

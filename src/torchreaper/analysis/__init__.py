@@ -9,6 +9,7 @@ from torchreaper.analysis.cca import chance_cca as chance_cca
 from torchreaper.analysis.cca import pairwise_cca as pairwise_cca
 from torchreaper.analysis.distribution import Distribution as Distribution
 from torchreaper.analysis.distribution import distributions as distributions
+from torchreaper.analysis.maps import feature_maps as feature_maps
 from torchreaper.analysis.overlap import LayerOverlap as LayerOverlap
 from torchreaper.analysis.overlap import layer_overlaps as layer_overlaps
 from torchreaper.analysis.overlap import network_overlap as network_overlap
