@@ -318,11 +318,12 @@ before = torch.get_rng_state(), numpy.random.get_state()[1].copy(), random.getst
 for criterion in tr.criteria.names():
     for method in tr.METHODS:
         reinit = tr.Reinit(method, consumers="random")
-        settings = dict(full=2, sub=3, cycles=2, criterion=criterion, reinit=reinit, max_per_layer=0.5)
+        ranking = tr.criteria.make(criterion, [inputs(1)])
+        settings = dict(full=2, sub=3, cycles=2, criterion=ranking, reinit=reinit, max_per_layer=0.5)
         with tr.RePr(model, optimizer, inputs()[0], **settings) as scheme:
             for _ in range(10):
                 scheme.step()
-            str(scheme), str(scheme.bank.preview(0.3, criterion))
+            str(scheme), str(scheme.bank.preview(0.3, ranking))
             assert len(scheme.history) == 4
 assert torch.equal(before[0], torch.get_rng_state()), "torch"
 assert (before[1] == numpy.random.get_state()[1]).all(), "numpy"
