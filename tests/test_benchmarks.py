@@ -18,7 +18,7 @@ import torchreaper as tr
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks"
-PROGRAMS = ("subnetwork", "scheme", "transition", "overhead", "growth")
+PROGRAMS = ("subnetwork", "scheme", "transition", "overhead", "growth", "oracle")
 
 
 @pytest.fixture
@@ -41,6 +41,7 @@ def load(monkeypatch):
         ("overhead", ["--only", "c3-32", "--batch", "3"], {"overhead": 2}),
         ("growth", [], {"transitions": 6, "exponents": 6}),
         ("scatter", [], {"scatter": 2}),
+        ("oracle", ["--only", "c3-32-pooled"], {"oracle": 1}),
     ],
 )
 def test_program_runs_at_its_smallest(load, capsys, tmp_path, program, arguments, rows):
