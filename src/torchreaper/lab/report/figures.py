@@ -31,6 +31,7 @@ from torchreaper.lab.report.style import (
     STYLE,
     WIDTH,
     Span,
+    columns_for,
     integers,
     key,
     layer_bar,
@@ -98,7 +99,7 @@ def overlap_figure(runs: Runs, *, name: str = "") -> Figure:
     """
     _check(runs)
     layers = _layers(runs)
-    columns = {1: 1, 2: 2, 4: 2}.get(len(runs), 3)
+    columns = columns_for(len(runs))
     rows = -(-len(runs) // columns) if layers else 0
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(max(WIDTH, 3.2 * columns), 3.6 + 2.9 * rows), layout="constrained")
