@@ -69,9 +69,9 @@ def oracle_figure(lost: Table, *, name: str = "") -> Figure:
                     _violin(panel, x, values, COLOURS[run], 0.9 * step)
                     if len(values) < FEW_FILTERS:
                         dots = True
-                        aside = 0.5 * step * ((0.618 * np.arange(len(values))) % 1.0 - 0.5)
+                        aside = 0.5 * step * ((0.618 * np.arange(len(values)) + 0.5) % 1.0 - 0.5)
                         panel.plot(x + aside, values, ".", color=COLOURS[run], markersize=2.2, markeredgewidth=0)
-                    panel.plot([x], [np.median(values)], **_dot("white"), zorder=5)
+                    panel.plot([x], [np.median(values)], **_dot("white", size=_size(rows, step)), zorder=5)
             panel.set_ylabel("accuracy lost (points)")
         heading(figure, title(name, "accuracy lost without a single filter"))
         keys: list[Line2D | Patch] = [
@@ -107,7 +107,7 @@ def layer_overlap_figure(overlaps: Table, expected: Mapping[str, tuple[float, fl
     with matplotlib.rc_context({**STYLE, "axes.grid.axis": "y"}):
         figure, rows = _rows(layers, len(table), height=2.6)
         step = _step(rows, len(table), most=0.3)
-        half = max(0.3, (len(table) + 0.3) * step / 2)
+        half = min(0.46, max(0.3, (len(table) + 0.3) * step / 2))
         for panel, shown in rows:
             for place, layer in enumerate(shown):
                 mean, deviation = expected[layer]
@@ -123,7 +123,12 @@ def layer_overlap_figure(overlaps: Table, expected: Mapping[str, tuple[float, fl
                         np.full(len(y), x), y,
                         ".", color=COLOURS[run], markersize=2.5, markeredgewidth=0, alpha=0.35, zorder=3,
                     )  # fmt: skip
-                    panel.plot([x], [max(floor, values.mean())], **_dot(COLOURS[run], MARKERS[run]), zorder=4)
+                    panel.plot(
+                        [x],
+                        [max(floor, values.mean())],
+                        **_dot(COLOURS[run], MARKERS[run], _size(rows, step)),
+                        zorder=4,
+                    )
         for panel, _ in rows:
             panel.set_ylabel("overlap $O_f$" + (" (log scale)" if floor else ""))
             if floor:
@@ -173,7 +178,7 @@ def cca_figure(
     off = [_off_diagonal(matrix) for per_layer in tables.values() for matrix in per_layer.values()]
     largest = max([0.0, *(float(values.max()) for values in off if values.size), *(level for level, _ in marks)])
     top = min(1.0, max(0.1, math.ceil(10 * largest - 1e-9) / 10))
-    side = min(3.2, (WIDTH - (2.6 if len(marks) > 1 else 1.7)) / len(tables))
+    side = min(3.2, (WIDTH - (2.4 if len(marks) > 1 else 1.8)) / len(tables) - 0.3)
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
         figure = Figure(figsize=(WIDTH, len(layers) * (side + 0.55) + 0.45), layout="constrained")
         panels = figure.subplots(len(layers), len(tables), squeeze=False)
@@ -184,7 +189,7 @@ def cca_figure(
                 image = panel.imshow(np.ma.masked_invalid(matrix), cmap=colours, vmin=0.0, vmax=top)
                 rest = _off_diagonal(matrix)
                 mean = f"mean {number(float(rest.mean()))}" if rest.size else "no pair of filters"
-                panel.set_title((short(label, int(8 * side)) + "\n" if row == 0 else "") + mean)
+                panel.set_title((short(label, max(12, int(12 * side))) + "\n" if row == 0 else "") + mean)
                 for axis in (panel.xaxis, panel.yaxis):
                     axis.set_major_locator(integers(3))
                 panel.spines[:].set_visible(False)
@@ -193,7 +198,7 @@ def cca_figure(
                 if row == len(layers) - 1:
                     panel.set_xlabel("filter")
         bar = figure.colorbar(image, ax=panels, extend="max" if top < 1.0 else "neither", aspect=25)
-        bar.set_label("canonical correlation")
+        bar.set_label("canonical correlation" if figure.get_figheight() > 2.6 else "canonical\ncorrelation")
         _mark(bar, marks, top, room=0.15 / max(1.0, figure.get_figheight() - 1.2))
         heading(figure, title(name, "correlation of activations (CCA)"))
     return figure
@@ -221,7 +226,7 @@ def tiles_figure(weight: Any, dropped: Mapping[int, int], *, name: str = "") -> 
     columns = next((most for most in (8, 16) if count <= most * most // 2), 24)
     columns = min(columns, count)
     rows = -(-count // columns)
-    size = min(0.9, 6.2 / columns / 1.2)  # inches of a tile's width
+    size = min(0.9, 6.2 / columns / 1.2, 1.5 * wide / high)  # inches of a tile's width
     aspect = high / wide
     gap, below = 0.2, max(0.34, 0.13 / size)  # of a tile's width: between tiles; under one, for its mark
     pitch = aspect + below
@@ -251,7 +256,7 @@ def tiles_figure(weight: Any, dropped: Mapping[int, int], *, name: str = "") -> 
         axes.set_xticks([])
         axes.tick_params(length=0, labelsize=min(8.0, 60 * size * pitch))
         axes.spines[:].set_visible(False)
-        axes.set_ylabel("first filter of the row")
+        axes.set_ylabel("first filter of the row" if rows * pitch * size > 1.6 else "filter")
         grey = "" if channels in (1, 3) else f", mean of {channels} channels"
         heading(figure, title(name, f"filters of the first layer{grey}"))
         gone = sum(1 for times in dropped.values() if times)
@@ -284,7 +289,7 @@ def _rows(layers: Sequence[str], runs: int, *, height: float) -> tuple[Figure, l
     upright = 0.072 * max(map(len, texts.values())) > ROOM / widest
     if upright:
         texts = dict(zip(layers, labels(layers, 18)))
-    below = 0.07 * max(map(len, texts.values())) if upright else 0.15
+    below = 0.06 * max(map(len, texts.values())) if upright else 0.15
     height = height if len(parts) == 1 else 0.65 * height
     figure = Figure(figsize=(WIDTH, len(parts) * (height + below) + 0.7), layout="constrained")
     panels = figure.subplots(len(parts), 1, sharey=True, squeeze=False)[:, 0]
@@ -309,16 +314,14 @@ def _violin(axes: Axes, x: float, values: np.ndarray, colour: str, width: float)
         body.set(facecolor=colour, edgecolor=colour, alpha=0.4, linewidth=0.6)
 
 
-def _dot(colour: str, marker: str = "o") -> dict[str, Any]:
-    edge = "black" if colour == "white" else "white"
-    return {
-        "linestyle": "",
-        "marker": marker,
-        "color": colour,
-        "markersize": 4.5,
-        "markeredgecolor": edge,
-        "markeredgewidth": 0.8,
-    }
+def _size(rows: Sequence[tuple[Axes, list[str]]], step: float) -> float:
+    """Points across a mark that has to fit into one step."""
+    return min(4.5, max(3.0, 0.5 * 72 * step * ROOM / max(len(layers) for _, layers in rows)))
+
+
+def _dot(colour: str, marker: str = "o", size: float = 4.5) -> dict[str, Any]:
+    look: dict[str, Any] = {"linestyle": "", "marker": marker, "color": colour, "markersize": size}
+    return {**look, "markeredgecolor": "black" if colour == "white" else "white", "markeredgewidth": 0.8}
 
 
 def _floor(table: Mapping[str, Mapping[str, np.ndarray]], expected: Mapping[str, tuple[float, float]]) -> float:
@@ -340,7 +343,7 @@ def _square(argument: str, matrix: Any) -> np.ndarray:
 
 def _off_diagonal(matrix: np.ndarray) -> np.ndarray:
     rest = matrix[~np.eye(len(matrix), dtype=bool)]
-    return rest[np.isfinite(rest)]
+    return np.asarray(rest[np.isfinite(rest)])
 
 
 def _marks(
