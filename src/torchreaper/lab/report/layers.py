@@ -134,7 +134,9 @@ def layer_overlap_figure(overlaps: Table, expected: Mapping[str, tuple[float, fl
             if floor:
                 panel.set_yscale("log")
                 panel.set_ylim(bottom=0.9 * floor)
-                panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+                panel.yaxis.set_major_locator(
+                    LogLocator(subs=(1.0,) if panel.get_ylim()[1] > 90 * floor else (1.0, 2.0, 5.0))
+                )
                 panel.yaxis.set_major_formatter(FormatStrFormatter("%g"))
                 panel.yaxis.set_minor_locator(NullLocator())
             else:
@@ -178,10 +180,11 @@ def cca_figure(
     off = [_off_diagonal(matrix) for per_layer in tables.values() for matrix in per_layer.values()]
     largest = max([0.0, *(float(values.max()) for values in off if values.size), *(level for level, _ in marks)])
     top = min(1.0, max(0.1, math.ceil(10 * largest - 1e-9) / 10))
-    side = min(3.2, (WIDTH - (2.4 if len(marks) > 1 else 1.8)) / len(tables) - 0.3)
+    side = min(3.2, 8.0 / len(layers), (WIDTH - (2.4 if len(marks) > 1 else 1.8)) / len(tables) - 0.3)
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
-        figure = Figure(figsize=(WIDTH, len(layers) * (side + 0.55) + 0.45), layout="constrained")
+        figure = Figure(figsize=(WIDTH, len(layers) * (side + 0.5) + 0.9), layout="constrained")
         panels = figure.subplots(len(layers), len(tables), squeeze=False)
+        size = 10.0 if side > 1.2 else 8.5
         colours = matplotlib.colormaps["viridis"].with_extremes(bad="#BDBDBD")
         for column, (label, per_layer) in enumerate(tables.items()):
             for row, (layer, matrix) in enumerate(per_layer.items()):
@@ -189,7 +192,8 @@ def cca_figure(
                 image = panel.imshow(np.ma.masked_invalid(matrix), cmap=colours, vmin=0.0, vmax=top)
                 rest = _off_diagonal(matrix)
                 mean = f"mean {number(float(rest.mean()))}" if rest.size else "no pair of filters"
-                panel.set_title((short(label, max(12, int(12 * side))) + "\n" if row == 0 else "") + mean)
+                head = short(label, int(1080 * side / size / 9)) + "\n" if row == 0 else ""
+                panel.set_title(head + mean, fontsize=size)
                 for axis in (panel.xaxis, panel.yaxis):
                     axis.set_major_locator(integers(3))
                 panel.spines[:].set_visible(False)

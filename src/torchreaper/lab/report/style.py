@@ -116,7 +116,8 @@ def labels(names: Sequence[str], most: int) -> list[str]:
     cut = [text if len(text) <= most else re.sub(r"([^\W\d_]{3})[^\W\d_]+", r"\1", text) for text in cut]
     found = [short(text, most) for text in cut]
     if len(set(found)) < len(set(names)):
-        return [f"{number}: {short(text, most - 4)}" for number, text in enumerate(cut, 1)]
+        room = most - len(f"{len(names)}: ")
+        return [f"{number}: {short(text, room)}" for number, text in enumerate(cut, 1)]
     return found
 
 
