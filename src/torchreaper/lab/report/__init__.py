@@ -10,13 +10,13 @@ from matplotlib.figure import Figure
 
 from torchreaper.lab.files import write_whole
 from torchreaper.lab.report.figures import (
-    DPI,
     Runs,
     accuracy_figure,
     filter_map_figure,
     overlap_figure,
     sub_spans,
 )
+from torchreaper.lab.report.style import DPI
 from torchreaper.lab.runs import folder_of, read_metrics, read_result
 
 __all__ = ["draw", "save"]

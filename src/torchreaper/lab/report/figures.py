@@ -10,48 +10,42 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
+
+from torchreaper.lab.report.style import (
+    DPI,
+    FEW_EPOCHS,
+    FEW_LAYERS,
+    NAME,
+    PANEL,
+    SHADE,
+    STYLE,
+    WIDTH,
+    Span,
+    columns_for,
+    integers,
+    key,
+    layer_bar,
+    layer_colour,
+    look,
+    short,
+    title,
+)
 
 Metrics = Sequence[Mapping[str, Any]]
 Runs = Mapping[str, Mapping[int, Metrics]]
-Span = tuple[int, int]
-Dash = Literal["-", "--", "-.", ":"]
 
-# Okabe and Ito's palette, told apart with every common form of colour blindness; without its pale yellow.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-STYLES: tuple[Dash, ...] = ("-", "--", "-.", ":")
-STEPS = [1, 2, 5, 10]
-SHADE = "#E4E4E4"
 ON, OFF = "#F1F1F1", "#1F2A44"
-WIDTH, DPI = 7.0, 150  # inches; pixels per inch of the saved pictures
 GAP = 0.03  # inches between the layers of the map
-NAME, PANEL = 36, 24  # characters; longer ones lose their middle
-FEW_EPOCHS = 15  # up to here every epoch gets a dot
-FEW_LAYERS = 8  # up to here layers are named in a legend, above it shown as a colour scale
-STYLE: dict[Any, Any] = {
-    "font.size": 9.0,
-    "axes.titlesize": 10.0,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "grid.color": "#D0D0D0",
-    "grid.linewidth": 0.5,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "figure.facecolor": "white",
-}
 
 
 def sub_spans(metrics: Metrics) -> tuple[Span, ...]:
@@ -91,7 +85,7 @@ def accuracy_figure(runs: Runs, *, name: str = "") -> Figure:
         lower.set_ylabel("generalisation gap:\ntrain − test accuracy (points)")  # noqa: RUF001
         _epoch_axis(lower, runs)
         upper.set_title(_title(name, "test accuracy and generalisation gap", runs))
-        _key(figure, _scheme_keys(runs, strips))
+        key(figure, _scheme_keys(runs, strips))
     return figure
 
 
@@ -105,7 +99,7 @@ def overlap_figure(runs: Runs, *, name: str = "") -> Figure:
     """
     _check(runs)
     layers = _layers(runs)
-    columns = {1: 1, 2: 2, 4: 2}.get(len(runs), 3)
+    columns = columns_for(len(runs))
     rows = -(-len(runs) // columns) if layers else 0
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(max(WIDTH, 3.2 * columns), 3.6 + 2.9 * rows), layout="constrained")
@@ -118,7 +112,7 @@ def overlap_figure(runs: Runs, *, name: str = "") -> Figure:
         total.set_ylabel("sum of $O_f$ over\nthe filters in the network")
         _epoch_axis(total, runs)
         total.set_title(_title(name, "overlap of the filters", runs))
-        _key(upper, _scheme_keys(runs, strips))
+        key(upper, _scheme_keys(runs, strips))
         if not layers:
             return figure
         panels = lower[0].subplots(rows, columns, sharey=True, squeeze=False).flatten()
@@ -173,18 +167,18 @@ def filter_map_figure(metrics: Metrics, layers: Mapping[str, int], *, name: str 
         size = 8.0
         shown = _thin(centres, room=1.25 * size / 72 * total / map_inches)
         names = list(layers)
-        labels = [f"{_short(names[i], NAME)}  ({layers[names[i]]})" for i in shown]
+        labels = [f"{short(names[i], NAME)}  ({layers[names[i]]})" for i in shown]
         axes.set_yticks([centres[i] for i in shown], labels)
         axes.tick_params(axis="y", length=0, labelsize=size)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, min_n_ticks=1, steps=STEPS))
+        axes.xaxis.set_major_locator(integers(10))
         axes.set_xlabel("epoch")
         axes.set_ylabel("layer (filters)")
-        axes.set_title(_title(name, "filters on and off"))
+        axes.set_title(title(name, "filters on and off"))
         keys = [
             Patch(facecolor=OFF, label="dropped"),
             Patch(facecolor=ON, edgecolor="#9A9A9A", label="in the network"),
         ]
-        _key(figure, keys)
+        key(figure, keys)
     return figure
 
 
@@ -208,13 +202,9 @@ def _number(value: float | None) -> float:
     return math.nan if value is None else float(value)  # a number that JSON does not have is written as null
 
 
-def _look(number: int) -> tuple[str, Dash]:
-    return COLOURS[number % len(COLOURS)], STYLES[number // len(COLOURS) % len(STYLES)]
-
-
 def _curves(axes: Axes, runs: Runs, value: Callable[[Mapping[str, Any]], float | None]) -> None:
     for number, seeds in enumerate(runs.values()):
-        colour, style = _look(number)
+        colour, style = look(number)
         epochs, mean, low, high = _mean_and_range(seeds, value)
         marker = "o" if len(epochs) <= FEW_EPOCHS else ""
         if len(seeds) > 1:
@@ -235,7 +225,7 @@ def _shade(panels: Sequence[Axes], runs: Runs) -> bool:
         top = 1.0
         for number, phases in enumerate(spans.values()):
             for start, end in phases:
-                axes.axvspan(start, end, top - 0.02, top, color=_look(number)[0], linewidth=0, zorder=0)
+                axes.axvspan(start, end, top - 0.02, top, color=look(number)[0], linewidth=0, zorder=0)
             top -= 0.025 if phases else 0.0
     return strips
 
@@ -275,8 +265,8 @@ def _spread_out(panels: Sequence[Axes]) -> None:
 def _scheme_keys(runs: Runs, strips: bool) -> list[Line2D | Patch]:
     keys: list[Line2D | Patch] = []
     for number, (scheme, seeds) in enumerate(runs.items()):
-        colour, style = _look(number)
-        text = f"{_short(scheme, NAME)}, " + ("1 seed" if len(seeds) == 1 else f"{len(seeds)} seeds")
+        colour, style = look(number)
+        text = f"{short(scheme, NAME)}, " + ("1 seed" if len(seeds) == 1 else f"{len(seeds)} seeds")
         keys.append(Line2D([], [], color=colour, linestyle=style, linewidth=1.7, label=text))
     if strips:
         keys.append(Patch(facecolor="none", label="strips above: sub-network phases"))
@@ -285,29 +275,16 @@ def _scheme_keys(runs: Runs, strips: bool) -> list[Line2D | Patch]:
     return keys
 
 
-def _key(figure: Figure | SubFigure, keys: Sequence[Line2D | Patch]) -> None:
-    """The legend below the panels, in as many columns as surely fit."""
-    longest = max(len(str(key.get_label())) for key in keys)
-    columns = int((figure.bbox.width / figure.get_dpi() - 0.2) // (0.075 * longest + 0.6))
-    figure.legend(handles=list(keys), loc="outside lower center", ncols=max(1, min(columns, len(keys))))
-
-
-def _short(text: str, most: int) -> str:
-    """The text, its middle replaced by an ellipsis if longer than ``most``; the ends tell layers apart."""
-    return text if len(text) <= most else f"{text[: most // 3]}…{text[len(text) - (most - most // 3 - 1) :]}"
-
-
-def _title(name: str, what: str, runs: Runs | None = None) -> str:
-    several = runs is not None and any(len(seeds) > 1 for seeds in runs.values())
-    spread = "\nline: mean of the seeds; band: lowest to highest seed" if several else ""
-    return (f"{_short(name, NAME)}: {what}" if name else f"{what[0].upper()}{what[1:]}") + spread
+def _title(name: str, what: str, runs: Runs) -> str:
+    several = any(len(seeds) > 1 for seeds in runs.values())
+    return title(name, what) + ("\nline: mean of the seeds; band: lowest to highest seed" if several else "")
 
 
 def _epoch_axis(axes: Axes, runs: Runs, *, ticks: int = 10) -> None:
     ends = [line["epoch"] for seeds in runs.values() for lines in seeds.values() for line in (lines[0], lines[-1])]
     first, last = min(ends), max(ends)
     axes.set_xlim(first - 1, last + (0.15 if last - first < FEW_EPOCHS else 0.0))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=ticks, min_n_ticks=1, steps=STEPS))
+    axes.xaxis.set_major_locator(integers(ticks))
     axes.set_xlabel("epoch")
 
 
@@ -317,35 +294,26 @@ def _layers(runs: Runs) -> list[str]:
     return list(dict.fromkeys(name for line in lines for name in line["overlap"]))
 
 
-def _layer_colour(number: int, layers: Sequence[str]) -> Any:
-    if len(layers) <= FEW_LAYERS:
-        return matplotlib.colormaps["cividis"](0.9 * number / max(1, len(layers) - 1))
-    return matplotlib.colormaps["cividis"](number / (len(layers) - 1))
-
-
 def _layer_panel(axes: Axes, scheme: str, seeds: Mapping[int, Metrics], layers: Sequence[str]) -> None:
     _shade((axes,), {scheme: seeds})
     for number, layer in enumerate(layers):
         if all(layer in line["overlap"] for lines in seeds.values() for line in lines):
             epochs, mean, _, _ = _mean_and_range(seeds, lambda line, layer=layer: line["overlap"][layer])  # type: ignore[misc]
             marker = "." if len(epochs) <= FEW_EPOCHS else ""
-            axes.plot(epochs, mean, color=_layer_colour(number, layers), linewidth=1.1, marker=marker)
-    axes.set_title(f"{_short(scheme, PANEL)}, by layer")
+            axes.plot(epochs, mean, color=layer_colour(number, len(layers)), linewidth=1.1, marker=marker)
+    axes.set_title(f"{short(scheme, PANEL)}, by layer")
     _epoch_axis(axes, {scheme: seeds}, ticks=5)
 
 
 def _layer_key(figure: SubFigure, panels: list[Axes], layers: Sequence[str]) -> None:
     if len(layers) <= FEW_LAYERS:
         keys = [
-            Line2D([], [], color=_layer_colour(number, layers), linewidth=1.5, label=_short(layer, NAME))
+            Line2D([], [], color=layer_colour(number, len(layers)), linewidth=1.5, label=short(layer, NAME))
             for number, layer in enumerate(layers)
         ]
-        _key(figure, keys)
+        key(figure, keys)
         return
-    scale = ScalarMappable(Normalize(1, len(layers)), cmap="cividis")
-    bar = figure.colorbar(scale, ax=panels, location="right", shrink=0.9, ticks=MaxNLocator(integer=True, nbins=6))
-    bar.set_label(f"layer, 1 = first of {len(layers)}")
-    bar.ax.grid(False)
+    layer_bar(figure, panels, len(layers))
 
 
 def _band_heights(filters: Sequence[int]) -> list[float]:
