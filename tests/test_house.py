@@ -24,6 +24,7 @@ LAB = [
         "cli",
         "console",
         "report",
+        "inspection",
         "compare",
         "statistics",
         "run",

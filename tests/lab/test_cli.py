@@ -13,8 +13,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 from rich.console import Console
+from tests.lab.seeing import Seeing
 from typer.testing import CliRunner
 
 from torchreaper.errors import NoEffectWarning
@@ -152,6 +154,53 @@ def test_inspect_of_another_size_needs_no_data(recipe):
                   "--image", "3x16x16", "--classes", 2)  # fmt: skip
     assert done.exit_code == 0, done.output
     assert re.search(r"conv1 +4 +27 ", done.output)
+
+
+def test_inspect_reads_the_recipes_images_where_the_criterion_does(recipe, seeing):
+    images = ("--set", "scheme.criterion=seeing", "--set", "scheme.images=30")
+    found = [
+        reaper("inspect", recipe, *args).output
+        for args in (["--criterion", "seeing"], images, [*images, "--criterion", "seeing"])
+    ]
+    assert all("fraction 0.3: 1 of 4 ranked filters would be dropped" in output for output in found)
+    assert found[1] == found[2]
+    standard = reaper("inspect", recipe, "--set", "scheme={name: standard}", "--criterion", "seeing")
+    assert standard.output == found[0]
+    # Images that the recipe has for another criterion are none of this one's.
+    assert reaper("inspect", recipe, *images, "--criterion", "magnitude").exit_code == 0
+
+
+def test_inspect_ranks_by_the_images_that_the_run_reads(recipe, seeing, monkeypatch):
+    read, real = [], Seeing.scores
+
+    def scores(self, bank):
+        read.append(torch.cat([images for images, _ in self.batches]))
+        return real(self, bank)
+
+    monkeypatch.setattr(Seeing, "scores", scores)
+    settings = ("--set", "scheme.criterion=seeing", "--set", "scheme.images=30", "--seed", 3)
+    for command in ("inspect", "train"):
+        assert reaper(command, recipe, *settings).exit_code == 0
+    assert torch.equal(read[0], read[1])
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["inspect", "cnet", "--criterion", "seeing"], r"criterion='seeing': reads images; name a recipe instead of c"),
+        (
+            ["inspect", "tiny.yaml", "--set", "scheme.criterion=seeing", "--set", "scheme.images=51"],
+            r"scheme\.images=51: only 50 training images are there; use images <= 50$",
+        ),
+        (
+            ["inspect", "tiny.yaml", "--criterion", "seeing", "--image", "3x8x8"],
+            r"batches: .* does not run on batch 0, inputs \[50, 1, 8, 8\]",
+        ),
+        (["train", "tiny.yaml", "--set", "scheme.images=5"], r"scheme\.images=5: has no effect with criterion 'orthog"),
+    ],
+)
+def test_images_that_cannot_be_read_are_one_line(recipe, seeing, args, message):
+    assert_refused(reaper(*args), message)
 
 
 def test_version_and_help():

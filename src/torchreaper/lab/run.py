@@ -141,7 +141,15 @@ class Run:
         self.layers = convolutions(self.module)
         self.filters = {name: layer.out_channels for name, layer in self.layers.items()}
         example = data.normalise(self.train.images[:2], self.mean, self.std)
-        self.scheme = spec.attach(self.module, self.optimizer, example, seed=data.epoch_seed(seed, 0, "scheme"))
+        self.scheme = spec.attach(
+            self.module,
+            self.optimizer,
+            example,
+            seed=data.epoch_seed(seed, 0, "scheme"),
+            batches=data.FixedBatches.held_out(
+                self.train, self.validation, mean=self.mean, std=self.std, batch=recipe.eval_batch
+            ),
+        )
         self.chosen: Json | None = None
 
     def epoch(self, epoch: int, progress: Progress) -> tuple[Json, list[Json]]:
