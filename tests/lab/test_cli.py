@@ -112,6 +112,16 @@ def test_compare_by_default_is_standard_against_the_recipes_own_with_its_seeds(r
     ]
 
 
+def test_compare_takes_all_schemes_of_a_recipe(recipe):
+    schemes = "schemes={repr-random: {name: repr, criterion: random, full: 1, sub: 1, cycles: 1}}"
+    done = reaper("compare", recipe, "--schemes", "all", "--seeds", 1, "--set", schemes)
+    assert done.exit_code == 0, done.output
+    found = json.loads(Path("runs/tiny/comparison.json").read_text())
+    assert [summary["scheme"] for summary in found["schemes"]] == ["standard", "repr", "repr-random"]
+    help_text = " ".join(reaper("compare", "--help").output.split())
+    assert "all: standard, the recipe's own, and its schemes section." in help_text
+
+
 def test_compare_without_repr_leaves_out_the_map(recipe):
     done = reaper("compare", recipe, "--schemes", "standard", "--seeds", 2)
     assert done.exit_code == 0, done.output
@@ -288,6 +298,11 @@ def test_bad_input_is_one_line(recipe, tmp_path, case, command):
         (["compare", "tiny.yaml", "--seeds", "three"], r"--seeds"),
         (["compare", "tiny.yaml", "--schemes", ","], r"schemes: none named"),
         (["compare", "tiny.yaml", "--schemes", "standard,rerp"], r"'rerp': unknown scheme; did you mean 'repr'\?"),
+        (
+            ["compare", "tiny.yaml", "--schemes", "all,repr"],
+            r"schemes=all,repr: all is every scheme already; name it al",
+        ),
+        (["train", "tiny.yaml", "--scheme", "all"], r"scheme='all': unknown scheme; "),
         (["compare", "tiny.yaml", "--schemes", "repr,repr"], r"repr is named twice"),
         (["compre", "tiny.yaml"], r"No such command"),
         (["inspect", "resnet21"], r"model\.name='resnet21': unknown model; did you mean 'resnet"),

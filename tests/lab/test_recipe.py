@@ -145,6 +145,13 @@ def test_a_scheme_is_the_recipes_own_or_one_of_schemes_or_its_defaults(path):
         load_recipe(path, profile="residual", overrides=["epochs=50", "schemes={}"]).scheme_spec("repr")
 
 
+def test_every_scheme_is_named_once(path):
+    assert load_recipe(path).every_scheme() == ["standard", "repr", "repr-random"]
+    assert load_recipe(path, profile="residual").every_scheme() == ["standard", "repr-random"]
+    with_standard = load_recipe(path, overrides=["schemes={standard: {}, z: {name: repr}, a: {name: repr}}"])
+    assert with_standard.every_scheme() == ["standard", "repr", "z", "a"], "in the recipe's order"
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -178,6 +185,7 @@ def test_a_scheme_is_the_recipes_own_or_one_of_schemes_or_its_defaults(path):
         ("schemes.repr-random.cylces=4", "schemes.repr-random.cylces: unknown key; did you mean schemes.repr-random."),
         ("schemes.repr.full=4", "schemes.repr: has no effect, the recipe's own scheme has that name; rename it"),
         ("schemes.x/y={name: repr}", "schemes: 'x/y' names a folder: "),
+        ("schemes.all={name: repr}", "schemes.all: is the word for all schemes together in reaper compare; rename it"),
         ("schemes.x=3", "schemes.x=3: must be a mapping (key: value)"),
         ("schedule.every=3", "schedule.every=3: has no effect with name: cosine; it belongs to halving"),
         ("schedule.gamma=0.3", "schedule.gamma=0.3: has no effect with name: cosine; it belongs to step"),

@@ -165,7 +165,7 @@ def compare(
         str | None,
         typer.Option(
             metavar="A,B,...",
-            help="Schemes; the first is the baseline.",
+            help="Schemes; the first is the baseline. all: standard, the recipe's own, and its schemes section.",
             show_default="standard and the recipe's own",
         ),
     ] = None,
@@ -183,12 +183,10 @@ def compare(
     """Train every scheme with the same seeds and say whether they differ. Finished runs are not repeated."""
     with _guarded(debug, resumable=True):
         loaded = _load(recipe, profile, overrides)
-        own = str(loaded.scheme["name"])
-        names = [name.strip() for name in schemes.split(",")] if schemes is not None else ["standard", own]
-        names = list(dict.fromkeys(names)) if schemes is None else [name for name in names if name]
         count = loaded.seeds if seeds is None else seeds
         from torchreaper.lab import compare as comparing
 
+        names = comparing.named(loaded, schemes)
         comparing.check(loaded, names, count)
         _check_out(out)
         _use_threads(threads)

@@ -18,6 +18,8 @@ from torchreaper.lab.errors import UserError
 from torchreaper.lab.models import ModelSpec
 from torchreaper.lab.settings import Settings, did_you_mean, parse, show
 
+#: What stands for every scheme of a recipe in ``reaper compare --schemes``; no scheme can be called that.
+ALL = "all"
 _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")  # names that become folders
 
 
@@ -167,6 +169,10 @@ class Recipe(Settings):
         spec.check(self.epochs)
         return spec
 
+    def every_scheme(self) -> list[str]:
+        """The keys of all schemes there are: standard, the recipe's own, and those of ``schemes``."""
+        return list(dict.fromkeys(["standard", str(self.scheme["name"]), *self.schemes]))
+
     def canonical(self) -> dict[str, Any]:
         """The recipe as plain JSON values, every default filled in, without profiles; reading it gives it back."""
         return self.model_dump(mode="json", exclude={"profiles"})
@@ -297,6 +303,8 @@ def _with_override(values: dict[str, Any], override: str) -> dict[str, Any]:
 def _complete(key: Any, options: Any) -> Any:
     if not isinstance(key, str) or not _SAFE.fullmatch(key):
         raise UserError(f"schemes: {key!r} names a folder: letters, digits, '.', '_', '+' and '-' only")
+    if key == ALL:
+        raise UserError(f"schemes.{ALL}: is the word for all schemes together in reaper compare; rename it")
     if not isinstance(options, Mapping):
         return options
     return lab_schemes.parse({"name": key, **options}, where=f"schemes.{key}").model_dump(mode="json")
