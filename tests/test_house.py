@@ -33,6 +33,7 @@ LAB = [
         "measures",
         "progress",
         "runs",
+        "snapshots",
     ),
     *("recipe", "schemes", "data", "models", "settings", "files", "errors"),
 ]

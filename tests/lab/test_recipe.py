@@ -200,6 +200,7 @@ def test_every_scheme_is_named_once(path):
         ("augment=flip", "augment='flip': must be 'none' or 'crop-flip'"),
         ("precision=16", "precision=16: must be '32-true', 'bf16-mixed' or '64-true'"),
         ("grad_clip=0", "grad_clip=0: must be greater than 0"),
+        ("snapshots=0", "snapshots=0: must be at least 1"),
         ("seeds=0", "seeds=0: must be at least 1"),
         ("name=a/b", "name='a/b': names a folder: letters, digits, '.', '_', '+' and '-' only"),
         ("name=..", "name='..': names a folder: "),

@@ -87,6 +87,9 @@ class Recipe(Settings):
         augment: "none" or "crop-flip". precision: as Lightning Fabric names it. eval_batch: images at a time.
         grad_clip: largest norm of the gradient; None: not clipped.
         report: the test accuracy that counts: of the "last" epoch, or of the epoch that is best on "validation".
+        snapshots: keep the network's weights after each so-many-th epoch and after the last, in the run's folder; see
+            ``torchreaper.lab.snapshots``. None: never. It changes no number of a run, and a run with another value is
+            the same run: a finished one is not repeated, one that goes on keeps what is due from there on.
         seeds: how many seeds a comparison runs (0, 1, ...).
         scheme: the recipe's own scheme and its options, all of them once checked.
         schemes: options of others to compare with, by key: ``{dsd: {...}}`` or, for a second setting of one
@@ -106,6 +109,7 @@ class Recipe(Settings):
     eval_batch: int = Field(default=1000, ge=1)
     grad_clip: float | None = Field(default=None, gt=0)
     report: Literal["last", "validation"] = "last"
+    snapshots: int | None = Field(default=None, ge=1)
     seeds: int = Field(default=3, ge=1)
     scheme: dict[str, Any] = Field(default_factory=lambda: {"name": "standard"})
     schemes: dict[str, dict[str, Any]] = Field(default_factory=dict)
