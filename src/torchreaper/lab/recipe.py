@@ -122,6 +122,12 @@ class Recipe(Settings):
         """The folder that relative data paths start from: the recipe file's."""
         return self._base
 
+    def at(self, base: Path) -> Recipe:
+        """The same recipe with its relative data paths starting from ``base``."""
+        copy = self.model_copy()
+        copy._base = Path(base)
+        return copy
+
     @field_validator("name")
     @classmethod
     def _names_a_folder(cls, name: str) -> str:
@@ -214,9 +220,7 @@ def load_recipe(path: str | Path, *, profile: str | None = None, overrides: Iter
         values = _with_profile(values, profile, profiles[profile])
     for override in overrides:
         values = _with_override(values, override)
-    recipe = parse(Recipe, {**values, "profiles": profiles})
-    recipe._base = path.parent
-    return recipe
+    return parse(Recipe, {**values, "profiles": profiles}).at(path.parent)
 
 
 class _Loader(yaml.SafeLoader):

@@ -71,7 +71,8 @@ def train(
             run.load_state_dict(checkpoint, progress.note)
             done = checkpoint["epoch"]
         folder.align(checkpoint, progress.note)
-        folder.environment(environment(device=run.fabric.device, precision=recipe.precision), epoch=done)
+        here = environment(device=run.fabric.device, precision=recipe.precision, base=recipe.base)
+        folder.environment(here, epoch=done)
         progress.start_run(f"{recipe.name} / {scheme} / seed {seed}", recipe.epochs, run.steps, done)
         for epoch in range(done + 1, recipe.epochs + 1):
             metrics, events, snapshot = run.epoch(epoch, progress)

@@ -33,6 +33,8 @@ from torchreaper.lab.files import (
     write_json,
     write_whole,
 )
+from torchreaper.lab.recipe import Recipe
+from torchreaper.lab.settings import parse
 
 #: The files of a run folder, beside its snapshots; nothing else in it is ever touched.
 METRICS, EVENTS, RESULT = "metrics.jsonl", "events.jsonl", "result.json"
@@ -67,6 +69,43 @@ def read_result(folder: Path) -> Json | None:
     Raises `UserError` where the file is damaged.
     """
     return read_json(Path(folder) / RESULT)
+
+
+def read_recipe(folder: Path) -> Recipe:
+    """The recipe of a run: its `scheme` is the run's own, with all options, and it has no others.
+
+    Its relative data paths start where they did when the run was begun, or last continued: in the folder of the
+    recipe file, which `environment.json` tells; those of a run older than that in the current folder.
+
+    Raises:
+        UserError: The folder is no run's, or one of the two files is damaged or of another version.
+    """
+    path, about = Path(folder) / RECIPE, Path(folder) / ENVIRONMENT
+    values = read_yaml(path) if Path(folder).is_dir() else None
+    if values is None:
+        raise UserError(
+            f"run={str(folder)!r}: is no run folder, it has no {RECIPE}; name one that has, "
+            "<out>/<recipe>/<scheme>/seed-<k>"
+        )
+    try:
+        recipe = parse(Recipe, values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}; use the version of torchreaper that wrote it, or run again") from None
+    begun = read_json(about)
+    if begun is None:
+        raise UserError(f"{about}: is missing; continue or repeat the run to mend it")
+    return recipe.at(_base(begun, about))
+
+
+def _base(begun: Json, about: Path) -> Path:
+    resumed, base = begun.get("resumed", []), ""
+    if not isinstance(resumed, list) or not all(isinstance(one, dict) for one in resumed):
+        raise UserError(f"{about}: is damaged (resumed is {resumed!r}); delete the folder and run again")
+    for one in (begun, *resumed):
+        base = one.get("base", base)
+        if not isinstance(base, str):
+            raise UserError(f"{about}: is damaged (base is {base!r}); delete the folder and run again")
+    return Path(base)
 
 
 @dataclass(frozen=True)
