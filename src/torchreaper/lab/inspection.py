@@ -90,7 +90,9 @@ def options_of_network(overrides: Iterable[str]) -> dict[str, Any]:
 def _shape_of_data(recipe: Recipe) -> tuple[Size, int]:
     """Image size [channels, height, width] and number of classes of the recipe's data."""
     try:  # a few images tell it; decoding the others takes most of the time
-        found = data.load(recipe.data.model_copy(update={"limit": 1000, "validation": 0}), recipe.base)
+        found = data.load(
+            recipe.data.model_copy(update={"limit": 1000, "test_limit": 1000, "validation": 0}), recipe.base
+        )
     except UserError:  # fewer images, more classes, or what is wrong with the data
         found = data.load(recipe.data, recipe.base)
     channels, height, width = found.train.images.shape[1:]
