@@ -29,6 +29,7 @@ LAB = [
         "cli",
         "console",
         "report",
+        "inspection",
         "compare",
         "statistics",
         "run",
@@ -37,6 +38,7 @@ LAB = [
         "measures",
         "progress",
         "runs",
+        "snapshots",
     ),
     *("recipe", "schemes", "data", "models", "settings", "files", "errors"),
 ]

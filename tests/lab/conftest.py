@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tests.lab.seeing import known
 
 LAYERS = {"conv1": 8, "conv2": 16, "conv3": 16}
 
@@ -86,6 +87,13 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def seeing():
+    """Criteria that read images, "seeing" and "failing", are registered for the length of a test."""
+    with known():
+        yield
 
 
 @pytest.fixture

@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from tests.lab.tiny import ADAMW, recipe
 
+from torchreaper.lab import snapshots
+from torchreaper.lab.measures import fingerprint
 from torchreaper.lab.recipe import Recipe
 from torchreaper.lab.run import train
 from torchreaper.lab.runs import read_metrics
@@ -33,8 +35,8 @@ JOBS = [
 
 
 def tiny(optimizer: str) -> Recipe:
-    """Three epochs; with RePr the filters go after the first and return after the second."""
-    return recipe(epochs=3, scheme__sub=1, **({"optim": ADAMW} if optimizer == "adamw" else {}))
+    """Three epochs, snapshots of the last two; with RePr the filters go after the first and return after the second."""
+    return recipe(epochs=3, snapshots=2, scheme__sub=1, **({"optim": ADAMW} if optimizer == "adamw" else {}))
 
 
 def die_before(operation: int) -> None:
@@ -85,8 +87,16 @@ def epochs(out: Path, job: tuple[str, str, str]) -> list[int]:
 
 def ended(out: Path, job: tuple[str, str, str], died: list[list[int]]) -> dict[str, Any]:
     """What a finished run left, and the epochs in its log each time it died."""
-    result = json.loads((out / "tiny" / job[0] / "seed-0" / "result.json").read_text())
-    return {"fingerprint": result["fingerprint"], "epochs": epochs(out, job), "died": died}
+    return {"left": left(out, job[0]), "epochs": epochs(out, job), "died": died}
+
+
+def left(out: Path, scheme: str) -> list[str]:
+    """The fingerprints of a finished run's network and of its snapshots, their epochs with them."""
+    folder = out / "tiny" / scheme / "seed-0"
+    found = [str(json.loads((folder / "result.json").read_text())["fingerprint"])]
+    for epoch, path in snapshots.find(folder).items():
+        found.append(f"{epoch} {fingerprint(torch.load(path, weights_only=True)['model'])}")
+    return found
 
 
 def everywhere(out: Path, job: tuple[str, str, str]) -> list[dict[str, Any]]:

@@ -13,8 +13,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 from rich.console import Console
+from tests.lab.seeing import Seeing
 from typer.testing import CliRunner
 
 from torchreaper.errors import NoEffectWarning
@@ -110,6 +112,16 @@ def test_compare_by_default_is_standard_against_the_recipes_own_with_its_seeds(r
     ]
 
 
+def test_compare_takes_all_schemes_of_a_recipe(recipe):
+    schemes = "schemes={repr-random: {name: repr, criterion: random, full: 1, sub: 1, cycles: 1}}"
+    done = reaper("compare", recipe, "--schemes", "all", "--seeds", 1, "--set", schemes)
+    assert done.exit_code == 0, done.output
+    found = json.loads(Path("runs/tiny/comparison.json").read_text())
+    assert [summary["scheme"] for summary in found["schemes"]] == ["standard", "repr", "repr-random"]
+    help_text = " ".join(reaper("compare", "--help").output.split())
+    assert "all: standard, the recipe's own, and its schemes section." in help_text
+
+
 def test_compare_without_repr_leaves_out_the_map(recipe):
     done = reaper("compare", recipe, "--schemes", "standard", "--seeds", 2)
     assert done.exit_code == 0, done.output
@@ -152,6 +164,53 @@ def test_inspect_of_another_size_needs_no_data(recipe):
                   "--image", "3x16x16", "--classes", 2)  # fmt: skip
     assert done.exit_code == 0, done.output
     assert re.search(r"conv1 +4 +27 ", done.output)
+
+
+def test_inspect_reads_the_recipes_images_where_the_criterion_does(recipe, seeing):
+    images = ("--set", "scheme.criterion=seeing", "--set", "scheme.images=30")
+    found = [
+        reaper("inspect", recipe, *args).output
+        for args in (["--criterion", "seeing"], images, [*images, "--criterion", "seeing"])
+    ]
+    assert all("fraction 0.3: 1 of 4 ranked filters would be dropped" in output for output in found)
+    assert found[1] == found[2]
+    standard = reaper("inspect", recipe, "--set", "scheme={name: standard}", "--criterion", "seeing")
+    assert standard.output == found[0]
+    # Images that the recipe has for another criterion are none of this one's.
+    assert reaper("inspect", recipe, *images, "--criterion", "magnitude").exit_code == 0
+
+
+def test_inspect_ranks_by_the_images_that_the_run_reads(recipe, seeing, monkeypatch):
+    read, real = [], Seeing.scores
+
+    def scores(self, bank):
+        read.append(torch.cat([images for images, _ in self.batches]))
+        return real(self, bank)
+
+    monkeypatch.setattr(Seeing, "scores", scores)
+    settings = ("--set", "scheme.criterion=seeing", "--set", "scheme.images=30", "--seed", 3)
+    for command in ("inspect", "train"):
+        assert reaper(command, recipe, *settings).exit_code == 0
+    assert torch.equal(read[0], read[1])
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["inspect", "cnet", "--criterion", "seeing"], r"criterion='seeing': reads images; name a recipe instead of c"),
+        (
+            ["inspect", "tiny.yaml", "--set", "scheme.criterion=seeing", "--set", "scheme.images=51"],
+            r"scheme\.images=51: only 50 training images are there; use images <= 50$",
+        ),
+        (
+            ["inspect", "tiny.yaml", "--criterion", "seeing", "--image", "3x8x8"],
+            r"batches: .* does not run on batch 0, inputs \[50, 1, 8, 8\]",
+        ),
+        (["train", "tiny.yaml", "--set", "scheme.images=5"], r"scheme\.images=5: has no effect with criterion 'orthog"),
+    ],
+)
+def test_images_that_cannot_be_read_are_one_line(recipe, seeing, args, message):
+    assert_refused(reaper(*args), message)
 
 
 def test_version_and_help():
@@ -239,6 +298,11 @@ def test_bad_input_is_one_line(recipe, tmp_path, case, command):
         (["compare", "tiny.yaml", "--seeds", "three"], r"--seeds"),
         (["compare", "tiny.yaml", "--schemes", ","], r"schemes: none named"),
         (["compare", "tiny.yaml", "--schemes", "standard,rerp"], r"'rerp': unknown scheme; did you mean 'repr'\?"),
+        (
+            ["compare", "tiny.yaml", "--schemes", "all,repr"],
+            r"schemes=all,repr: all is every scheme already; name it al",
+        ),
+        (["train", "tiny.yaml", "--scheme", "all"], r"scheme='all': unknown scheme; "),
         (["compare", "tiny.yaml", "--schemes", "repr,repr"], r"repr is named twice"),
         (["compre", "tiny.yaml"], r"No such command"),
         (["inspect", "resnet21"], r"model\.name='resnet21': unknown model; did you mean 'resnet"),

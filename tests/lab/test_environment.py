@@ -4,6 +4,7 @@ import io
 import json
 import random
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,7 +60,8 @@ def test_they_are_left_alone_after_an_error_too():
 
 
 def test_the_environment_is_plain_and_complete():
-    found = environment(device=torch.device("cpu"), precision="32-true")
+    found = environment(device=torch.device("cpu"), precision="32-true", base=Path("there"))
+    assert found["base"] == str(Path.cwd() / "there")
     assert json.loads(json.dumps(found)) == found
     assert found["torch"] == torch.__version__
     assert found["threads"] == torch.get_num_threads()

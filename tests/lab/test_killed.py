@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.lab.dying import JOBS, tiny
+from tests.lab.dying import JOBS, left, tiny
 
 from torchreaper.lab.run import train
 
@@ -21,15 +21,17 @@ pytestmark = pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="n
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """The fingerprint of a run that was left alone, in this process, by scheme and optimizer."""
+    """The fingerprints of a run that was left alone, in this process, by scheme and optimizer."""
     found, threads = {}, torch.get_num_threads()
     torch.set_num_threads(1)
     for scheme in ("standard", "repr"):
         for optimizer in ("sgd", "adamw"):
             out = tmp_path_factory.mktemp("undisturbed")
-            found[scheme, optimizer] = train(tiny(optimizer), scheme=scheme, seed=0, out=out)["fingerprint"]
+            train(tiny(optimizer), scheme=scheme, seed=0, out=out)
+            found[scheme, optimizer] = left(out, scheme)
     torch.set_num_threads(threads)
-    assert len(set(found.values())) == 4
+    assert len(set(map(tuple, found.values()))) == 4
+    assert {len(fingerprints) for fingerprints in found.values()} == {3}
     return found
 
 
@@ -45,7 +47,7 @@ def killed(tmp_path_factory):
 @pytest.mark.parametrize("job", JOBS, ids=" ".join)
 def test_killed_runs_end_with_the_same_bits_and_each_epoch_once(job, killed, undisturbed):
     for run in killed[" ".join(job)]:
-        assert run["fingerprint"] == undisturbed[job[:2]]
+        assert run["left"] == undisturbed[job[:2]]
         assert run["epochs"] == ALL
         assert all(epochs == ALL[: len(epochs)] for epochs in run["died"])
 

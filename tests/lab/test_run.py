@@ -9,6 +9,7 @@ import shutil
 import pytest
 import torch
 import yaml
+from tests.lab.seeing import Seeing
 from tests.lab.tiny import ADAMW, recipe
 
 from torchreaper.lab import models
@@ -177,11 +178,13 @@ def test_without_cycles_repr_is_standard_training_bit_for_bit(tmp_path):
         ("repr", {"optim": ADAMW, "augment": "crop-flip", "grad_clip": 0.5}),
         ("repr", {"schedule": {"name": "cosine", "warmup": 1}, "precision": "bf16-mixed"}),
         ("repr", {"schedule": {"name": "halving", "every": 4}, "precision": "64-true", "report": "validation"}),
+        ("repr", {"scheme__criterion": "seeing", "epochs": 8, "scheme__cycles": 2}),
+        ("repr", {"scheme__criterion": "seeing", "scheme__images": 30, "data__validation": 0}),
         ("repr", {"optim": {"name": "rmsprop", "lr": 0.01, "momentum": 0.5}, "scheme__reinit": "random"}),
     ],
 )
 @pytest.mark.parametrize("after", [1, 2, 4])
-def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, scheme, changes, after):
+def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, seeing, scheme, changes, after):
     tiny = recipe(**changes)
     whole = train(tiny, scheme=scheme, seed=1, out=tmp_path / "whole")
     stopped(tmp_path / "cut", after, recipe=tiny, scheme=scheme, seed=1)
@@ -308,6 +311,31 @@ def test_a_rate_that_is_far_too_high_is_a_failed_run_in_the_same_place_every_tim
     assert read_metrics(tmp_path / "tiny" / "standard" / "seed-0") == []
 
 
+def test_a_criterion_that_fails_is_a_failed_run_with_its_epoch(tmp_path, seeing):
+    blind = recipe(scheme__criterion="failing", scheme__full=2, scheme__sub=1)
+    text = "^epoch 2: batches: nothing can be seen; switch on the light$"
+    with pytest.raises(RunFailed, match=text):
+        train(blind, scheme="repr", seed=0, out=tmp_path)
+    assert [line["epoch"] for line in read_metrics(tmp_path / "tiny" / "repr" / "seed-0")] == [1]
+
+
+def test_criteria_read_the_validation_images_in_the_networks_precision(tmp_path, seeing, monkeypatch):
+    read, real = [], Seeing.scores
+
+    def scores(self, bank):
+        read.append([(images.dtype, labels) for images, labels in self.batches])
+        return real(self, bank)
+
+    monkeypatch.setattr(Seeing, "scores", scores)
+    tiny = recipe(scheme__criterion="seeing", precision="64-true", eval_batch=15)
+    train(tiny, scheme="repr", seed=0, out=tmp_path)
+    validation = load(tiny.data).validation
+    assert [len(labels) for _, labels in read[0]] == [15, 5]
+    assert {dtype for dtype, _ in read[0]} == {torch.float64}
+    labels = torch.cat([labels for _, labels in read[0]])
+    assert labels.bincount(minlength=10).tolist() == validation.labels.bincount(minlength=10).tolist()
+
+
 def test_a_full_disk_is_a_failed_run_that_goes_on_later(tmp_path, monkeypatch):
     whole = train(recipe(), scheme="repr", seed=0, out=tmp_path / "whole")
     real, calls = run_module.RunFolder.save, []
@@ -334,10 +362,20 @@ def test_a_full_disk_is_a_failed_run_that_goes_on_later(tmp_path, monkeypatch):
         ({"scheme__fraction": 0.01}, {}, "^scheme: fraction=0.01"),
         ({"scheme__skip": ["conv*"]}, {}, "^scheme: "),
         ({}, {"scheme": "repro"}, "unknown scheme"),
+        (
+            {"scheme__criterion": "seeing", "scheme__images": 21},
+            {},
+            r"^scheme\.images=21: only 20 validation images are there; use images <= 20$",
+        ),
+        (
+            {"scheme__criterion": "seeing", "scheme__images": 61, "data__validation": 0},
+            {},
+            r"^scheme\.images=61: only 60 training images are there; use images <= 60$",
+        ),
         ({}, {"device": "tpu"}, "^device='tpu'"),
     ],
 )
-def test_bad_input_is_refused_before_anything_is_written(tmp_path, changes, kwargs, text):
+def test_bad_input_is_refused_before_anything_is_written(tmp_path, seeing, changes, kwargs, text):
     with pytest.raises(UserError, match=text):
         train(recipe(**changes), **{"scheme": "repr", "seed": 0, "out": tmp_path / "out", **kwargs})
     assert not (tmp_path / "out").exists()

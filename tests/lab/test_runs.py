@@ -1,18 +1,23 @@
 """Run folders: checkpoints survive every cut and every flipped byte, logs agree with them, recipes are not mixed up."""
 
 import copy
+import json
 import os
 import random
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from tests.lab.tiny import recipe
 
 from torchreaper.lab import runs
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.files import read_json
-from torchreaper.lab.runs import RunFolder, folder_of, read_events, read_metrics, read_result, run_of
+from torchreaper.lab.recipe import load_recipe
+from torchreaper.lab.run import train
+from torchreaper.lab.runs import RunFolder, folder_of, read_events, read_metrics, read_recipe, read_result, run_of
 
 RECIPE = {"name": "tiny", "epochs": 9, "optim": {"name": "sgd", "lr": 0.1}, "seeds": 3, "scheme": {"name": "repr"}}
 
@@ -265,6 +270,73 @@ def test_the_environment_keeps_the_first_machine_and_adds_the_others(tmp_path):
         "torch": "a",
         "resumed": [{"after_epoch": 4, "torch": "b"}, {"after_epoch": 6, "torch": "c"}],
     }
+
+
+def run_at(path, **environment):
+    path.mkdir(parents=True)
+    written = {**recipe().canonical(), "schemes": {}}
+    (path / "recipe.yaml").write_text(yaml.safe_dump(written))
+    (path / "environment.json").write_text(json.dumps(environment))
+    return path
+
+
+def test_the_recipe_of_a_run_is_read_back_with_the_place_of_its_data(tmp_path, monkeypatch):
+    (tmp_path / "recipes").mkdir()
+    values = {**recipe().canonical(), "schemes": {"repr-random": {"name": "repr", "criterion": "random", "full": 2,
+              "sub": 1, "cycles": 1}}}  # fmt: skip
+    (tmp_path / "recipes" / "tiny.yaml").write_text(yaml.safe_dump(values))
+    monkeypatch.chdir(tmp_path)
+    loaded = load_recipe("recipes/tiny.yaml")
+    for scheme in ("repr", "repr-random", "standard"):
+        train(loaded, scheme=scheme, seed=0, out=tmp_path / "out")
+        folder = tmp_path / "out" / "tiny" / scheme / "seed-0"
+        monkeypatch.chdir("/")
+        found = read_recipe(folder)
+        monkeypatch.chdir(tmp_path)
+        assert found.base == tmp_path / "recipes"
+        assert (found.scheme, found.schemes) == (loaded.scheme_spec(scheme).model_dump(mode="json"), {})
+        assert found.scheme_spec(found.scheme["name"]) == loaded.scheme_spec(scheme)
+        assert found.canonical() == {**loaded.canonical(), "scheme": found.scheme, "schemes": {}}
+
+
+def test_the_data_are_where_the_run_was_last_continued(tmp_path):
+    assert read_recipe(run_at(tmp_path / "a", base="/one")).base == Path("/one")
+    resumed = [{"after_epoch": 1, "base": "/two"}, {"after_epoch": 2}]
+    assert read_recipe(run_at(tmp_path / "b", base="/one", resumed=resumed)).base == Path("/two")
+    assert read_recipe(run_at(tmp_path / "c", torch="2")).base == Path()  # before this was written down
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    for path in (tmp_path, tmp_path / "no", tmp_path / "file"):
+        (tmp_path / "file").touch()
+        with pytest.raises(UserError) as error:
+            read_recipe(path)
+        assert str(error.value) == (
+            f"run={str(path)!r}: is no run folder, it has no recipe.yaml; name one that has, "
+            "<out>/<recipe>/<scheme>/seed-<k>"
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("recipe.yaml", "[", "recipe.yaml: is damaged (not a recipe); delete the folder and run again"),
+        ("recipe.yaml", "", "recipe.yaml: is damaged (not a recipe); delete the folder and run again"),
+        ("recipe.yaml", "name: x", "recipe.yaml: epochs: is missing (and 4 more); use the version of torchreaper that"),
+        ("environment.json", "{", "environment.json: is damaged (Expecting"),
+        ("environment.json", "[1]", "environment.json: is damaged (not a JSON object)"),
+        ("environment.json", '{"base": 3}', "environment.json: is damaged (base is 3); delete the folder and run aga"),
+        ("environment.json", '{"resumed": [3]}', "environment.json: is damaged (resumed is [3]); delete the folder a"),
+        ("environment.json", '{"resumed": 3}', "environment.json: is damaged (resumed is 3); delete the folder and r"),
+        ("environment.json", None, "environment.json: is missing; continue or repeat the run to mend it"),
+    ],
+)
+def test_a_damaged_run_is_told_by_its_file(tmp_path, name, content, message):
+    folder = run_at(tmp_path / "run", base="/one")
+    (folder / name).unlink() if content is None else (folder / name).write_text(content)
+    with pytest.raises(UserError) as error:
+        read_recipe(folder)
+    assert str(error.value).startswith(f"{folder}/{message}")
 
 
 def test_where_a_run_lies(tmp_path):

@@ -25,7 +25,6 @@ from torchreaper.lab import console as screen
 from torchreaper.lab.errors import UserError
 
 if TYPE_CHECKING:
-    import torchreaper as tr
     from torchreaper.lab.recipe import Recipe
 
 FAILED, WRONG, INTERRUPTED = 1, 2, 130
@@ -166,7 +165,7 @@ def compare(
         str | None,
         typer.Option(
             metavar="A,B,...",
-            help="Schemes; the first is the baseline.",
+            help="Schemes; the first is the baseline. all: standard, the recipe's own, and its schemes section.",
             show_default="standard and the recipe's own",
         ),
     ] = None,
@@ -184,12 +183,10 @@ def compare(
     """Train every scheme with the same seeds and say whether they differ. Finished runs are not repeated."""
     with _guarded(debug, resumable=True):
         loaded = _load(recipe, profile, overrides)
-        own = str(loaded.scheme["name"])
-        names = [name.strip() for name in schemes.split(",")] if schemes is not None else ["standard", own]
-        names = list(dict.fromkeys(names)) if schemes is None else [name for name in names if name]
         count = loaded.seeds if seeds is None else seeds
         from torchreaper.lab import compare as comparing
 
+        names = comparing.named(loaded, schemes)
         comparing.check(loaded, names, count)
         _check_out(out)
         _use_threads(threads)
@@ -241,49 +238,25 @@ def inspect(
 ) -> None:
     """Show the filters of an untrained network, and which of them would be dropped first."""
     with _guarded(debug):
-        shape = _image_size(image)
-        bank, own = _bank(target, profile, overrides, shape, classes, seed)
-        given = {"fraction": fraction, "criterion": criterion}
-        preview = bank.preview(**{**own, **{key: value for key, value in given.items() if value is not None}})
+        size = _image_size(image)
+        named = _is_recipe(target)
+        if profile is not None and not named:
+            raise UserError(f"profile={profile!r}: has no effect without a recipe; leave it out")
+        from torchreaper.lab import inspection
+
+        bank, preview = inspection.inspect(
+            _load(target, profile, overrides) if named else None,
+            target,
+            {} if named else inspection.options_of_network(overrides or ()),
+            size=size,
+            classes=classes,
+            seed=seed,
+            fraction=fraction,
+            criterion=criterion,
+        )
         console = screen.stdout()
         for text in (str(bank), "", str(preview)):
             screen.say(console, text)
-
-
-def _bank(
-    target: str,
-    profile: str | None,
-    overrides: list[str] | None,
-    shape: tuple[int, int, int] | None,
-    classes: int | None,
-    seed: int,
-) -> tuple[tr.FilterBank, dict[str, Any]]:
-    """The filters of what is to be inspected, and how its recipe would choose among them."""
-    import torch
-
-    import torchreaper as tr
-    from torchreaper.lab import models
-
-    if _is_recipe(target):
-        recipe = _load(target, profile, overrides)
-        name, options = recipe.model.name, recipe.model.options
-        if shape is None or classes is None:
-            found = _shape_of_data(recipe)
-            shape, classes = shape or found[0], classes or found[1]
-        own = recipe.scheme
-    else:
-        if profile is not None:
-            raise UserError(f"profile={profile!r}: has no effect without a recipe; leave it out")
-        name, options, own = target, _options(overrides), {}
-        shape, classes = shape or (3, 32, 32), classes or 10
-    channels, height, width = shape
-    model = models.build(
-        name, options, in_channels=channels, classes=classes, image_size=(height, width), generator_seed=seed
-    )
-    which = {key: own[key] for key in ("skip", "include", "scope") if key in own}
-    bank = tr.find_filters(model, torch.zeros(2, *shape), seed=seed, **which)
-    choice = ("fraction", "criterion", "min_filters", "max_per_layer")
-    return bank, {key: own[key] for key in choice if key in own}
 
 
 def _is_recipe(target: str) -> bool:
@@ -295,34 +268,6 @@ def _load(path: str, profile: str | None, overrides: list[str] | None) -> Recipe
     from torchreaper.lab.recipe import load_recipe
 
     return load_recipe(path, profile=profile, overrides=tuple(overrides or ()))
-
-
-def _options(overrides: list[str] | None) -> dict[str, Any]:
-    """``--set`` of a network: key=value with the value in YAML."""
-    import yaml
-
-    options: dict[str, Any] = {}
-    for override in overrides or ():
-        key, equals, text = override.partition("=")
-        if not equals or not key.strip():
-            raise UserError(f"set={override!r}: must be key=value, such as depth=8")
-        try:
-            options[key.strip()] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise UserError(f"set={override!r}: the value is not valid YAML") from None
-    return options
-
-
-def _shape_of_data(recipe: Recipe) -> tuple[tuple[int, int, int], int]:
-    """Image size [channels, height, width] and number of classes of the recipe's data."""
-    from torchreaper.lab import data
-
-    try:  # a few training images tell it; decoding the others takes most of the time
-        found = data.load(recipe.data.model_copy(update={"limit": 1000, "validation": 0}), recipe.base)
-    except UserError:  # fewer images, more classes, or what is wrong with the data
-        found = data.load(recipe.data, recipe.base)
-    channels, height, width = found.train.images.shape[1:]
-    return (channels, height, width), len(found.classes)
 
 
 def _image_size(text: str | None) -> tuple[int, int, int] | None:

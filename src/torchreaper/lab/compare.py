@@ -13,7 +13,7 @@ from typing import Any
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.files import write_json, write_whole
 from torchreaper.lab.progress import Progress
-from torchreaper.lab.recipe import Recipe
+from torchreaper.lab.recipe import ALL, Recipe
 from torchreaper.lab.run import Run, finished, train
 from torchreaper.lab.runs import RunFailed
 from torchreaper.lab.statistics import (
@@ -146,10 +146,23 @@ def run(
     return result
 
 
+def named(recipe: Recipe, text: str | None) -> list[str]:
+    """The schemes that ``text`` names, as in ``--schemes A,B``.
+
+    "all": standard, the recipe's own and every entry of its ``schemes``. None: standard and the recipe's own.
+    """
+    if text is None:
+        return list(dict.fromkeys(["standard", str(recipe.scheme["name"])]))
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    return recipe.every_scheme() if names == [ALL] else names
+
+
 def check(recipe: Recipe, schemes: Sequence[str], seeds: int) -> None:
     """Raise ``UserError`` where the comparison could not be run to its end; nothing is loaded or written."""
     if not schemes:
         raise UserError("schemes: none named; name at least one, such as standard,repr")
+    if ALL in schemes:
+        raise UserError(f"schemes={','.join(schemes)}: {ALL} is every scheme already; name it alone")
     twice = [scheme for scheme in schemes if list(schemes).count(scheme) > 1]
     if twice:
         raise UserError(f"schemes={','.join(schemes)}: {twice[0]} is named twice; name each once")

@@ -38,14 +38,15 @@ def machine(device: torch.device) -> dict[str, Any]:
     }
 
 
-def environment(*, device: torch.device, precision: str) -> dict[str, Any]:
-    """The machine, the versions, and when and how the run was started."""
+def environment(*, device: torch.device, precision: str, base: Path) -> dict[str, Any]:
+    """The machine, the versions, when and how the run was started, and where its relative data paths begin."""
     return {
         "python": platform.python_version(),
         "torchreaper": version("torchreaper"),
         "platform": platform.platform(),
         **machine(device),
         "precision": precision,
+        "base": str(base.absolute()),
         "command": shlex.join(sys.argv),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": _commit(),

@@ -18,6 +18,8 @@ from torchreaper.lab.errors import UserError
 from torchreaper.lab.models import ModelSpec
 from torchreaper.lab.settings import Settings, did_you_mean, parse, show
 
+#: What stands for every scheme of a recipe in ``reaper compare --schemes``; no scheme can be called that.
+ALL = "all"
 _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")  # names that become folders
 
 
@@ -85,6 +87,9 @@ class Recipe(Settings):
         augment: "none" or "crop-flip". precision: as Lightning Fabric names it. eval_batch: images at a time.
         grad_clip: largest norm of the gradient; None: not clipped.
         report: the test accuracy that counts: of the "last" epoch, or of the epoch that is best on "validation".
+        snapshots: keep the network's weights after each so-many-th epoch and after the last, in the run's folder; see
+            ``torchreaper.lab.snapshots``. None: never. It changes no number of a run, and a run with another value is
+            the same run: a finished one is not repeated, one that goes on keeps what is due from there on.
         seeds: how many seeds a comparison runs (0, 1, ...).
         scheme: the recipe's own scheme and its options, all of them once checked.
         schemes: options of others to compare with, by key: ``{dsd: {...}}`` or, for a second setting of one
@@ -104,6 +109,7 @@ class Recipe(Settings):
     eval_batch: int = Field(default=1000, ge=1)
     grad_clip: float | None = Field(default=None, gt=0)
     report: Literal["last", "validation"] = "last"
+    snapshots: int | None = Field(default=None, ge=1)
     seeds: int = Field(default=3, ge=1)
     scheme: dict[str, Any] = Field(default_factory=lambda: {"name": "standard"})
     schemes: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -115,6 +121,12 @@ class Recipe(Settings):
     def base(self) -> Path:
         """The folder that relative data paths start from: the recipe file's."""
         return self._base
+
+    def at(self, base: Path) -> Recipe:
+        """The same recipe with its relative data paths starting from ``base``."""
+        copy = self.model_copy()
+        copy._base = Path(base)
+        return copy
 
     @field_validator("name")
     @classmethod
@@ -167,6 +179,10 @@ class Recipe(Settings):
         spec.check(self.epochs)
         return spec
 
+    def every_scheme(self) -> list[str]:
+        """The keys of all schemes there are: standard, the recipe's own, and those of ``schemes``."""
+        return list(dict.fromkeys(["standard", str(self.scheme["name"]), *self.schemes]))
+
     def canonical(self) -> dict[str, Any]:
         """The recipe as plain JSON values, every default filled in, without profiles; reading it gives it back."""
         return self.model_dump(mode="json", exclude={"profiles"})
@@ -204,9 +220,7 @@ def load_recipe(path: str | Path, *, profile: str | None = None, overrides: Iter
         values = _with_profile(values, profile, profiles[profile])
     for override in overrides:
         values = _with_override(values, override)
-    recipe = parse(Recipe, {**values, "profiles": profiles})
-    recipe._base = path.parent
-    return recipe
+    return parse(Recipe, {**values, "profiles": profiles}).at(path.parent)
 
 
 class _Loader(yaml.SafeLoader):
@@ -297,6 +311,8 @@ def _with_override(values: dict[str, Any], override: str) -> dict[str, Any]:
 def _complete(key: Any, options: Any) -> Any:
     if not isinstance(key, str) or not _SAFE.fullmatch(key):
         raise UserError(f"schemes: {key!r} names a folder: letters, digits, '.', '_', '+' and '-' only")
+    if key == ALL:
+        raise UserError(f"schemes.{ALL}: is the word for all schemes together in reaper compare; rename it")
     if not isinstance(options, Mapping):
         return options
     return lab_schemes.parse({"name": key, **options}, where=f"schemes.{key}").model_dump(mode="json")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import torchreaper as tr
-from torchreaper.lab import data, models, schemes
+from torchreaper.lab import data, models, schemes, snapshots
 from torchreaper.lab.environment import environment, machine, make_fabric, own_random_numbers, rng_state, set_rng_state
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.files import Json
@@ -71,12 +71,13 @@ def train(
             run.load_state_dict(checkpoint, progress.note)
             done = checkpoint["epoch"]
         folder.align(checkpoint, progress.note)
-        folder.environment(environment(device=run.fabric.device, precision=recipe.precision), epoch=done)
+        here = environment(device=run.fabric.device, precision=recipe.precision, base=recipe.base)
+        folder.environment(here, epoch=done)
         progress.start_run(f"{recipe.name} / {scheme} / seed {seed}", recipe.epochs, run.steps, done)
         for epoch in range(done + 1, recipe.epochs + 1):
-            metrics, events = run.epoch(epoch, progress)
+            metrics, events, snapshot = run.epoch(epoch, progress)
             try:
-                folder.save(epoch, run.state_dict(), metrics, events)
+                folder.save(epoch, run.state_dict(), metrics, events, snapshot)
             except OSError as error:
                 raise RunFailed(
                     f"epoch {epoch}: cannot be saved in {folder.path} ({error.strerror}); put that right and give "
@@ -141,14 +142,22 @@ class Run:
         self.layers = convolutions(self.module)
         self.filters = {name: layer.out_channels for name, layer in self.layers.items()}
         example = data.normalise(self.train.images[:2], self.mean, self.std)
-        self.scheme = spec.attach(self.module, self.optimizer, example, seed=data.epoch_seed(seed, 0, "scheme"))
+        self.scheme = spec.attach(
+            self.module,
+            self.optimizer,
+            example,
+            seed=data.epoch_seed(seed, 0, "scheme"),
+            batches=data.FixedBatches.held_out(
+                self.train, self.validation, mean=self.mean, std=self.std, batch=recipe.eval_batch
+            ),
+        )
         self.chosen: Json | None = None
 
-    def epoch(self, epoch: int, progress: Progress) -> tuple[Json, list[Json]]:
+    def epoch(self, epoch: int, progress: Progress) -> tuple[Json, list[Json], Json | None]:
         """Train epoch number `epoch` (from 1), judge the network, then let the scheme act.
 
         Returns:
-            The epoch's line of `metrics.jsonl`, and its lines of `events.jsonl`.
+            The epoch's line of `metrics.jsonl`, its lines of `events.jsonl`, and its snapshot if one is due.
         """
         phase, dropped = self.scheme.phase, self.scheme.dropped
         start = time.perf_counter()
@@ -160,6 +169,9 @@ class Run:
         overlaps, total = overlap_by_layer(self.layers, self.filters, dropped)
         if self.recipe.report == "validation" and phase == "full":
             self._choose(epoch, validation, test_accuracy)
+        snapshot = None
+        if snapshots.due(epoch, every=self.recipe.snapshots, epochs=self.recipe.epochs):
+            snapshot = snapshots.take(self.module, epoch, phase, dropped)
         start = time.perf_counter()
         try:
             transition = self.scheme.step()
@@ -182,7 +194,7 @@ class Run:
             # What training costs; judging the network and writing files are the lab's, not the scheme's.
             "seconds": seconds + stepping,
         }
-        return metrics, [] if transition is None else [event(epoch, transition)]
+        return metrics, [] if transition is None else [event(epoch, transition)], snapshot
 
     def result(self, scheme: str, metrics: list[Json]) -> Json:
         """The content of `result.json`, from the final network and all lines of `metrics.jsonl`."""

@@ -1,8 +1,8 @@
 """Run folders: which files a run writes, and how a run that was killed is taken up again.
 
 Every file but the two logs is replaced as a whole (temporary file, fsync, rename). At the end of an epoch come,
-in this order: checkpoint, metrics line, event line. The checkpoint holds a copy of both lines, so that a run
-killed between them loses nothing and repeats nothing.
+in this order: snapshot (see `snapshots`), checkpoint, metrics line, event line. The checkpoint holds a copy of both
+lines, so that a run killed between them loses nothing and repeats nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import yaml
 
+from torchreaper.lab import snapshots
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.files import (
     Json,
@@ -32,13 +33,15 @@ from torchreaper.lab.files import (
     write_json,
     write_whole,
 )
+from torchreaper.lab.recipe import Recipe
+from torchreaper.lab.settings import parse
 
-#: The files of a run folder; nothing else in it is ever touched.
+#: The files of a run folder, beside its snapshots; nothing else in it is ever touched.
 METRICS, EVENTS, RESULT = "metrics.jsonl", "events.jsonl", "result.json"
 RECIPE, ENVIRONMENT = "recipe.yaml", "environment.json"
 LAST, PREVIOUS, DAMAGED = "last.pt", "previous.pt", ".damaged"
-# Of a recipe, these say nothing about a single run: how many runs there are, and what the others do.
-_NOT_OF_THE_RUN = ("seeds", "schemes", "profiles")
+# Of a recipe, these do not change a single run: how many runs there are, what the others do, what is kept on the way.
+_NOT_OF_THE_RUN = ("seeds", "schemes", "profiles", "snapshots")
 
 
 class RunFailed(UserError):  # noqa: N818  (the run failed; nobody made an error)
@@ -66,6 +69,43 @@ def read_result(folder: Path) -> Json | None:
     Raises `UserError` where the file is damaged.
     """
     return read_json(Path(folder) / RESULT)
+
+
+def read_recipe(folder: Path) -> Recipe:
+    """The recipe of a run: its `scheme` is the run's own, with all options, and it has no others.
+
+    Its relative data paths start where they did when the run was begun, or last continued: in the folder of the
+    recipe file, which `environment.json` tells; those of a run older than that in the current folder.
+
+    Raises:
+        UserError: The folder is no run's, or one of the two files is damaged or of another version.
+    """
+    path, about = Path(folder) / RECIPE, Path(folder) / ENVIRONMENT
+    values = read_yaml(path) if Path(folder).is_dir() else None
+    if values is None:
+        raise UserError(
+            f"run={str(folder)!r}: is no run folder, it has no {RECIPE}; name one that has, "
+            "<out>/<recipe>/<scheme>/seed-<k>"
+        )
+    try:
+        recipe = parse(Recipe, values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}; use the version of torchreaper that wrote it, or run again") from None
+    begun = read_json(about)
+    if begun is None:
+        raise UserError(f"{about}: is missing; continue or repeat the run to mend it")
+    return recipe.at(_base(begun, about))
+
+
+def _base(begun: Json, about: Path) -> Path:
+    resumed, base = begun.get("resumed", []), ""
+    if not isinstance(resumed, list) or not all(isinstance(one, dict) for one in resumed):
+        raise UserError(f"{about}: is damaged (resumed is {resumed!r}); delete the folder and run again")
+    for one in (begun, *resumed):
+        base = one.get("base", base)
+        if not isinstance(base, str):
+            raise UserError(f"{about}: is damaged (base is {base!r}); delete the folder and run again")
+    return Path(base)
 
 
 @dataclass(frozen=True)
@@ -131,8 +171,10 @@ class RunFolder:
             now = {**began, "resumed": [*began.get("resumed", []), {"after_epoch": epoch, **now}]}
         write_json(path, now)
 
-    def save(self, epoch: int, state: Json, metrics: Json, events: list[Json]) -> None:
-        """End epoch `epoch`: the checkpoint, then its lines in the logs."""
+    def save(self, epoch: int, state: Json, metrics: Json, events: list[Json], snapshot: Json | None = None) -> None:
+        """End epoch `epoch`: the snapshot if there is one, the checkpoint, then its lines in the logs."""
+        if snapshot is not None:
+            snapshots.write(self.path, snapshot)
         lines = {"metrics": metrics, "events": events}
         save_checkpoint(self.path, {**state, "run": self.run, "epoch": epoch, "lines": lines})
         append_line(self.path / METRICS, metrics)
@@ -154,7 +196,8 @@ class RunFolder:
         return state
 
     def align(self, state: Json | None, note: Callable[[str], None]) -> None:
-        """Make the logs end where the checkpoint does: later lines go, its own are put in if missing."""
+        """Make logs and snapshots end where the checkpoint does: later ones go, its own lines are put in if missing."""
+        snapshots.delete(self.path, after=state["epoch"] if state else 0)
         if state is None:
             rewrite_lines(self.path / METRICS, [])
             rewrite_lines(self.path / EVENTS, [])
@@ -177,6 +220,7 @@ class RunFolder:
         for name in (RESULT, LAST, PREVIOUS, METRICS, EVENTS, ENVIRONMENT, RECIPE):
             for suffix in ("", ".sha256", ".tmp", ".sha256.tmp", DAMAGED):
                 (self.path / (name + suffix)).unlink(missing_ok=True)
+        snapshots.delete(self.path)
 
 
 def run_of(recipe: Json, *, seed: int) -> Json:

@@ -1,10 +1,12 @@
+import sys
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchreaper.lab.data import Split, augment, batches, epoch_generator, epoch_seed, normalise
+from torchreaper.lab.data import FixedBatches, Split, augment, batches, epoch_generator, epoch_seed, normalise
 from torchreaper.lab.data.split import channel_moments
 from torchreaper.lab.errors import UserError
 
@@ -101,3 +103,34 @@ def test_normalised_training_images_have_mean_0_and_deviation_1():
     torch.testing.assert_close(out.std((0, 2, 3), correction=0), torch.ones(2), rtol=1e-5, atol=1e-5)
     expected = (some.double() / 255 - mean.double()[:, None, None]) / std.double()[:, None, None]
     torch.testing.assert_close(normalise(some, mean.double(), std.double()), expected)
+
+
+def test_fixed_batches_are_normalised_in_the_splits_order_and_the_same_each_time():
+    some = images(10)
+    mean, std = channel_moments(some)
+    reading = FixedBatches(Split(some, torch.arange(10)), "training", mean, std, batch=4)
+    assert (len(reading), reading.images) == (3, 10)
+    for _ in range(2):
+        found = list(reading)
+        assert [len(labels) for _, labels in found] == [4, 4, 2]
+        assert torch.equal(torch.cat([labels for _, labels in found]), torch.arange(10))
+        assert torch.equal(torch.cat([batch for batch, _ in found]), normalise(some, mean, std))
+
+
+def test_nothing_is_computed_before_a_batch_is_asked_for(monkeypatch):
+    module = sys.modules[FixedBatches.__module__]  # `data.batches` is the function
+    calls = []
+    monkeypatch.setattr(module, "choose", lambda *a, **k: calls.append("choose") or torch.arange(4))
+    monkeypatch.setattr(module, "normalise", lambda images, *a: calls.append("normalise") or images)
+    held_out = FixedBatches.held_out(split(9), split(8), mean=torch.zeros(1), std=torch.ones(1), batch=2)
+    reading = held_out.take(4, seed=1)
+    assert (held_out.what, len(reading), reading.images, calls) == ("validation", 2, 4, [])
+    next(iter(reading))
+    assert calls == ["choose", "normalise"]
+    assert len(list(reading)) == 2
+    assert calls == ["choose", *["normalise"] * 3], "the choice is made once"
+
+
+def test_without_validation_images_criteria_read_those_of_training():
+    reading = FixedBatches.held_out(split(9), None, mean=torch.zeros(1), std=torch.ones(1), batch=2)
+    assert (reading.what, reading.images) == ("training", 9)

@@ -1,7 +1,9 @@
+import pytest
 import torch
 
 from torchreaper.lab.data import DataSpec, load
 from torchreaper.lab.data.digits import digits
+from torchreaper.lab.errors import UserError
 
 
 def test_sizes_classes_and_range():
@@ -36,3 +38,18 @@ def test_limit_and_validation():
     pixels = dataset.train.images.double() / 255
     torch.testing.assert_close(dataset.mean.double(), pixels.mean((0, 2, 3)), rtol=1e-5, atol=0)
     torch.testing.assert_close(dataset.std.double(), pixels.std((0, 2, 3), correction=0), rtol=1e-5, atol=0)
+
+
+def test_a_limited_test_set_is_part_of_the_whole_one_and_leaves_the_rest_alone():
+    whole = load(DataSpec(name="digits", limit=100))
+    some = load(DataSpec(name="digits", limit=100, test_limit=50))
+    assert some.test.labels.bincount().tolist() == [5] * 10
+    there = {image.numpy().tobytes() for image in whole.test.images}
+    assert all(image.numpy().tobytes() in there for image in some.test.images)
+    assert torch.equal(some.train.images, whole.train.images)
+    assert not torch.equal(
+        some.test.images, load(DataSpec(name="digits", limit=100, test_limit=50, split_seed=1)).test.images
+    )
+    text = "^data.test_limit=798: only 797 test images are there; use test_limit <= 797$"
+    with pytest.raises(UserError, match=text):
+        load(DataSpec(name="digits", test_limit=798))

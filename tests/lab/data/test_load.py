@@ -87,6 +87,23 @@ def test_only_images_that_are_used_are_decoded(make, tmp_path):
     assert "image cannot be decoded" in refused(spec, tmp_path)
 
 
+def test_a_limited_test_set_decodes_no_other_images(make, tmp_path):
+    pictures = make.pictures(6, seed=1)
+    labels = [0, 1] * 3
+    spec = make(test_images=pictures, test_labels=labels)
+    some = load(DataSpec(**spec, test_limit=4), tmp_path)
+    assert some.test.labels.bincount().tolist() == [2, 2]
+    used = {image.numpy().tobytes() for image in some.test.images}
+    stored = [make.png(p) if p.transpose(2, 0, 1).tobytes() in used else b"broken" for p in pictures]
+    spec = make(test_images=stored, test_labels=labels)
+    again = load(DataSpec(**spec, test_limit=4), tmp_path)
+    assert torch.equal(again.test.images, some.test.images)
+    assert torch.equal(again.test.labels, some.test.labels)
+    assert refused({**spec, "test_limit": 7}, tmp_path) == (
+        "data.test_limit=7: only 6 test images are there; use test_limit <= 6"
+    )
+
+
 def test_columns_are_found_by_type_and_by_name(make, tmp_path):
     expected = load(DataSpec(**make()), tmp_path)
     found = load(DataSpec(**make(image="img", label="fine_label")), tmp_path)

@@ -17,9 +17,10 @@ PARQUET = {"name": "parquet", "train": "a", "test": "b"}
         ({**PARQUET, "hub": "x"}, "data.hub='x': has no effect with name='parquet'; leave it out"),
         ({"name": "hub"}, "data.hub: is missing; name='hub' needs it"),
         ({**PARQUET, "limit": 0}, "data.limit=0: must be at least 1"),
+        ({**PARQUET, "test_limit": 0}, "data.test_limit=0: must be at least 1"),
         ({**PARQUET, "validation": -1}, "data.validation=-1: must be at least 0"),
         ({**PARQUET, "limits": 3}, "data.limits: unknown key; did you mean data.limit?"),
-        ({**PARQUET, "split_seed": 3}, "data.split_seed=3: has no effect without limit or validation"),
+        ({**PARQUET, "split_seed": 3}, "data.split_seed=3: has no effect without limit, test_limit or validation"),
     ],
 )
 def test_wrong_settings_are_refused_in_one_line(values, message):

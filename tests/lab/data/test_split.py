@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from torchreaper.lab.data.split import channel_moments, choose, divide
+from torchreaper.lab.data.split import channel_moments, choose, divide, keep_of_test
 from torchreaper.lab.errors import UserError
 
 LABELS = st.lists(st.integers(0, 4), min_size=1, max_size=60).map(torch.tensor)
@@ -68,6 +68,28 @@ def test_divide_never_shares_an_image_and_limit_leaves_the_validation_images(val
 def test_asking_for_too_much_is_refused(asked, message):
     with pytest.raises(UserError) as caught:
         divide(torch.arange(20) % 4, **{"validation": 0, "limit": None, **asked}, classes=4, seed=0)
+    assert str(caught.value) == message
+
+
+def test_test_images_are_kept_by_class_and_seed():
+    labels = torch.arange(40) % 4
+    assert keep_of_test(labels, limit=None, classes=4, seed=0).tolist() == list(range(40))
+    kept = keep_of_test(labels, limit=12, classes=4, seed=0)
+    assert labels[kept].bincount().tolist() == [3, 3, 3, 3]
+    assert torch.equal(kept, keep_of_test(labels, limit=12, classes=4, seed=0))
+    assert not torch.equal(kept, keep_of_test(labels, limit=12, classes=4, seed=1))
+
+
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [
+        (21, "data.test_limit=21: only 20 test images are there; use test_limit <= 20"),
+        (3, "data.test_limit=3: fewer than the 4 classes; use test_limit >= 4"),
+    ],
+)
+def test_asking_for_too_many_or_too_few_test_images_is_refused(limit, message):
+    with pytest.raises(UserError) as caught:
+        keep_of_test(torch.arange(20) % 4, limit=limit, classes=4, seed=0)
     assert str(caught.value) == message
 
 

@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+import torchreaper as tr
+from torchreaper.lab.data import FixedBatches, Split
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.schemes import RePrSpec, parse
 
@@ -25,7 +27,13 @@ def network(width=8):
 def attach(model, **options):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     spec = RePrSpec(**{"full": 1, "sub": 2, "cycles": 2, "fraction": 0.5, **options})
-    return spec.attach(model, optimizer, torch.zeros(2, 1, 8, 8), seed=1), optimizer
+    return spec.attach(model, optimizer, torch.zeros(2, 1, 8, 8), seed=1, batches=pictures()), optimizer
+
+
+def pictures(count=40):
+    images = torch.randint(256, (count, 1, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    split = Split(images, torch.arange(count) * 10 // count)  # sorted by class
+    return FixedBatches(split, "validation", torch.tensor([0.5]), torch.tensor([0.25]), batch=16)
 
 
 @given(full=counts, sub=counts, cycles=st.integers(0, 5), epochs=st.integers(1, 400))
@@ -77,9 +85,51 @@ def test_an_unknown_criterion_is_found_before_anything_is_built():
         RePrSpec(criterion="orthogonalty").check(100)
 
 
+def test_images_for_a_criterion_that_reads_none_are_refused(seeing):
+    RePrSpec(criterion="seeing", images=40).check(100)
+    text = "scheme.images=40: has no effect with criterion 'magnitude', which reads none; leave it out"
+    with pytest.raises(UserError, match=f"^{re.escape(text)}$"):
+        RePrSpec(criterion="magnitude", images=40).check(100)
+
+
+def test_a_criterion_that_reads_images_gets_as_many_as_asked_for_of_each_class(seeing):
+    reading = RePrSpec(criterion="seeing", images=20).ranking(pictures(), seed=1).batches
+    shapes = [(tuple(images.shape), labels.tolist()) for images, labels in reading]
+    assert [shape for shape, _ in shapes] == [(16, 1, 8, 8), (4, 1, 8, 8)]
+    labels = [label for _, labels in shapes for label in labels]
+    assert sorted(labels) == [number // 2 for number in range(20)]
+    assert labels != sorted(labels)
+    # All of them, as there are fewer than 5,000; the same for one seed, others for another.
+    assert RePrSpec(criterion="seeing").ranking(pictures(), seed=1).batches.images == 40
+    assert RePrSpec(criterion="seeing").ranking(pictures(6000), seed=1).batches.images == 5000
+    again, other = (RePrSpec(criterion="seeing", images=20).ranking(pictures(), seed=seed).batches for seed in (1, 2))
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(reading, again))
+    assert not all(torch.equal(a[0], b[0]) for a, b in zip(reading, other))
+
+
+def test_more_images_than_there_are_is_refused_when_it_is_built(seeing):
+    text = "scheme.images=41: only 40 validation images are there; use images <= 40"
+    with pytest.raises(UserError, match=f"^{re.escape(text)}$"):
+        attach(network(), criterion="seeing", images=41)
+
+
+def test_the_images_decide_what_goes(seeing):
+    first = attach(network(), criterion="seeing", images=10)[0].step()
+    again = attach(network(), criterion="seeing", images=10)[0].step()
+    other = attach(network(), criterion="seeing", images=11)[0].step()
+    assert torch.equal(first.scores["2"], again.scores["2"])
+    assert not torch.equal(first.scores["2"], other.scores["2"])
+
+
+def test_a_criterion_that_fails_says_why(seeing):
+    with pytest.raises(tr.ReaperError, match="switch on the light"):
+        attach(network(), criterion="failing")[0].step()
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
+        ({"images": 0}, "scheme.images=0: must be at least 1"),
         ({"fraction": 1.3}, "scheme.fraction=1.3: must be in (0, 1)"),
         ({"fraction": 0}, "scheme.fraction=0: must be in (0, 1)"),
         ({"fraction": "a third"}, "scheme.fraction='a third': must be a number"),

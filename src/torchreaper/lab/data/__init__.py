@@ -1,6 +1,7 @@
 """Images: where they come from, how they are split, and how an epoch goes through them."""
 
 from torchreaper.lab.data.batches import Augmentation as Augmentation
+from torchreaper.lab.data.batches import FixedBatches as FixedBatches
 from torchreaper.lab.data.batches import augment as augment
 from torchreaper.lab.data.batches import batches as batches
 from torchreaper.lab.data.batches import epoch_generator as epoch_generator

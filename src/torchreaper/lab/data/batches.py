@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -11,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from torchreaper.lab.data.split import Split
+from torchreaper.lab.data.split import Split, choose
 from torchreaper.lab.errors import UserError
 
 Augmentation = Literal["none", "crop-flip"]
@@ -86,3 +88,68 @@ def augment(
     n_index = torch.arange(n, device=device)[:, None, None, None]
     c_index = torch.arange(channels, device=device)[None, :, None, None]
     return padded[n_index, c_index, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+@dataclass(frozen=True, eq=False)
+class FixedBatches:
+    """Images of a split for criteria to read: the same batches (images, labels) each time they are iterated over.
+
+    A batch is normalised, on the split's device, and made when it is asked for; nothing is kept.
+
+    Attributes:
+        split: where the images are from.
+        what: what they are, for error texts: "validation" or "training".
+        mean, std: see ``normalise``.
+        batch: images at a time, at most.
+        count: how many images of the split; ``None``: all of them, in the split's own order.
+        seed: which ones those ``count`` are, as many of each class as they go, and their order.
+    """
+
+    split: Split
+    what: str
+    mean: Float[Tensor, " channels"]
+    std: Float[Tensor, " channels"]
+    batch: int
+    count: int | None = None
+    seed: int = 0
+
+    @classmethod
+    def held_out(
+        cls,
+        train: Split,
+        validation: Split | None,
+        *,
+        mean: Float[Tensor, " channels"],
+        std: Float[Tensor, " channels"],
+        batch: int,
+    ) -> FixedBatches:
+        """The images that criteria read: those held out for validation, or without any those of training."""
+        if validation is None:
+            return cls(train, "training", mean, std, batch)
+        return cls(validation, "validation", mean, std, batch)
+
+    @property
+    def images(self) -> int:
+        """How many images one iteration gives."""
+        return len(self.split) if self.count is None else self.count
+
+    def take(self, count: int, *, seed: int) -> FixedBatches:
+        """Only ``count`` of the split's images; which ones and in what order depends on ``seed``."""
+        return replace(self, count=count, seed=seed)
+
+    def __len__(self) -> int:
+        return -(-self.images // self.batch)
+
+    def __iter__(self) -> Iterator[tuple[Float[Tensor, "n channels height width"], Int64[Tensor, " n"]]]:
+        for index in torch.split(self._order, self.batch):
+            yield normalise(self.split.images[index], self.mean, self.std), self.split.labels[index]
+
+    @cached_property
+    def _order(self) -> Int64[Tensor, " images"]:
+        labels = self.split.labels
+        if self.count is None:
+            return torch.arange(len(labels), device=labels.device)
+        chosen = choose(labels.cpu(), self.count, seed=self.seed, balanced=True)
+        # A data set sorted by class would give batches of one class, and the gradient of one class is no sample.
+        order = torch.randperm(self.count, generator=torch.Generator().manual_seed(self.seed))
+        return chosen[order].to(labels.device)

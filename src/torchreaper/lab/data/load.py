@@ -8,7 +8,7 @@ from torchreaper.lab.data.digits import CLASSES, digits
 from torchreaper.lab.data.hub import read_hub
 from torchreaper.lab.data.parquet import find_files, read_parquet
 from torchreaper.lab.data.spec import DataSpec
-from torchreaper.lab.data.split import Dataset, Split, channel_moments, divide
+from torchreaper.lab.data.split import Dataset, Split, channel_moments, divide, keep_of_test
 from torchreaper.lab.data.table import Progress, Table, class_names, decode, open_table, read_labels
 from torchreaper.lab.errors import UserError
 
@@ -72,6 +72,8 @@ def _from_digits(spec: DataSpec) -> Dataset:
     )
     train = Split(every.images[kept], every.labels[kept])
     validation = Split(every.images[held_out], every.labels[held_out]) if spec.validation else None
+    judged = keep_of_test(test.labels, limit=spec.test_limit, classes=len(CLASSES), seed=spec.split_seed)
+    test = Split(test.images[judged], test.labels[judged])
     mean, std = channel_moments(train.images)
     return Dataset(train, validation, test, CLASSES, mean, std)
 
@@ -82,14 +84,14 @@ def _from_tables(spec: DataSpec, train: Table, test: Table, progress: Progress |
     kept, held_out = divide(
         labels, validation=spec.validation, limit=spec.limit, classes=len(classes), seed=spec.split_seed
     )
+    judged = keep_of_test(test_labels, limit=spec.test_limit, classes=len(classes), seed=spec.split_seed)
     images, grey = decode(train, kept, what="train", progress=progress)
     parts = {"train": (images, labels[kept], grey)}
     if spec.validation:
         images, grey = decode(train, held_out, what="validation", progress=progress)
         parts["validation"] = (images, labels[held_out], grey)
-    every = test_labels.new_tensor(range(len(test_labels)))
-    images, grey = decode(test, every, what="test", progress=progress)
-    parts["test"] = (images, test_labels, grey)
+    images, grey = decode(test, judged, what="test", progress=progress)
+    parts["test"] = (images, test_labels[judged], grey)
 
     size = parts["train"][0].shape[2:]
     for what, (images, _, _) in parts.items():

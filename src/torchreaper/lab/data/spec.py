@@ -22,8 +22,9 @@ class DataSpec(Settings):
         hub: the data set's name there, such as "uoft-cs/cifar10".
         image, label: names of the columns; None: found by their types.
         limit: training images kept, balanced over the classes as far as they go; None: all.
+        test_limit: test images kept, likewise. Judging is most of the time of a run on few training images.
         validation: images split off the training set, before ``limit``, classes in proportion.
-        split_seed: the random choice of both.
+        split_seed: the random choice of all three.
     """
 
     name: Literal["digits", "parquet", "hub"]
@@ -33,6 +34,7 @@ class DataSpec(Settings):
     image: str | None = None
     label: str | None = None
     limit: int | None = Field(default=None, ge=1)
+    test_limit: int | None = Field(default=None, ge=1)
     validation: int = Field(default=0, ge=0)
     split_seed: int = Field(default=0, ge=0)
 
@@ -45,6 +47,6 @@ class DataSpec(Settings):
                     raise UserError(f"{key}: is missing; name={self.name!r} needs it")
             elif value is not None and key not in _MAY[self.name]:
                 raise UserError(f"{key}={value!r}: has no effect with name={self.name!r}; leave it out")
-        if self.split_seed and self.limit is None and not self.validation:
-            raise UserError(f"split_seed={self.split_seed}: has no effect without limit or validation")
+        if self.split_seed and self.limit is None and self.test_limit is None and not self.validation:
+            raise UserError(f"split_seed={self.split_seed}: has no effect without limit, test_limit or validation")
         return self

@@ -75,13 +75,28 @@ def divide(
     kept = torch.ones(len(labels), dtype=torch.bool)
     kept[held_out] = False
     rest = kept.nonzero().squeeze(1)
+    return rest[_limited(labels[rest], limit, classes, seed, "limit", "training")], held_out
+
+
+def keep_of_test(labels: Int64[Tensor, " n"], *, limit: int | None, classes: int, seed: int) -> Int64[Tensor, " test"]:
+    """The test images that are kept, as indices: all, or ``limit`` of them, as many of each class.
+
+    Raises ``UserError`` if there are too few images.
+    """
+    return _limited(labels, limit, classes, seed, "test_limit", "test")
+
+
+def _limited(
+    labels: Int64[Tensor, " n"], limit: int | None, classes: int, seed: int, key: str, what: str
+) -> Int64[Tensor, " kept"]:
+    there = len(labels)
     if limit is None:
-        return rest, held_out
-    if limit > len(rest):
-        raise UserError(f"data.limit={limit}: only {len(rest)} training images are there; use limit <= {len(rest)}")
+        return torch.arange(there)
+    if limit > there:
+        raise UserError(f"data.{key}={limit}: only {there} {what} images are there; use {key} <= {there}")
     if limit < classes:
-        raise UserError(f"data.limit={limit}: fewer than the {classes} classes; use limit >= {classes}")
-    return rest[choose(labels[rest], limit, seed=seed, balanced=True)], held_out
+        raise UserError(f"data.{key}={limit}: fewer than the {classes} classes; use {key} >= {classes}")
+    return choose(labels, limit, seed=seed, balanced=True)
 
 
 def channel_moments(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import torchreaper as tr
+from torchreaper.lab.data import FixedBatches
 from torchreaper.lab.settings import Settings
 
 Phase = Literal["full", "sub"]
@@ -72,7 +73,9 @@ class Spec(Settings):
     def check(self, epochs: int) -> None:
         """Raise `UserError` where the scheme cannot be run in a recipe of `epochs` epochs."""
 
-    def attach(self, model: nn.Module, optimizer: Optimizer, example_inputs: Tensor, *, seed: int) -> Attached:
+    def attach(
+        self, model: nn.Module, optimizer: Optimizer, example_inputs: Tensor, *, seed: int, batches: FixedBatches
+    ) -> Attached:
         """Put the scheme to work.
 
         Args:
@@ -80,5 +83,6 @@ class Spec(Settings):
             optimizer: The optimizer of its parameters.
             example_inputs: One small batch [n, c, h, w], only to find channels.
             seed: Of the scheme's own random draws.
+            batches: The images that criteria read; nothing is loaded or computed unless one does.
         """
         raise NotImplementedError

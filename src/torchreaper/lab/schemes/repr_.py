@@ -10,9 +10,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import torchreaper as tr
+from torchreaper.lab.data import FixedBatches, epoch_seed
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.schemes.base import Attached, Phase, Spec
 from torchreaper.lab.settings import Settings, did_you_mean
+
+#: How many images a criterion reads where the recipe does not say: the paper's number, for its oracle.
+IMAGES = 5000
 
 
 def _open_unit(value: Any) -> Any:
@@ -112,7 +116,11 @@ class RePrTraining(Attached):
 
 
 class RePrSpec(Spec):
-    """The scheme `repr` and its options, with the paper's values as defaults; see `tr.RePr`."""
+    """The scheme `repr` and its options, with the paper's values as defaults; see `tr.RePr`.
+
+    `images`: how many images a criterion that reads images reads, of those held out for validation, or without any
+    of those of training; None: 5000, or all if there are fewer.
+    """
 
     summary: ClassVar[str] = "drop the filters that overlap most, train without them, bring them back"
     name: Literal["repr"] = "repr"
@@ -121,6 +129,7 @@ class RePrSpec(Spec):
     cycles: Annotated[int, Field(ge=0)] = 3
     fraction: Annotated[float, BeforeValidator(_open_unit)] = 0.3
     criterion: str = "orthogonality"
+    images: Annotated[int | None, Field(ge=1)] = None
     reinit: Annotated[ReinitSpec, BeforeValidator(_section), AfterValidator(_complete)] = _complete(ReinitSpec())
     subnetwork: Literal["auto", "masked", "compact"] = "auto"
     skip: Names = "first"
@@ -130,7 +139,7 @@ class RePrSpec(Spec):
     max_per_layer: Annotated[float, Field(gt=0, le=1)] = 1.0
 
     def check(self, epochs: int) -> None:
-        """Refuse an unknown criterion, and a schedule for which `epochs` are too few.
+        """Refuse an unknown criterion, images for one that reads none, and a schedule for which `epochs` are too few.
 
         Filters return at the end of an epoch, so a schedule needs one epoch more than its cycles have:
         else the run would end with filters that were never trained.
@@ -139,6 +148,11 @@ class RePrSpec(Spec):
         if self.criterion not in known:
             near = did_you_mean(self.criterion, known)
             raise UserError(f"scheme.criterion={self.criterion!r}: unknown criterion; {near}")
+        if self.images is not None and not tr.criteria.needs_data(self.criterion):
+            raise UserError(
+                f"scheme.images={self.images}: has no effect with criterion {self.criterion!r}, which reads none; "
+                "leave it out"
+            )
         need = self.cycles * (self.full + self.sub)
         if epochs > need or self.cycles == 0:
             return
@@ -155,11 +169,36 @@ class RePrSpec(Spec):
             raise UserError(f"{asked}, the recipe has {epochs}{inside}; {remedy}")
         raise UserError(f"{asked}, the recipe has {epochs}; {remedy}")
 
-    def attach(self, model: nn.Module, optimizer: Optimizer, example_inputs: Tensor, *, seed: int) -> Attached:
+    def ranking(self, batches: FixedBatches, *, seed: int) -> tr.criteria.Criterion:
+        """The criterion; one that reads images reads `images` of those in `batches`, chosen by `seed`.
+
+        Raises:
+            UserError: There are fewer images than `images`.
+        """
+        there = batches.images
+        if self.images is not None and self.images > there:
+            raise UserError(
+                f"scheme.images={self.images}: only {there} {batches.what} images are there; use images <= {there}"
+            )
+        count = self.images or min(IMAGES, there)
+        return tr.criteria.make(self.criterion, batches.take(count, seed=epoch_seed(seed, 0, "images")))
+
+    def attach(
+        self, model: nn.Module, optimizer: Optimizer, example_inputs: Tensor, *, seed: int, batches: FixedBatches
+    ) -> Attached:
         """Put RePr to work on `model`; what it cannot work with is a `UserError`."""
-        options = {key: getattr(self, key) for key in type(self).model_fields if key not in {"name", "reinit"}}
+        built = {"name", "criterion", "images", "reinit"}
+        options = {key: getattr(self, key) for key in type(self).model_fields if key not in built}
         try:
-            scheme = tr.RePr(model, optimizer, example_inputs, reinit=self.reinit.build(), seed=seed, **options)
+            scheme = tr.RePr(
+                model,
+                optimizer,
+                example_inputs,
+                criterion=self.ranking(batches, seed=seed),
+                reinit=self.reinit.build(),
+                seed=seed,
+                **options,
+            )
         except tr.ReaperError as error:
             raise UserError(f"scheme: {error}") from error
         return RePrTraining(scheme)

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from torchreaper.lab.data import FixedBatches
 from torchreaper.lab.schemes.base import Attached, Spec
 
 
@@ -20,6 +21,8 @@ class StandardSpec(Spec):
     summary: ClassVar[str] = "the whole network, all the time"
     name: Literal["standard"] = "standard"
 
-    def attach(self, model: nn.Module, optimizer: Optimizer, example_inputs: Tensor, *, seed: int) -> Attached:
+    def attach(
+        self, model: nn.Module, optimizer: Optimizer, example_inputs: Tensor, *, seed: int, batches: FixedBatches
+    ) -> Attached:
         """Put the scheme to work: there is nothing to do."""
         return StandardTraining()
