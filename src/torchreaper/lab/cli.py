@@ -1,38 +1,44 @@
-"""The command ``reaper``: train, compare, inspect.
+"""The command ``reaper``: train, compare, inspect, analyze.
 
 Only the package itself is imported before a command needs more: data, plotting and statistics libraries take seconds.
 """
 
 from __future__ import annotations
 
-import functools
-import os
 import re
-import sys
-import traceback
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
-from torchreaper.errors import NoEffectWarning, OneLayerWarning, ReaperError
 from torchreaper.lab import console as screen
+from torchreaper.lab.command_line import (
+    FAILED,
+    WRONG,
+    Debug,
+    Device,
+    OneLine,
+    Out,
+    Overrides,
+    Profile,
+    Quiet,
+    RecipePath,
+    Threads,
+    check_out,
+    fail,
+    guarded,
+    load,
+    use_threads,
+)
 from torchreaper.lab.errors import UserError
 
-if TYPE_CHECKING:
-    from torchreaper.lab.recipe import Recipe
-
-FAILED, WRONG, INTERRUPTED = 1, 2, 130
 EXAMPLES = """\b
 Examples:
   reaper train recipes/demo.yaml
   reaper compare recipes/demo.yaml --schemes standard,repr --seeds 3
   reaper inspect resnet20 --fraction 0.3
+  reaper analyze runs/demo
 """
 EXAMPLE_TRAIN = """\b
 Example:
@@ -49,53 +55,18 @@ Examples:
 """
 
 
-class OneLine(TyperGroup):
-    """Wrong options and arguments as one line, like every other error."""
-
-    def main(
-        self,
-        args: Sequence[str] | None = None,
-        prog_name: str | None = None,
-        complete_var: str | None = None,
-        standalone_mode: bool = True,
-        windows_expand_args: bool = True,
-        **extra: Any,
-    ) -> Any:
-        """Run the command; with ``standalone_mode`` end the process with its exit code."""
-        run = functools.partial(super().main, args, prog_name, complete_var, False, windows_expand_args, **extra)
-        if not standalone_mode:
-            return run()
-        try:
-            code = run()
-        except Exception as error:
-            if not hasattr(error, "format_message"):  # typer's own errors, whichever package they live in
-                raise
-            print(f"error: {_one_line(error.format_message())}", file=sys.stderr)
-            sys.exit(getattr(error, "exit_code", WRONG))
-        sys.exit(code if isinstance(code, int) else 0)
+EXAMPLE_ANALYZE = """\b
+Examples:
+  reaper analyze runs/demo/repr/seed-0
+  reaper analyze runs/demo --images 500
+  reaper analyze model.pt --recipe recipes/demo.yaml
+  reaper analyze model.pt --recipe data.yaml --model mynets.small:make --option width=32
+"""
 
 
 app = typer.Typer(
     cls=OneLine, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, epilog=EXAMPLES
 )
-
-RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).", show_default=False)]
-Profile = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Profile of the recipe, such as quick.", show_default=False)
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="KEY=VALUE", help="Change the recipe, such as optim.lr=0.1; repeatable.", show_default=False
-    ),
-]
-Out = Annotated[Path, typer.Option(metavar="FOLDER", help="Where the run folders are.")]
-Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or mps.")]
-Threads = Annotated[
-    int | None, typer.Option(metavar="N", min=1, help="CPU threads of torch.", show_default="torch's choice")
-]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and all warnings.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No bar; results only, as when not on a terminal.")]
 
 
 def main() -> None:
@@ -139,12 +110,12 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train one network. Given again, goes on where it was killed; a finished run is shown, not repeated."""
-    with _guarded(debug, resumable=True):
-        loaded = _load(recipe, profile, overrides)
+    with guarded(debug, resumable=True):
+        loaded = load(recipe, profile, overrides)
         name = scheme or str(loaded.scheme["name"])
         loaded.scheme_spec(name)
-        _check_out(out)
-        _use_threads(threads)
+        check_out(out)
+        use_threads(threads)
         from torchreaper.lab.compare import run
         from torchreaper.lab.runs import RunFailed, folder_of
 
@@ -153,7 +124,7 @@ def train(
             with screen.progress_on(console, quiet=quiet) as progress:
                 run(loaded, name, seed, out, progress, device=device)
         except RunFailed as error:
-            _fail(str(error), FAILED, debug=debug)
+            fail(str(error), FAILED, debug=debug)
         if not quiet:
             screen.show_paths(console, [folder_of(out, loaded.name, name, seed)])
 
@@ -181,15 +152,15 @@ def compare(
     quiet: Quiet = False,
 ) -> None:
     """Train every scheme with the same seeds and say whether they differ. Finished runs are not repeated."""
-    with _guarded(debug, resumable=True):
-        loaded = _load(recipe, profile, overrides)
+    with guarded(debug, resumable=True):
+        loaded = load(recipe, profile, overrides)
         count = loaded.seeds if seeds is None else seeds
         from torchreaper.lab import compare as comparing
 
         names = comparing.named(loaded, schemes)
         comparing.check(loaded, names, count)
-        _check_out(out)
-        _use_threads(threads)
+        check_out(out)
+        use_threads(threads)
         console = screen.stdout()
         with screen.progress_on(console, quiet=quiet, runs=len(names) * count) as progress:
             comparison = comparing.compare(loaded, names, count, out, progress, device=device)
@@ -202,6 +173,104 @@ def compare(
         screen.show_paths(console, [out / loaded.name / f"{comparing.NAME}.md", *drawn])
         if comparison.failures:
             raise typer.Exit(FAILED)
+
+
+@app.command(epilog=EXAMPLE_ANALYZE, short_help="Which filters overlap, which matter, which criterion knows it?")
+def analyze(
+    targets: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="TARGET...",
+            help="Run folder, folder of a scheme's seeds or a recipe's schemes, checkpoint file; up to 4 side by side.",
+            show_default=False,
+        ),
+    ],
+    recipe: Annotated[
+        str | None,
+        typer.Option(metavar="RECIPE", help="Of checkpoint files: which data, which network.", show_default=False),
+    ] = None,
+    profile: Profile = None,
+    overrides: Overrides = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Of checkpoint files: another network than the recipe's, by name or as package.module:callable.",
+            show_default=False,
+        ),
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Argument of --model; repeatable.", show_default=False),
+    ] = None,
+    criteria: Annotated[
+        str | None, typer.Option(metavar="A,B,...", help="Criteria to hold against the oracle.", show_default="all")
+    ] = None,
+    images: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Images to look at; the paper's oracle had 5,000.")
+    ] = 1000,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Of which: validation, test or train.", show_default="validation, or without it test"
+        ),
+    ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,...", help="Layers to correlate (CCA), at most 4.", show_default="up to 4 of all"),
+    ] = None,
+    skip: Annotated[
+        str | None, typer.Option(metavar="LAYER", help="Layers to leave out, such as first.", show_default="none")
+    ] = None,
+    over_time: Annotated[
+        bool, typer.Option("--over-time/--last-only", help="Look at the snapshots of runs too, or not.")
+    ] = True,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where tables and figures go.", show_default="analysis, beside the runs"),
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="K", min=0, help="Of the choice of images and of random numbers.")] = 0,
+    device: Device = "auto",
+    threads: Threads = None,
+    debug: Debug = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No bar, no tables: paths only.")] = False,
+) -> None:
+    """Look at trained networks, RePr or not: overlap, greedy oracle, criteria, correlations; as tables and figures."""
+    with guarded(debug):
+        if recipe is None and (useless := (profile and "profile") or (overrides and "set")):
+            raise UserError(f"{useless}: has no effect without --recipe; leave it out")
+        folder = out or screen.beside(targets)
+        check_out(folder)
+        use_threads(threads)
+        from torchreaper.lab import analyze as analyzing
+        from torchreaper.lab import inspection
+        from torchreaper.lab.report.analysed import draw_analysis
+
+        settings = analyzing.Settings(
+            criteria=_listed(criteria),
+            images=images,
+            split=split,
+            layers=_listed(layers),
+            skip=_listed(skip),
+            over_time=over_time,
+            seed=seed,
+            device=device,
+        )
+        chosen = load(recipe, profile, overrides) if recipe else None
+        subjects = analyzing.find_subjects(targets, chosen, model, inspection.options_of_network(option or ()))
+        console = screen.stdout()
+        with screen.counting_on(console, quiet=quiet) as (tell, note):
+            found = analyzing.analyze(subjects, settings, tell=tell, note=note)
+        written = analyzing.write(found, folder, settings)
+        drawn = draw_analysis(found, folder)
+        if not quiet:
+            screen.show_table(console, *analyzing.agreement_table(found))
+            screen.show_table(console, *analyzing.layer_table(found))
+        screen.show_paths(console, [*written, *drawn])
+
+
+def _listed(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 @app.command(epilog=EXAMPLE_INSPECT, short_help="Show the filters of a network and which would go.")
@@ -237,7 +306,7 @@ def inspect(
     debug: Debug = False,
 ) -> None:
     """Show the filters of an untrained network, and which of them would be dropped first."""
-    with _guarded(debug):
+    with guarded(debug):
         size = _image_size(image)
         named = _is_recipe(target)
         if profile is not None and not named:
@@ -245,7 +314,7 @@ def inspect(
         from torchreaper.lab import inspection
 
         bank, preview = inspection.inspect(
-            _load(target, profile, overrides) if named else None,
+            load(target, profile, overrides) if named else None,
             target,
             {} if named else inspection.options_of_network(overrides or ()),
             size=size,
@@ -264,12 +333,6 @@ def _is_recipe(target: str) -> bool:
     return path.suffix.lower() in (".yaml", ".yml") or path.is_file() or len(path.parts) > 1
 
 
-def _load(path: str, profile: str | None, overrides: list[str] | None) -> Recipe:
-    from torchreaper.lab.recipe import load_recipe
-
-    return load_recipe(path, profile=profile, overrides=tuple(overrides or ()))
-
-
 def _image_size(text: str | None) -> tuple[int, int, int] | None:
     if text is None:
         return None
@@ -278,56 +341,3 @@ def _image_size(text: str | None) -> tuple[int, int, int] | None:
         raise UserError(f"image={text!r}: must be channels x height x width, such as 3x32x32")
     channels, height, width = (int(number) for number in match.groups())
     return channels, height, width
-
-
-def _check_out(out: Path) -> None:
-    """Refuse a folder that cannot be written before anything is loaded; make nothing."""
-    nearest = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
-    if not nearest.is_dir():
-        raise UserError(f"out={out}: {nearest} is a file; choose a folder")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise UserError(f"out={out}: {nearest} cannot be written; choose another folder")
-
-
-def _use_threads(threads: int | None) -> None:
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
-
-
-@contextmanager
-def _guarded(debug: bool, *, resumable: bool = False) -> Iterator[None]:
-    """Errors of the user as one line on stderr and exit code 2; our warnings as one line, others' not at all."""
-    with warnings.catch_warnings():
-        if not debug:
-            warnings.simplefilter("ignore")
-            for category in (NoEffectWarning, OneLayerWarning):
-                warnings.simplefilter("default", category)
-            warnings.showwarning = _show_warning
-        try:
-            yield
-        except (UserError, ReaperError) as error:
-            _fail(str(error), WRONG, debug=debug)
-        except KeyboardInterrupt:
-            more = "; finished epochs are kept: give the same command again to go on" if resumable else ""
-            _fail(f"interrupted{more}", INTERRUPTED, debug=False, head="")
-        except BrokenPipeError:  # `reaper ... | head`: typer ends quietly
-            raise
-        except OSError as error:  # a full disk, a file that vanished
-            _fail(str(error), FAILED, debug=debug)
-
-
-def _fail(message: str, code: int, *, debug: bool, head: str = "error: ") -> NoReturn:
-    if debug:
-        traceback.print_exc()
-    print(head + _one_line(message), file=sys.stderr)
-    raise typer.Exit(code)
-
-
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"warning: {_one_line(str(message))}", file=sys.stderr)
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

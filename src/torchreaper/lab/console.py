@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,45 @@ def progress_on(console: Console, *, quiet: bool, runs: int = 1) -> Iterator[Pro
     )
     with bars:
         yield BarProgress(bars, runs)
+
+
+@contextmanager
+def counting_on(
+    console: Console, *, quiet: bool
+) -> Iterator[tuple[Callable[[str, int, int], None], Callable[[str], None]]]:
+    """Two functions: one told what is being done, how much of it is, and of how much; one told what to know.
+
+    A bar on a terminal; else nothing but notes, on stderr.
+    """
+    if quiet or not console.is_terminal:
+        yield lambda what, done, of: None, lambda text: print(f"note: {text}", file=sys.stderr)
+        return
+    bars = Bars(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=None),
+        TextColumn("{task.completed:.0f} of {task.total:.0f}", markup=False),
+        TimeRemainingColumn(compact=True),
+        console=console,
+        expand=True,
+        transient=True,
+    )
+    task = bars.add_task("", total=None, visible=False)
+
+    def tell(what: str, done: int, of: int) -> None:
+        if bars.tasks[task].description != what:
+            bars.reset(task, description=what, total=of, visible=True)
+        bars.update(task, completed=done)
+
+    with bars:
+        yield tell, lambda text: say(console, f"note: {text}")
+
+
+def beside(targets: Sequence[Path]) -> Path:
+    """The folder for what is found in ``targets``: in a run's or a comparison's own, or beside a checkpoint file."""
+    if len(targets) == 1:
+        target = targets[0]
+        return target / "analysis" if target.is_dir() else target.with_name(f"{target.stem}-analysis")
+    return Path(os.path.commonpath([target.absolute().parent for target in targets])) / "analysis"
 
 
 class LineProgress:

@@ -57,6 +57,23 @@ def estimate(values: Sequence[float], *, level: float = LEVEL) -> Estimate:
     return Estimate(n, mean, sd, low, high)
 
 
+def correlation_interval(
+    correlation: float, n: int, *, ranks: bool = False, level: float = LEVEL
+) -> tuple[float | None, float | None]:
+    """The interval of a correlation over ``n`` pairs, by Fisher's z; (None, None) with fewer than 5, or at 1.
+
+    Args:
+        ranks: Of a Spearman correlation, whose variance is (1 + r^2 / 2) times as large (Bonett and Wright 2000).
+    """
+    if n < 5 or abs(correlation) >= 1:
+        return None, None
+    from scipy.stats import norm
+
+    wide = float(norm.ppf((1 + level) / 2)) * math.sqrt((1 + correlation**2 / 2 if ranks else 1.0) / (n - 3))
+    z = math.atanh(correlation)
+    return math.tanh(z - wide), math.tanh(z + wide)
+
+
 def paired_difference(values: Sequence[float], baseline: Sequence[float], *, level: float = LEVEL) -> Difference:
     """The mean of ``values[i] - baseline[i]``, its t-interval and the p-value of the two-sided paired t-test.
 

@@ -1,5 +1,7 @@
 """The paper's networks, at their published sizes."""
 
+from torchreaper.lab.models.callable_ import build_callable as build_callable
+from torchreaper.lab.models.callable_ import is_callable as is_callable
 from torchreaper.lab.models.cnet import CNet as CNet
 from torchreaper.lab.models.cnet import CNetOptions as CNetOptions
 from torchreaper.lab.models.cnet import cnet as cnet

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
-from torchreaper.lab.files import write_whole
 from torchreaper.lab.report.figures import (
     Runs,
     accuracy_figure,
@@ -16,7 +12,7 @@ from torchreaper.lab.report.figures import (
     overlap_figure,
     sub_spans,
 )
-from torchreaper.lab.report.style import DPI
+from torchreaper.lab.report.saving import save
 from torchreaper.lab.runs import folder_of, read_metrics, read_result
 
 __all__ = ["draw", "save"]
@@ -50,15 +46,6 @@ def draw(out: Path, name: str, runs: Mapping[str, Sequence[int]]) -> list[Path]:
             figure = filter_map_figure(found[scheme][seed], result["layers"], name=f"{name}, {scheme}, seed {seed}")
             paths.append(save(figure, folder / "filters.png"))
     return paths
-
-
-def save(figure: Figure, path: Path) -> Path:
-    """Write ``figure`` as PNG, replacing ``path`` as a whole."""
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=DPI)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, picture.getvalue())
-    return path
 
 
 def _run_to_map(runs: Runs) -> tuple[str, int] | None:

@@ -1,0 +1,321 @@
+"""The numbers of an analysis: every network measured on the same images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import torchreaper as tr
+from torchreaper.analysis import (
+    Agreement,
+    LayerOverlap,
+    agreement,
+    chance_cca,
+    feature_maps,
+    layer_overlaps,
+    pairwise_cca,
+)
+from torchreaper.lab import data
+from torchreaper.lab.analyze.subjects import MOST, Source, Subject, load_weights
+from torchreaper.lab.environment import DEVICES
+from torchreaper.lab.errors import UserError
+from torchreaper.lab.files import Json
+
+ORACLE = "oracle"
+# The widest layer whose correlations are drawn: every pair of its filters is an eigenvalue problem.
+WIDEST = 256
+# Images at a time: the oracle makes copies of them.
+BATCH = 250
+SPLITS = ("validation", "test", "train")
+Tell = Callable[[str, int, int], None]
+"""What is being done, how much of it is, and how much there is."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to look.
+
+    Attributes:
+        criteria: names; ``None``: all that are registered and apply to the network.
+        images: how many images the oracle and the criteria read, as many of each class.
+        split: of which: "validation", "test" or "train"; ``None``: validation if the data have it, else test. On the
+            images it was trained on a network is often right without any one filter.
+        layers: whose filters are correlated, ``None``: up to four of the network's.
+        grid: cells a dimension of a feature map in the canonical correlations.
+        skip: layers left out of everything but the overlap; ``None``: none.
+        over_time: look at the snapshots of runs as well.
+        seed: of the choice of images, and of random criteria.
+        device: "auto", "cpu", "cuda" or "mps".
+    """
+
+    criteria: tuple[str, ...] | None = None
+    images: int = 1000
+    split: str | None = None
+    layers: tuple[str, ...] | None = None
+    grid: int = 4
+    skip: str | tuple[str, ...] | None = None
+    over_time: bool = True
+    seed: int = 0
+    device: str = "auto"
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """One network at one moment.
+
+    Attributes:
+        epoch: of its run; ``None`` for a checkpoint.
+        lost: layer -> accuracy lost (0 to 1) without each filter alone.
+        scores: criterion -> layer -> score of each filter, higher = dropped earlier.
+        agreement: criterion -> how it agrees with the oracle over all filters.
+    """
+
+    epoch: int | None
+    lost: dict[str, Tensor]
+    scores: dict[str, dict[str, Tensor]]
+    agreement: dict[str, Agreement]
+
+
+@dataclass(frozen=True, eq=False)
+class Analysis:
+    """What was found in one network.
+
+    Attributes:
+        label: of the subject it belongs to. seed, path: of the source.
+        look: at the last weights. earlier: at the snapshots of full phases, in order, and the last weights.
+        overlaps: of every layer.
+        cca: layer -> mean canonical correlation of every two filters' feature maps. chance: what unrelated maps give.
+        first: the first layer's name and its filters [J, c, *kernel].
+        dropped: layer -> filter -> how often it was dropped in the run.
+        metrics: the run's lines.
+        images, split: how many were read, and of which.
+    """
+
+    label: str
+    seed: int
+    path: Path
+    look: Look
+    earlier: tuple[Look, ...]
+    overlaps: tuple[LayerOverlap, ...]
+    cca: dict[str, Tensor]
+    chance: dict[str, float]
+    first: tuple[str, Tensor]
+    dropped: dict[str, dict[int, int]]
+    metrics: list[Json] = field(repr=False)
+    images: int = 0
+    split: str = ""
+
+
+def analyze(
+    subjects: Sequence[Subject],
+    settings: Settings = Settings(),
+    *,
+    tell: Tell = lambda what, done, of: None,
+    note: Callable[[str], None] = lambda text: None,
+) -> list[Analysis]:
+    """Look at every network of every subject.
+
+    Args:
+        subjects: What to look at; all must have the same layers.
+        settings: How.
+        tell: Is told how far it is.
+        note: Is told in a sentence what is left out, and why.
+
+    Raises:
+        UserError: Weights, data or settings that do not fit.
+        ReaperError: What the method refuses.
+    """
+    _check(settings)
+    device = resolved(settings.device)
+    found: list[Analysis] = []
+    for subject in subjects:
+        for source in subject.sources:
+            one = _analyze(subject.label, source, settings, device, tell, note)
+            if found and list(one.look.lost) != list(found[0].look.lost):
+                raise UserError(
+                    f"targets: {one.path} and {found[0].path} are networks with different layers; analyse them one at "
+                    "a time"
+                )
+            found.append(one)
+    return found
+
+
+def _analyze(
+    label: str, source: Source, settings: Settings, device: torch.device, tell: Tell, note: Callable[[str], None]
+) -> Analysis:
+    epoch, weights = source.last(note)
+    model = source.build()
+    load_weights(model, weights, source.path)
+    model.to(device)
+    batches = _batches(source, settings, device)
+    images = next(iter(batches))[0]
+    bank = tr.find_filters(model, images[:2], skip=settings.skip, seed=settings.seed)
+    criteria = _criteria(settings, bank, batches, note)
+    where = f"{label}, seed {source.seed}" if source.is_run else label
+    look = _look(bank, batches, criteria, epoch, f"{where}: filters left out", tell)
+    overlaps = tuple(layer_overlaps(bank))
+    cca, chance = _cca(bank, batches, settings, note)
+    first = bank.layers[0]
+    tiles = first.rows.view(first.filters, -1, *first.module.kernel_size).cpu().clone()
+    if not any(values.any() for values in look.lost.values()):
+        note(f"{where}: no single filter changes the accuracy on {images_of(batches)}; take more, or others (split)")
+    earlier = [look]
+    if settings.over_time:
+        earlier = _earlier(source, bank, batches, criteria, where, tell, note)
+        earlier = [one for one in earlier if one.epoch != epoch] + [look]
+    return Analysis(
+        label=label,
+        seed=source.seed,
+        path=source.path,
+        look=look,
+        earlier=tuple(earlier),
+        overlaps=overlaps,
+        cca=cca,
+        chance=chance,
+        first=(first.name, tiles),
+        dropped=source.dropped(),
+        metrics=source.metrics(),
+        images=batches.images,
+        split=batches.what,
+    )
+
+
+def _look(
+    bank: tr.FilterBank,
+    batches: data.FixedBatches,
+    criteria: Mapping[str, tr.criteria.Criterion],
+    epoch: int | None,
+    what: str,
+    tell: Tell,
+) -> Look:
+    oracle = tr.criteria.Oracle(batches, progress=lambda done, of: tell(what, done, of))
+    lost = oracle.lost(bank)
+    truth = {name: 0.0 - values for name, values in lost.items()}
+    scores = {}
+    for name, criterion in criteria.items():
+        found = criterion.scores(bank)
+        scores[name] = {layer.name: found[layer.name].detach().double().cpu() for layer in bank.ranked}
+    return Look(epoch, lost, scores, {name: agreement(values, truth) for name, values in scores.items()})
+
+
+def _earlier(
+    source: Source,
+    bank: tr.FilterBank,
+    batches: data.FixedBatches,
+    criteria: Mapping[str, tr.criteria.Criterion],
+    where: str,
+    tell: Tell,
+    note: Callable[[str], None],
+) -> list[Look]:
+    """Snapshots of full phases: in the others part of the network was not there to be ranked."""
+    looks, left_out = [], 0
+    for epoch, path in source.earlier().items():
+        try:
+            snapshot = torch.load(path, map_location="cpu", weights_only=True)
+            phase, weights = snapshot["phase"], snapshot["model"]
+        except Exception:  # whatever the bytes make torch raise
+            note(f"{path}: cannot be read, left out")
+            continue
+        if phase != "full":
+            left_out += 1
+            continue
+        load_weights(bank.model, weights, path)
+        looks.append(_look(bank, batches, criteria, epoch, f"{where}, epoch {epoch}: filters left out", tell))
+    if left_out:
+        note(f"{where}: {left_out} snapshots of sub-network phases are left out")
+    return looks
+
+
+def _criteria(
+    settings: Settings, bank: tr.FilterBank, batches: data.FixedBatches, note: Callable[[str], None]
+) -> dict[str, tr.criteria.Criterion]:
+    """The criteria by name; of all those registered, the ones that this network can be ranked by."""
+    names = settings.criteria or tuple(name for name in tr.criteria.names() if name != ORACLE)
+    made = {name: tr.criteria.make(name, batches) for name in names}
+    if settings.criteria is None:
+        for name in [name for name in made if not tr.criteria.needs_data(name)]:
+            try:
+                made[name].scores(bank)
+            except tr.ReaperError as error:
+                note(f"{name}: left out ({error})")
+                del made[name]
+    return made
+
+
+def _cca(
+    bank: tr.FilterBank, batches: data.FixedBatches, settings: Settings, note: Callable[[str], None]
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    layers = settings.layers if settings.layers is not None else _some_layers(bank, note)
+    matrices, chance = {}, {}
+    for name, maps in feature_maps(bank, batches, layers, grid=settings.grid).items():
+        matrices[name] = pairwise_cca(maps)
+        chance[name] = chance_cca(maps, torch.Generator().manual_seed(settings.seed))
+    return matrices, chance
+
+
+def _some_layers(bank: tr.FilterBank, note: Callable[[str], None]) -> list[str]:
+    """Up to four layers from the first to the last."""
+    names = [layer.name for layer in bank.ranked if layer.filters <= WIDEST]
+    if len(names) < len(bank.ranked):
+        note(f"canonical correlations: layers of more than {WIDEST} filters are left out; name some in layers")
+    if len(names) <= MOST:
+        return names
+    return [names[round(k * (len(names) - 1) / (MOST - 1))] for k in range(MOST)]
+
+
+def _batches(source: Source, settings: Settings, device: torch.device) -> data.FixedBatches:
+    dataset = source.dataset
+    name = settings.split or ("validation" if dataset.validation else "test")
+    split = {"validation": dataset.validation, "test": dataset.test, "train": dataset.train}[name]
+    if split is None:
+        raise UserError(f"split={name!r}: the data have no such images; use test or train, or set data.validation")
+    mean, std = dataset.mean.to(device), dataset.std.to(device)
+    batches = data.FixedBatches(split.to(device), name, mean, std, min(source.recipe.eval_batch, BATCH))
+    if settings.images >= batches.images:
+        return batches
+    return batches.take(settings.images, seed=data.epoch_seed(settings.seed, 0, "images"))
+
+
+def images_of(batches: data.FixedBatches) -> str:
+    """Such as "1,000 test images"."""
+    return f"{batches.images:,} {batches.what} images"
+
+
+def _check(settings: Settings) -> None:
+    if isinstance(settings.images, bool) or settings.images < 1:
+        raise UserError(f"images={settings.images}: must be a whole number of at least 1")
+    known = tr.criteria.names()
+    for name in settings.criteria or ():
+        if name not in known:
+            raise UserError(f"criteria={name!r}: unknown; choose from {', '.join(known)}")
+        if name == ORACLE:
+            raise UserError("criteria='oracle': has no effect, it is what the others are compared with; leave it out")
+    if settings.layers is not None and not 1 <= len(settings.layers) <= MOST:
+        raise UserError(f"layers={','.join(settings.layers)}: must be 1 to {MOST} layers")
+    if settings.split not in (None, *SPLITS):
+        raise UserError(f"split={settings.split!r}: unknown; choose one of {', '.join(SPLITS)}")
+    if settings.device not in DEVICES:
+        raise UserError(f"device={settings.device!r}: unknown; choose one of {', '.join(DEVICES)}")
+
+
+def resolved(name: str) -> torch.device:
+    """The device that a name stands for; `UserError` for one that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"device={name!r}: cannot be used here; use auto or cpu") from error
+    return torch.device(name)
+
+
+def subjects_of(found: Sequence[Analysis]) -> dict[str, list[Analysis]]:
+    """The analyses by the label of their subject, in order."""
+    grouped: dict[str, list[Analysis]] = {}
+    for one in found:
+        grouped.setdefault(one.label, []).append(one)
+    return grouped

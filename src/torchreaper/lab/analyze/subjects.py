@@ -1,0 +1,241 @@
+"""What is analysed: run folders, all seeds of a scheme, all schemes of a recipe, or a checkpoint of any kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchreaper.lab import data, models, runs, snapshots
+from torchreaper.lab.errors import UserError
+from torchreaper.lab.files import Json
+from torchreaper.lab.recipe import Recipe
+from torchreaper.lab.runs import load_checkpoint, read_events, read_metrics, read_recipe
+
+MOST = 4
+"""Subjects that one figure holds side by side."""
+# What frameworks wrap a state dict in, and what wrappers put before its names.
+_INSIDE = ("model", "state_dict", "model_state_dict", "module", "net")
+_BEFORE = ("module.", "_orig_mod.", "model.")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One network: how it is built, and where its weights are.
+
+    Attributes:
+        path: a run folder, or a checkpoint file.
+        seed: the run's; 0 of a checkpoint.
+        recipe: of the run, or the one that was named: says which data, and which network unless ``model`` does.
+        model: ``package.module:callable`` or a name of the zoo; ``None``: the recipe's.
+        options: of that model.
+    """
+
+    path: Path
+    seed: int
+    recipe: Recipe
+    model: str | None = None
+    options: Mapping[str, Any] | None = None
+
+    @property
+    def is_run(self) -> bool:
+        """Whether it is a run folder."""
+        return self.path.is_dir()
+
+    @cached_property
+    def dataset(self) -> data.Dataset:
+        """The images; loaded once for all runs on them."""
+        return data.load(self.recipe.data, self.recipe.base)
+
+    def build(self) -> nn.Module:
+        """The network, with fresh weights."""
+        name, options = self.model or self.recipe.model.name, self.options
+        if options is None:
+            options = {} if self.model else self.recipe.model.options
+        if models.is_callable(name):
+            return models.build_callable(name, options)
+        images = self.dataset.train.images
+        return models.build(
+            name,
+            options,
+            in_channels=images.shape[1],
+            classes=len(self.dataset.classes),
+            image_size=(images.shape[2], images.shape[3]),
+            generator_seed=self.seed,
+        )
+
+    def last(self, note: Callable[[str], None]) -> tuple[int | None, Mapping[str, Tensor]]:
+        """The last weights, and after which epoch of a run they are."""
+        if not self.is_run:
+            return None, state_dict_in(self.path)
+        state = load_checkpoint(self.path, note)
+        if state is None:
+            raise UserError(f"{self.path}: has no checkpoint; finish the run before it is analysed")
+        if state["epoch"] < self.recipe.epochs:
+            note(f"{self.path}: the run is not finished, this is epoch {state['epoch']} of {self.recipe.epochs}")
+        return state["epoch"], state["model"]
+
+    def earlier(self) -> dict[int, Path]:
+        """The snapshots by epoch; none of a checkpoint."""
+        return snapshots.find(self.path) if self.is_run else {}
+
+    def metrics(self) -> list[Json]:
+        """The run's lines, one an epoch; none of a checkpoint."""
+        return read_metrics(self.path) if self.is_run else []
+
+    def dropped(self) -> dict[str, dict[int, int]]:
+        """How often each filter was dropped: layer -> index -> times."""
+        times: dict[str, dict[int, int]] = {}
+        for event in read_events(self.path) if self.is_run else []:
+            for layer, filters in event["filters"].items() if event["kind"] == "drop" else ():
+                counts = times.setdefault(layer, {})
+                for index in filters:
+                    counts[index] = counts.get(index, 0) + 1
+        return times
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What stands side by side with others: one network, or the same with several seeds."""
+
+    label: str
+    sources: tuple[Source, ...]
+
+
+def find_subjects(
+    targets: Sequence[Path],
+    recipe: Recipe | None = None,
+    model: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> list[Subject]:
+    """What ``targets`` stand for.
+
+    Args:
+        targets: run folders, folders of runs (of a scheme's seeds, of a recipe's schemes), or checkpoint files.
+        recipe: for checkpoint files: says which data, and which network.
+        model: for checkpoint files: a name of the zoo or ``package.module:callable``, in place of the recipe's.
+        options: of that model.
+
+    Raises:
+        UserError: a target that is none of these, too many, or settings that have no effect.
+    """
+    found: list[tuple[Path, list[Source]]] = []
+    for target in targets:
+        if target.is_file():
+            found.append((target, [_checkpoint(target, recipe, model, options)]))
+        else:
+            found += [(folder, [_run(run) for run in inside]) for folder, inside in _runs(target)]
+    if all(source.is_run for _, sources in found for source in sources):
+        given = {"recipe": recipe, "model": model, "option": options}
+        if useless := [name for name, value in given.items() if value]:
+            raise UserError(f"{useless[0]}: has no effect, a run folder has its own recipe; it is for checkpoint files")
+    if len(found) > MOST:
+        raise UserError(
+            f"targets: {len(found)} of them; at most {MOST} can stand side by side, name the ones to compare"
+        )
+    labels = _labels([folder for folder, _ in found])
+    return [Subject(label, tuple(sources)) for label, (_, sources) in zip(labels, found)]
+
+
+def state_dict_in(path: Path) -> Mapping[str, Tensor]:
+    """The weights in a checkpoint file of any training code: a state dict, or one inside a dict; no code in it is run.
+
+    Raises:
+        UserError: torch cannot read it safely, or it holds no state dict.
+    """
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever the bytes make torch raise
+        reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
+        raise UserError(
+            f"{path}: torch cannot read it as weights ({reason}); save model.state_dict() alone by torch.save"
+        ) from error
+    for inside in (content, *(content.get(key) for key in _INSIDE if isinstance(content, dict))):
+        if isinstance(inside, Mapping) and inside and all(isinstance(value, Tensor) for value in inside.values()):
+            return _without_wrappers(inside)
+    keys = ", ".join(map(repr, list(content)[:5])) if isinstance(content, Mapping) else type(content).__name__
+    raise UserError(
+        f"{path}: holds no state dict ({keys}), nor one under {', '.join(_INSIDE)}; save model.state_dict()"
+    )
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Put ``weights`` into ``model``.
+
+    Raises:
+        UserError: they are of another network.
+    """
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{path}: its weights do not fit {type(model).__name__} ({reason[:200]}); name the network they are of"
+        ) from error
+
+
+def _without_wrappers(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    for prefix in _BEFORE:
+        if all(name.startswith(prefix) for name in weights):
+            return _without_wrappers({name.removeprefix(prefix): value for name, value in weights.items()})
+    return weights
+
+
+def _checkpoint(path: Path, recipe: Recipe | None, model: str | None, options: Mapping[str, Any] | None) -> Source:
+    if recipe is None:
+        raise UserError(f"{path}: is a checkpoint; name a recipe by --recipe, it says which data and which network")
+    if options and not model:
+        raise UserError("option: has no effect without --model; the recipe has the options of its network")
+    return Source(path, 0, recipe, model, options or None)
+
+
+def _run(folder: Path) -> Source:
+    name = folder.name.removeprefix("seed-")
+    return Source(folder, int(name) if name.isdecimal() else 0, read_recipe(folder))
+
+
+def _runs(target: Path) -> list[tuple[Path, list[Path]]]:
+    """The subjects in a folder: folder -> its run folders."""
+    if not target.is_dir():
+        raise UserError(f"{target}: no such file or folder")
+    if (target / runs.RECIPE).exists():
+        return [(target, [target])]
+    by_scheme: dict[Path, list[Path]] = {}
+    for recipe in [*target.glob(f"seed-*/{runs.RECIPE}"), *target.glob(f"*/seed-*/{runs.RECIPE}")]:
+        by_scheme.setdefault(recipe.parents[1], []).append(recipe.parent)
+    if not by_scheme:
+        raise UserError(
+            f"{target}: holds no runs; name a run folder, <out>/<recipe>/<scheme>/seed-<k>, or one above it"
+        )
+    return [(folder, sorted(inside, key=_seed_of)) for folder, inside in sorted(by_scheme.items(), key=_baseline_first)]
+
+
+def _baseline_first(item: tuple[Path, list[Path]]) -> tuple[bool, str]:
+    return item[0].name != "standard", item[0].name
+
+
+def _seed_of(folder: Path) -> tuple[int, str]:
+    name = folder.name.removeprefix("seed-")
+    return (int(name) if name.isdecimal() else 0, folder.name)
+
+
+def _labels(paths: Sequence[Path]) -> list[str]:
+    """The ends of the paths, as long as they must be to differ; of one path, its last two parts."""
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise UserError("targets: one is named twice; name each once")
+    parts = [(path.with_suffix("") if path.is_file() else path).resolve().parts for path in paths]
+    if len(parts) == 1:
+        return ["/".join(parts[0][-2:] if paths[0].is_dir() else parts[0][-1:])]
+    same = 0  # parts at the ends that all have in common, such as seed-0
+    while len({one[-same - 1] for one in parts}) == 1:
+        same += 1
+    for shown in range(1, max(map(len, parts)) + 1):
+        labels = ["/".join(one[: len(one) - same][-shown:]) for one in parts]
+        if len(set(labels)) == len(labels):
+            break
+    return labels

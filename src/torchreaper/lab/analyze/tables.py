@@ -1,0 +1,284 @@
+"""What an analysis writes and shows: tables as CSV and Markdown, everything as JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from torchreaper.analysis import Agreement, Distribution, distributions
+from torchreaper.lab.analyze.compute import Analysis, Settings, resolved, subjects_of
+from torchreaper.lab.environment import environment
+from torchreaper.lab.files import write_json, write_whole
+from torchreaper.lab.statistics import correlation_interval, estimate
+
+MEASURES = {"pearson": "Pearson, values", "pearson_ranks": "Pearson, ranks", "spearman": "Spearman"}
+Rows = list[list[Any]]
+
+
+def write(found: Sequence[Analysis], folder: Path, settings: Settings) -> list[Path]:
+    """Write `analysis.json`, `analysis.md` and the CSV files into ``folder``; each is replaced as a whole.
+
+    Args:
+        found: What was found.
+        folder: Is made where it is missing.
+        settings: How it was looked for; written down, with the machine and the versions.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, (heads, rows) in {
+        "filters": _filters(found),
+        "layers": _layers(found),
+        "agreement": _agreement(found),
+        "cca": _cca(found),
+    }.items():
+        path = folder / f"{name}.csv"
+        write_whole(path, _csv(heads, rows).encode())
+        written.append(path)
+    path = folder / "analysis.json"
+    about = environment(device=resolved(settings.device), precision="32-true", base=Path.cwd())
+    networks = [_as_dict(one) for one in found]
+    write_json(path, {"environment": about, "settings": asdict(settings), "networks": networks})
+    markdown = folder / "analysis.md"
+    write_whole(markdown, _markdown(found).encode())
+    return [markdown, path, *written]
+
+
+def agreement_table(found: Sequence[Analysis]) -> tuple[list[str], list[list[str]]]:
+    """Criterion by criterion, its agreement with the oracle: mean over seeds with t-interval, or over filters."""
+    groups = subjects_of(found)
+    heads = ["criterion", *(["network"] if len(groups) > 1 else []), "n", "filters", *MEASURES.values()]
+    rows = []
+    for criterion in _criteria_in_order(found):
+        for label, group in groups.items():
+            agreements = [one.look.agreement[criterion] for one in group if criterion in one.look.agreement]
+            if agreements:
+                cells = [_with_interval(agreements, measure) for measure in MEASURES]
+                name = [label] if len(groups) > 1 else []
+                rows.append([criterion, *name, str(len(agreements)), str(agreements[0].filters), *cells])
+    return heads, rows
+
+
+def layer_table(found: Sequence[Analysis]) -> tuple[list[str], list[list[str]]]:
+    """Layer by layer: the overlap against random directions, the oracle, the correlations; means over seeds."""
+    groups = subjects_of(found)
+    heads = [
+        *("layer", *(["network"] if len(groups) > 1 else []), "filters", "d", "mean overlap", "random", "ratio"),
+        *("accuracy lost, points: mean", "median", "5 % to 95 %", "harmless", "CCA", "chance"),
+    ]
+    rows = []
+    for number, overlap in enumerate(found[0].overlaps):
+        for label, group in groups.items():
+            mine = [one.overlaps[number] for one in group]
+            lost = [_distribution(one, overlap.layer) for one in group]
+            rows.append(
+                [
+                    overlap.layer,
+                    *([label] if len(groups) > 1 else []),
+                    str(overlap.filters),
+                    str(overlap.dims),
+                    _mean([one.mean for one in mine], "{:.4f}"),
+                    f"{overlap.expected:.4f}",
+                    _mean([one.ratio for one in mine], "{:.3f}"),
+                    *_lost_cells([one for one in lost if one is not None]),
+                    _mean(
+                        [_off_diagonal(one.cca[overlap.layer]) for one in group if overlap.layer in one.cca], "{:.3f}"
+                    ),
+                    _mean([one.chance[overlap.layer] for one in group if overlap.layer in one.chance], "{:.3f}"),
+                ]
+            )
+    return heads, rows
+
+
+def pooled(group: Sequence[Analysis]) -> dict[str, list[float]]:
+    """Layer -> accuracy lost in points, of the filters of all seeds."""
+    layers = group[0].look.lost
+    return {name: [100.0 * value for one in group for value in one.look.lost[name].tolist()] for name in layers}
+
+
+def _lost_cells(found: Sequence[Distribution]) -> list[str]:
+    if not found:
+        return ["-"] * 4
+    low, high = (100 * sum(getattr(one, key) for one in found) / len(found) for key in ("low", "high"))
+    return [
+        _mean([100 * one.mean for one in found], "{:.2f}"),
+        _mean([100 * one.median for one in found], "{:.2f}"),
+        f"{low:.2f} to {high:.2f}",
+        _mean([100 * one.harmless for one in found], "{:.0f} %"),
+    ]
+
+
+def _distribution(one: Analysis, layer: str) -> Distribution | None:
+    return distributions({layer: one.look.lost[layer]})[0] if layer in one.look.lost else None
+
+
+def _mean(values: Sequence[float], form: str) -> str:
+    return form.format(sum(values) / len(values)) if values else "-"
+
+
+def _with_interval(agreements: Sequence[Agreement], measure: str) -> str:
+    values = [getattr(one, measure) for one in agreements]
+    mean = sum(values) / len(values)
+    if len(values) == 1:
+        low, high = correlation_interval(mean, agreements[0].filters, ranks=measure == "spearman")
+    else:
+        spread = estimate(values)
+        low, high = spread.low, spread.high
+    return f"{mean:+.2f}" if low is None or high is None else f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+def _criteria_in_order(found: Sequence[Analysis]) -> list[str]:
+    """By their mean Spearman correlation with the oracle, best first."""
+    names = dict.fromkeys(name for one in found for name in one.look.agreement)
+
+    def mean(name: str) -> float:
+        values = [one.look.agreement[name].spearman for one in found if name in one.look.agreement]
+        return sum(values) / len(values)
+
+    return sorted(names, key=mean, reverse=True)
+
+
+def _off_diagonal(matrix: Tensor) -> float:
+    """NaN of a layer with one filter."""
+    filters = len(matrix)
+    return float((matrix.sum() - matrix.diagonal().sum()) / (filters * (filters - 1))) if filters > 1 else math.nan
+
+
+def _filters(found: Sequence[Analysis]) -> tuple[list[str], Rows]:
+    criteria = _criteria_in_order(found)
+    heads = ["network", "seed", "layer", "filter", "accuracy_lost_points", "overlap", "times_dropped", *criteria]
+    rows: Rows = []
+    for one in found:
+        for overlap in one.overlaps:
+            lost = one.look.lost.get(overlap.layer)
+            for index in range(overlap.filters):
+                scores = [one.look.scores.get(name, {}).get(overlap.layer) for name in criteria]
+                rows.append(
+                    [
+                        *(one.label, one.seed, overlap.layer, index),
+                        "" if lost is None else 100 * float(lost[index]),
+                        float(overlap.overlap[index]),
+                        one.dropped.get(overlap.layer, {}).get(index, 0),
+                        *("" if values is None else float(values[index]) for values in scores),
+                    ]
+                )
+    return heads, rows
+
+
+def _layers(found: Sequence[Analysis]) -> tuple[list[str], Rows]:
+    lost = ("mean", "median", "low", "high", "least", "most")
+    heads = [
+        *("network", "seed", "layer", "filters", "dims", "ranked", "overlap_mean", "overlap_sum", "random_mean"),
+        *("ratio", "sigmas", *(f"lost_points_{key}" for key in lost), "harmless", "cca_mean", "cca_chance"),
+    ]
+    rows: Rows = []
+    for one in found:
+        for layer in one.overlaps:
+            oracle = _distribution(one, layer.layer)
+            rows.append(
+                [
+                    *(one.label, one.seed, layer.layer, layer.filters, layer.dims, layer.ranked),
+                    *(layer.mean, layer.total, layer.expected, layer.ratio, layer.sigmas),
+                    *("" if oracle is None else 100 * getattr(oracle, key) for key in lost),
+                    "" if oracle is None else oracle.harmless,
+                    _off_diagonal(one.cca[layer.layer]) if layer.layer in one.cca else "",
+                    one.chance.get(layer.layer, ""),
+                ]
+            )
+    return heads, rows
+
+
+def _agreement(found: Sequence[Analysis]) -> tuple[list[str], Rows]:
+    rows: Rows = []
+    for one in found:
+        for look in one.earlier:
+            for name, value in look.agreement.items():
+                epoch = "" if look.epoch is None else look.epoch
+                rows.append([one.label, one.seed, epoch, name, value.filters, *(getattr(value, k) for k in MEASURES)])
+    return ["network", "seed", "epoch", "criterion", "filters", *MEASURES], rows
+
+
+def _cca(found: Sequence[Analysis]) -> tuple[list[str], Rows]:
+    rows: Rows = []
+    for one in found:
+        for layer, matrix in one.cca.items():
+            values = matrix.tolist()
+            pairs = ((f, g) for f in range(len(values)) for g in range(f + 1, len(values)))
+            rows += [[one.label, one.seed, layer, f, g, values[f][g]] for f, g in pairs]
+    return ["network", "seed", "layer", "filter", "other", "correlation"], rows
+
+
+def _as_dict(one: Analysis) -> dict[str, Any]:
+    overlaps = {layer.layer: {"overlap": layer.overlap.tolist(), "random": layer.expected} for layer in one.overlaps}
+    return {
+        "network": one.label,
+        "seed": one.seed,
+        "path": str(one.path),
+        "images": one.images,
+        "split": one.split,
+        "epoch": one.look.epoch,
+        "overlap": overlaps,
+        "accuracy_lost": {name: values.tolist() for name, values in one.look.lost.items()},
+        "scores": {c: {name: v.tolist() for name, v in layers.items()} for c, layers in one.look.scores.items()},
+        "agreement": [
+            {"epoch": look.epoch, "criterion": name, **vars(value)}
+            for look in one.earlier
+            for name, value in look.agreement.items()
+        ],
+        "cca": {name: matrix.tolist() for name, matrix in one.cca.items()},
+        "cca_chance": one.chance,
+        "times_dropped": one.dropped,
+    }
+
+
+def _csv(heads: Sequence[str], rows: Rows) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([heads, *rows])
+    return text.getvalue()
+
+
+def _markdown(found: Sequence[Analysis]) -> str:
+    labels = list(subjects_of(found))
+    agreement, layers = agreement_table(found), layer_table(found)
+    several = len(found) > len(labels)
+    return "\n".join(
+        [
+            f"# {', '.join(labels)}",
+            "",
+            f"{found[0].images:,} {found[0].split} images.",
+            "",
+            "## Which criterion agrees with the greedy oracle?",
+            "",
+            *_table(*agreement),
+            "",
+            "Correlation of the scores with minus the accuracy lost when each filter alone is left out, over all "
+            "filters. "
+            + (
+                "Mean over n seeds and its 95 % t-interval."
+                if several
+                else "In brackets, a 95 % interval over filters."
+            ),
+            "",
+            "## Layer by layer",
+            "",
+            *_table(*layers),
+            "",
+            "Overlap: mean O_f of the filters, and what random directions would have in that layer. Accuracy lost: by "
+            "leaving out one filter. Harmless: share of filters whose absence costs nothing. CCA: mean canonical "
+            "correlation of the feature maps of two filters, and of unrelated maps."
+            + (" Means over seeds." if several else ""),
+            "",
+        ]
+    )
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    return lines + ["| " + " | ".join(row) + " |" for row in rows]

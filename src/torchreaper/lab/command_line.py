@@ -1,0 +1,134 @@
+"""What all commands share: their options, errors as one line, exit codes.
+
+Only the package itself is imported before a command needs more: data, plotting and statistics libraries take seconds.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from torchreaper.errors import NoEffectWarning, OneLayerWarning, ReaperError
+from torchreaper.lab.errors import UserError
+
+if TYPE_CHECKING:
+    from torchreaper.lab.recipe import Recipe
+
+FAILED, WRONG, INTERRUPTED = 1, 2, 130
+
+
+class OneLine(TyperGroup):
+    """Wrong options and arguments as one line, like every other error."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run the command; with ``standalone_mode`` end the process with its exit code."""
+        run = functools.partial(super().main, args, prog_name, complete_var, False, windows_expand_args, **extra)
+        if not standalone_mode:
+            return run()
+        try:
+            code = run()
+        except Exception as error:
+            if not hasattr(error, "format_message"):  # typer's own errors, whichever package they live in
+                raise
+            print(f"error: {_one_line(error.format_message())}", file=sys.stderr)
+            sys.exit(getattr(error, "exit_code", WRONG))
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).", show_default=False)]
+Profile = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Profile of the recipe, such as quick.", show_default=False)
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change the recipe, such as optim.lr=0.1; repeatable.", show_default=False
+    ),
+]
+Out = Annotated[Path, typer.Option(metavar="FOLDER", help="Where the run folders are.")]
+Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or mps.")]
+Threads = Annotated[
+    int | None, typer.Option(metavar="N", min=1, help="CPU threads of torch.", show_default="torch's choice")
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and all warnings.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No bar; results only, as when not on a terminal.")]
+
+
+def load(path: str, profile: str | None, overrides: list[str] | None) -> Recipe:
+    """The recipe of a command."""
+    from torchreaper.lab.recipe import load_recipe
+
+    return load_recipe(path, profile=profile, overrides=tuple(overrides or ()))
+
+
+def check_out(out: Path) -> None:
+    """Refuse a folder that cannot be written before anything is loaded; make nothing."""
+    nearest = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise UserError(f"out={out}: {nearest} is a file; choose a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"out={out}: {nearest} cannot be written; choose another folder")
+
+
+def use_threads(threads: int | None) -> None:
+    """Let torch use so many threads on the CPU."""
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def guarded(debug: bool, *, resumable: bool = False) -> Iterator[None]:
+    """Errors of the user as one line on stderr and exit code 2; our warnings as one line, others' not at all."""
+    with warnings.catch_warnings():
+        if not debug:
+            warnings.simplefilter("ignore")
+            for category in (NoEffectWarning, OneLayerWarning):
+                warnings.simplefilter("default", category)
+            warnings.showwarning = _show_warning
+        try:
+            yield
+        except (UserError, ReaperError) as error:
+            fail(str(error), WRONG, debug=debug)
+        except KeyboardInterrupt:
+            more = "; finished epochs are kept: give the same command again to go on" if resumable else ""
+            fail(f"interrupted{more}", INTERRUPTED, debug=False, head="")
+        except BrokenPipeError:  # `reaper ... | head`: typer ends quietly
+            raise
+        except OSError as error:  # a full disk, a file that vanished
+            fail(str(error), FAILED, debug=debug)
+
+
+def fail(message: str, code: int, *, debug: bool, head: str = "error: ") -> NoReturn:
+    """Say in one line what is wrong, and end with an exit code."""
+    if debug:
+        traceback.print_exc()
+    print(head + _one_line(message), file=sys.stderr)
+    raise typer.Exit(code)
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"warning: {_one_line(str(message))}", file=sys.stderr)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,97 @@
+"""The figures of an analysis, as PNG files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torchreaper.lab.analyze import Analysis, pooled, subjects_of
+from torchreaper.lab.analyze.tables import MEASURES
+from torchreaper.lab.report.analysis import agreement_figure, agreement_over_time_figure, scatter_figure
+from torchreaper.lab.report.figures import overlap_figure, sub_spans
+from torchreaper.lab.report.layers import cca_figure, layer_overlap_figure, oracle_figure, tiles_figure
+from torchreaper.lab.report.saving import save
+
+FEW = 3
+"""Epochs from which on curves over time are drawn."""
+
+
+def draw_analysis(found: Sequence[Analysis], folder: Path, *, name: str = "") -> list[Path]:
+    """Draw the figures of ``found`` into ``folder`` and return their paths.
+
+    Filters of several seeds are pooled in the distributions; single filters (scatter, correlations, pictures) are those
+    of the first seed.
+    """
+    groups = subjects_of(found)
+    firsts = {label: group[0] for label, group in groups.items()}
+    figures = {
+        "oracle": oracle_figure({label: pooled(group) for label, group in groups.items()}, name=name),
+        "overlap": layer_overlap_figure(
+            {label: _overlaps(group) for label, group in groups.items()},
+            {layer.layer: (layer.expected, layer.spread) for layer in found[0].overlaps},
+            name=name,
+        ),
+    }
+    cca = {label: {layer: matrix.numpy() for layer, matrix in one.cca.items()} for label, one in firsts.items()}
+    if any(cca.values()):
+        figures["cca"] = cca_figure(cca, chance=found[0].chance, name=name)
+    for label, group in groups.items():
+        end = f"-{_file(label)}" if len(groups) > 1 else ""
+        mine = ", ".join(filter(None, [name, label]))
+        one = group[0]
+        layer, weight = one.first
+        figures[f"first-layer{end}"] = tiles_figure(
+            weight.flatten(3) if weight.ndim > 4 else weight, one.dropped.get(layer, {}), name=f"{mine}, {layer}"
+        )
+        if not one.look.agreement:
+            continue
+        figures[f"criteria{end}"] = scatter_figure(
+            {c: {k: v.tolist() for k, v in layers.items()} for c, layers in one.look.scores.items()},
+            pooled([one]),
+            correlations={c: value.spearman for c, value in one.look.agreement.items()},
+            name=mine,
+        )
+        figures[f"agreement{end}"] = agreement_figure(_mean_agreement(group), name=mine)
+        if min(len(each.earlier) for each in group) >= FEW:
+            figures[f"agreement-over-time{end}"] = agreement_over_time_figure(
+                _over_time(group), measure=MEASURES["spearman"], name=mine, phases=sub_spans(one.metrics)
+            )
+    runs = {label: {one.seed: one.metrics for one in group if one.metrics} for label, group in groups.items()}
+    if all(runs.values()):
+        figures["overlap-over-time"] = overlap_figure(runs, name=name)
+    return [save(figure, folder / f"{key}.png") for key, figure in figures.items()]
+
+
+def _overlaps(group: Sequence[Analysis]) -> dict[str, list[float]]:
+    return {
+        layer.layer: [value for one in group for value in one.overlaps[number].overlap.tolist()]
+        for number, layer in enumerate(group[0].overlaps)
+    }
+
+
+def _mean_agreement(group: Sequence[Analysis]) -> dict[str, dict[str, float]]:
+    """Means over seeds, best first."""
+    names = [name for name in group[0].look.agreement if all(name in one.look.agreement for one in group)]
+    means = {
+        name: {
+            title: sum(getattr(one.look.agreement[name], key) for one in group) / len(group)
+            for key, title in MEASURES.items()
+        }
+        for name in names
+    }
+    return dict(sorted(means.items(), key=lambda item: item[1][MEASURES["spearman"]], reverse=True))
+
+
+def _over_time(group: Sequence[Analysis]) -> dict[str, dict[int, float]]:
+    """Criterion -> epoch -> mean Spearman correlation over the seeds that were looked at then."""
+    series: dict[str, dict[int, list[float]]] = {}
+    for one in group:
+        for look in one.earlier:
+            for name, value in look.agreement.items():
+                series.setdefault(name, {}).setdefault(look.epoch or 0, []).append(value.spearman)
+    return {name: {e: sum(v) / len(v) for e, v in sorted(epochs.items())} for name, epochs in series.items()}
+
+
+def _file(label: str) -> str:
+    """A label as a part of a file name."""
+    return "".join(c if c.isalnum() or c in "._+-" else "-" for c in label)

@@ -1,0 +1,20 @@
+"""A figure as a file."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from torchreaper.lab.files import write_whole
+from torchreaper.lab.report.style import DPI
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write ``figure`` as PNG, replacing ``path`` as a whole."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=DPI)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, picture.getvalue())
+    return path
