@@ -45,6 +45,7 @@ FEW_FILTERS = 100  # up to here single filters are drawn as dots
 ROOM = 6.1  # inches of an axis along the layers
 BAND = "#C4C4C4"
 FRAME = COLOURS[1]
+EDGE = "#9A9A9A"
 
 
 def oracle_figure(lost: Table, *, name: str = "") -> Figure:
@@ -247,10 +248,11 @@ def tiles_figure(weight: Any, dropped: Mapping[int, int], *, name: str = "") -> 
                 picture.repeat(scale, axis=0).repeat(scale, axis=1),
                 extent=(left, left + 1, top + aspect, top), interpolation="nearest", aspect="auto", zorder=1,
             )  # fmt: skip
-            if dropped.get(index):
-                axes.add_patch(
-                    Rectangle((left, top), 1, aspect, fill=False, edgecolor=FRAME, linewidth=1 + size, zorder=2)
-                )
+            # A thin edge for all: the page is white, and so are the largest weights.
+            gone = bool(dropped.get(index))
+            colour, width = (FRAME, 1 + size) if gone else (EDGE, 0.4)
+            axes.add_patch(Rectangle((left, top), 1, aspect, fill=False, edgecolor=colour, linewidth=width, zorder=2))
+            if gone:
                 axes.text(
                     left + 0.5, top + aspect + 0.06, f"×{dropped[index]}",  # noqa: RUF001
                     ha="center", va="top", fontsize=min(8.0, 26 * size),
@@ -263,8 +265,8 @@ def tiles_figure(weight: Any, dropped: Mapping[int, int], *, name: str = "") -> 
         axes.set_ylabel("first filter of the row" if rows * pitch * size > 1.6 else "filter")
         grey = "" if channels in (1, 3) else f", mean of {channels} channels"
         heading(figure, title(name, f"filters of the first layer{grey}"))
-        gone = sum(1 for times in dropped.values() if times)
-        text = f"dropped at least once ({gone} of {count}); ×n: n times"  # noqa: RUF001
+        number = sum(1 for times in dropped.values() if times)
+        text = f"dropped at least once ({number} of {count}); ×n: n times"  # noqa: RUF001
         key(figure, [Patch(facecolor="none", edgecolor=FRAME, linewidth=1.5, label=text)])
     return figure
 
