@@ -351,6 +351,24 @@ def test_what_cannot_be_traced_is_ranked_too(name):
     assert scores["second"].isfinite().all()
 
 
+@every
+def test_a_model_compiled_in_place_is_measured_all_the_same(name):
+    """A compiled call would not see hooks that are newer than itself: the oracle would find that nothing matters."""
+    model, _ = build("residual")
+    expected = tr.criteria.make(name, DATA).scores(bank_of(deepcopy(model)))
+    bank = bank_of(model)
+    model.compile(backend="eager")
+    model.block2.compile(backend="eager")
+    with torch.no_grad():
+        model.eval()(inputs()[0])
+        model.train()(inputs()[0])
+    for key, value in bank_of(build("residual")[0]).model.state_dict().items():
+        model.state_dict()[key].copy_(value)  # running statistics have moved
+    found = tr.criteria.make(name, DATA).scores(bank)
+    for layer, values in expected.items():
+        torch.testing.assert_close(found[layer], values, rtol=1e-4, atol=1e-5)
+
+
 def test_a_users_own_in_three_lines():
     """As the documentation shows it."""
 

@@ -16,13 +16,13 @@ from torchreaper.filters import FilterLayer
 
 @dataclass(frozen=True, eq=False)
 class MeanActivation(FromData):
-    """Filters that answer weakly go first (Molchanov 2017, section 2.2; "mean activation" in the paper's table).
+    """Filters that answer weakly go first (Molchanov 2016, section 2.2; "mean activation" in the paper's table).
 
     Score = minus the mean of |a| over samples and positions, a the feature map behind the layer's norm and activation;
     where no activation follows at once (before a sum), behind the norm.
 
     Attributes:
-        normalise: divide the scores of each layer by their Euclidean length, as Molchanov 2017 does to compare layers.
+        normalise: divide the scores of each layer by their Euclidean length, as Molchanov 2016 does to compare layers.
 
     Cost: one forward pass over the batches.
     """

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -179,11 +180,16 @@ def check_differentiable(loss: Tensor) -> None:
         )
 
 
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Compiled code would not call hooks that are newer than itself; if there is none, its compiler is not imported."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+
+
 @contextmanager
 def measuring(model: nn.Module) -> Iterator[None]:
     """Evaluation mode in the block; modes, gradients, buffers, attributes and random states are put back after it."""
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-    with undisturbed(model), training_mode(model, False), torch.inference_mode(False):
+    with undisturbed(model), training_mode(model, False), torch.inference_mode(False), _uncompiled():
         for parameter, _ in gradients:
             parameter.grad = None  # leaving filters out would take their part of it
         try:

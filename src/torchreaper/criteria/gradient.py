@@ -26,7 +26,7 @@ class Gradient(FromData):
     over the batches. Where the weight is computed (weight norm), with respect to what it is computed from.
 
     Attributes:
-        normalise: divide the scores of each layer by their Euclidean length, as Molchanov 2017 does to compare layers.
+        normalise: divide the scores of each layer by their Euclidean length, as Molchanov 2016 does to compare layers.
 
     Cost: one forward and one backward pass over the batches.
     """
@@ -56,7 +56,7 @@ class Gradient(FromData):
 
 @dataclass(frozen=True, eq=False)
 class Taylor(FromData):
-    """Filters without which the loss would change least, to first order, go first (Molchanov 2017, equation 8).
+    """Filters without which the loss would change least, to first order, go first (Molchanov 2016, equation 8).
 
     Score = minus the mean over samples of |mean over positions of a dL/da|, a the filter's feature map and L the
     sample's loss. a is taken behind the layer's norm and before its activation; behind a ReLU it is the same number.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,6 +18,8 @@ from torchreaper.criteria.base import Bank
 from torchreaper.criteria.data import Batch, FromData, measuring, outputs_of
 from torchreaper.errors import ReaperError
 from torchreaper.filters import FilterLayer
+
+log = logging.getLogger("torchreaper")
 
 MEASURES = ("accuracy", "loss")
 
@@ -62,6 +65,7 @@ class Oracle(FromData):
             for layer in bank.ranked:
                 found[layer.name] = whole - self._without_each(bank, layer, batches)
                 done += layer.filters
+                log.info("oracle: %d of %d filters, %s done", done, total, layer.name)
                 if self.progress is not None:
                     self.progress(done, total)
         count = sum(batch.targets.numel() if self.measure == "accuracy" else batch.size for batch in batches)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def by_layer_norm(scores: Mapping[str, Float[Tensor, " filters"]]) -> dict[str, Float[Tensor, " filters"]]:
-    """Each layer's scores over their Euclidean length (Molchanov 2017, section 2.2); a layer of zeros stays zero.
+    """Each layer's scores over their Euclidean length (Molchanov 2016, section 2.2); a layer of zeros stays zero.
 
     Gradients and activations differ by orders of magnitude between layers: ranked as they are, over the whole network,
     the layer with the smallest would lose all its filters.
