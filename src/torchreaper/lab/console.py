@@ -38,16 +38,20 @@ def progress_on(console: Console, *, quiet: bool, runs: int = 1) -> Iterator[Pro
     if quiet or not console.is_terminal:
         yield LineProgress(console)
         return
-    bars = Bars(
+    with _bars(console, "{task.fields[status]}") as bars:
+        yield BarProgress(bars, runs)
+
+
+def _bars(console: Console, status: str, *, transient: bool = False) -> Bars:
+    return Bars(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
-        TextColumn("{task.fields[status]}", markup=False),
+        TextColumn(status, markup=False),
         TimeRemainingColumn(compact=True),
         console=console,
         expand=True,
+        transient=transient,
     )
-    with bars:
-        yield BarProgress(bars, runs)
 
 
 @contextmanager
@@ -61,15 +65,7 @@ def counting_on(
     if quiet or not console.is_terminal:
         yield lambda what, done, of: None, lambda text: print(f"note: {text}", file=sys.stderr)
         return
-    bars = Bars(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=None),
-        TextColumn("{task.completed:.0f} of {task.total:.0f}", markup=False),
-        TimeRemainingColumn(compact=True),
-        console=console,
-        expand=True,
-        transient=True,
-    )
+    bars = _bars(console, "{task.completed:.0f} of {task.total:.0f}", transient=True)
     task = bars.add_task("", total=None, visible=False)
 
     def tell(what: str, done: int, of: int) -> None:

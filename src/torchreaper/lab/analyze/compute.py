@@ -155,7 +155,7 @@ def _analyze(
     images = next(iter(batches))[0]
     bank = tr.find_filters(model, images[:2], skip=settings.skip, seed=settings.seed)
     criteria = _criteria(settings, bank, batches, note)
-    where = f"{label}, seed {source.seed}" if source.is_run else label
+    where = label if label.endswith(source.path.name) or not source.is_run else f"{label}, seed {source.seed}"
     look = _look(bank, batches, criteria, epoch, f"{where}: filters left out", tell)
     overlaps = tuple(layer_overlaps(bank))
     cca, chance = _cca(bank, batches, settings, note)
@@ -165,8 +165,8 @@ def _analyze(
         note(f"{where}: no single filter changes the accuracy on {images_of(batches)}; take more, or others (split)")
     earlier = [look]
     if settings.over_time:
-        earlier = _earlier(source, bank, batches, criteria, where, tell, note)
-        earlier = [one for one in earlier if one.epoch != epoch] + [look]
+        snapshots = {at: path for at, path in source.earlier().items() if at != epoch}
+        earlier = [*_earlier(snapshots, bank, batches, criteria, where, tell, note), look]
     return Analysis(
         label=label,
         seed=source.seed,
@@ -203,7 +203,7 @@ def _look(
 
 
 def _earlier(
-    source: Source,
+    snapshots: Mapping[int, Path],
     bank: tr.FilterBank,
     batches: data.FixedBatches,
     criteria: Mapping[str, tr.criteria.Criterion],
@@ -213,7 +213,7 @@ def _earlier(
 ) -> list[Look]:
     """Snapshots of full phases: in the others part of the network was not there to be ranked."""
     looks, left_out = [], 0
-    for epoch, path in source.earlier().items():
+    for epoch, path in snapshots.items():
         try:
             snapshot = torch.load(path, map_location="cpu", weights_only=True)
             phase, weights = snapshot["phase"], snapshot["model"]
