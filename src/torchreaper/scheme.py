@@ -49,7 +49,7 @@ class RePr:
         sub: S2, units of the sub-network.
         cycles: N. 0: nothing is ever dropped.
         fraction: p, of the ranked filters.
-        criterion: a registered name or an object with ``scores(bank)``; :func:`criteria.make` for one that reads images.
+        criterion: a registered name or an object with ``scores(bank)``; one that reads images: :func:`criteria.make`.
         reinit: a method's name or a :class:`Reinit`.
         subnetwork: "compact": in sub-network phases tensors are really smaller. "masked": the same numbers at full
             width. "auto": compact where that is exact and some layer can be smaller, else masked, and it says why.
