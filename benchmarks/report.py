@@ -80,7 +80,8 @@ class Report:
         self.name, self.args, self.tables, self.notes = name, args, tables, notes
         self.rows: dict[str, list[dict[str, Any]]] = {title: [] for title in tables}
         self.failed: list[str] = []
-        self.environment = environment(device=args.device, precision="bf16-mixed" if _amp(args) else "32-true")
+        precision = "bf16-mixed" if _amp(args) else "32-true"
+        self.environment = environment(device=args.device, precision=precision, base=Path.cwd())
 
     def add(self, row: Mapping[str, Any], title: str | None = None) -> None:
         """One line more, and the files anew."""

@@ -55,7 +55,7 @@ _REGISTRY: dict[str, _Entry] = {}
 
 
 def register(name: str, factory: Callable[..., Criterion], *, data: bool = False) -> None:
-    """Make a criterion known by name, in ``RePr(criterion=...)``, in recipes and on the command line.
+    """Make a criterion known by name to this process: in ``RePr(criterion=...)``, and in recipes that it runs.
 
     Args:
         name: what it is called.

@@ -18,6 +18,7 @@ from torchreaper.criteria.base import Bank
 from torchreaper.criteria.data import Batch, FromData, measuring, outputs_of
 from torchreaper.errors import ReaperError
 from torchreaper.filters import FilterLayer
+from torchreaper.flow.tracing import first_line
 
 log = logging.getLogger("torchreaper")
 
@@ -74,7 +75,9 @@ class Oracle(FromData):
     def _without_each(self, bank: Bank, layer: FilterLayer, batches: Sequence[Batch]) -> Float[Tensor, " filters"]:
         try:
             return self._side_by_side(bank, layer, batches)
-        except _NotSideBySideError:
+        except _NotSideBySideError as error:
+            reason = first_line(error.__cause__) if isinstance(error.__cause__, Exception) else "unknown"
+            log.info("oracle: %s: filters are left out one by one, which is slower (%s)", layer.name, reason)
             return self._one_by_one(bank, layer, batches)
 
     def _side_by_side(self, bank: Bank, layer: FilterLayer, batches: Sequence[Batch]) -> Float[Tensor, " filters"]:

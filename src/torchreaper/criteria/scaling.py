@@ -13,7 +13,8 @@ def by_layer_norm(scores: Mapping[str, Float[Tensor, " filters"]]) -> dict[str, 
     """Each layer's scores over their Euclidean length (Molchanov 2016, section 2.2); a layer of zeros stays zero.
 
     Gradients and activations differ by orders of magnitude between layers: ranked as they are, over the whole network,
-    the layer with the smallest would lose all its filters.
+    the layer with the smallest would lose all its filters. It is no perfect scale: J equal filters get 1 / sqrt(J)
+    each, so wide layers lose more.
     """
     scaled = {}
     for name, values in scores.items():
