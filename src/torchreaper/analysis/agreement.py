@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import nan
 
 import torch
 from jaxtyping import Float
@@ -20,8 +21,8 @@ Values = Float[Tensor, " filters"]
 class Agreement:
     """Correlations between two scores of the same filters, each in [-1, 1].
 
-    A side on which all filters tie ranks nothing: all three are 0.0 then, by definition. Scores that agree to 1e-9 of
-    the largest are ties, as in the ranking itself.
+    A side on which all filters tie ranks nothing: all three are NaN then. Scores that agree to 1e-9 of the largest are
+    ties, as in the ranking itself.
 
     Attributes:
         filters: how many.
@@ -72,7 +73,7 @@ def _paired(scores: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> dict[s
 
 def _agreement(first: Values, second: Values) -> Agreement:
     if any(bool((side == side[0]).all()) for side in (rounded(first), rounded(second))):
-        return Agreement(len(first), 0.0, 0.0, 0.0)
+        return Agreement(len(first), nan, nan, nan)
     return Agreement(
         filters=len(first),
         pearson=_pearson(first, second),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import isqrt
+from math import isqrt, nan
 
 import torch
 from jaxtyping import Float, Int
@@ -70,7 +70,8 @@ def pairwise_cca(maps: Float[Tensor, "images filters positions"]) -> Float[Tenso
             with its cube.
 
     Returns:
-        Symmetric, float64 on the CPU; the diagonal is 1. A constant filter has 0 with all, itself included.
+        Symmetric, float64 on the CPU; the diagonal is 1. A constant filter, such as one that a ReLU keeps silent, has
+        no correlation: NaN with all, itself included.
 
     Raises:
         ReaperError: values that are not finite, or so few images that a filter spans them all.
@@ -87,7 +88,9 @@ def pairwise_cca(maps: Float[Tensor, "images filters positions"]) -> Float[Tenso
             pairs = products.view(len(ranks[rows]), width, len(ranks[columns]), width).transpose(1, 2)
             found[rows, columns] = _mean_correlation(pairs, torch.minimum(ranks[rows, None], ranks[None, columns]))
     found = found.triu(1)
-    return found + found.T + torch.diag((ranks > 0).double())
+    found = found + found.T + torch.eye(filters, dtype=torch.float64, device="cpu")
+    found[ranks == 0, :] = found[:, ranks == 0] = torch.nan
+    return found
 
 
 def chance_cca(
@@ -95,8 +98,8 @@ def chance_cca(
 ) -> float:
     """What two filters of :func:`pairwise_cca` would have if their images had nothing to do with each other.
 
-    The mean over random pairs of filters, the images of one of the two permuted. A layer of one filter is paired with
-    itself.
+    The mean over random pairs of filters that are not constant, the images of one of the two permuted. A single filter
+    is paired with itself; NaN where all are constant.
 
     Args:
         maps: as for :func:`pairwise_cca`.
@@ -111,7 +114,10 @@ def chance_cca(
     if not maps.shape[1]:
         raise ReaperError("maps: 0 filters; there must be at least 1")
     bases, ranks = _filter_bases(maps)
+    bases, ranks = bases[:, ranks > 0], ranks[ranks > 0]
     images, filters, _ = bases.shape
+    if not filters:
+        return nan
     total = 0.0
     for _ in range(draws):
         first = int(torch.randint(filters, (), generator=generator, device="cpu"))

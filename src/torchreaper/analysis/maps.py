@@ -43,7 +43,7 @@ def feature_maps(
     Raises:
         ReaperError: an unknown layer, wrong batches, a map that is not finite, or filters that are dropped now.
     """
-    if isinstance(grid, bool) or grid < 1:
+    if isinstance(grid, bool) or not isinstance(grid, int) or grid < 1:
         raise ReaperError(f"grid={grid!r}: must be a whole number of at least 1")
     if bank.dropped:
         raise ReaperError("feature_maps: filters are dropped; restore them before")

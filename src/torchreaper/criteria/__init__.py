@@ -9,6 +9,7 @@ from torchreaper.criteria.base import names as names
 from torchreaper.criteria.base import needs_data as needs_data
 from torchreaper.criteria.base import register as register
 from torchreaper.criteria.correlation import ActivationCorrelation as ActivationCorrelation
+from torchreaper.criteria.data import FromData as FromData
 from torchreaper.criteria.gradient import Gradient as Gradient
 from torchreaper.criteria.gradient import Taylor as Taylor
 from torchreaper.criteria.hessian import Hessian as Hessian

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -30,10 +29,6 @@ class Bank(Protocol):
     def generator(self) -> torch.Generator: ...  # noqa: D102
     @property
     def flow(self) -> Flow: ...  # noqa: D102
-
-    def without(self, filters: Mapping[str, Sequence[int]], mode: str = ...) -> AbstractContextManager[Any]:
-        """The model without ``filters`` inside the block."""
-        ...
 
 
 @runtime_checkable

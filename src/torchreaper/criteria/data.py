@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -95,16 +96,16 @@ def read(model: nn.Module, batches: Iterable[Any], most: int | None = None) -> I
     def there(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
+        value = value.clone() if value.is_inference() else value  # one made in inference mode has no gradients
         return value.to(device, dtype if value.is_floating_point() else None)
 
     number = -1
-    for number, given in enumerate(batches):
-        if number == most:
-            return
+    for number, given in enumerate(islice(batches, most)):
         if not isinstance(given, Sequence) or isinstance(given, (str, Tensor)) or len(given) != 2:
             size = f" of {len(given)}" if isinstance(given, (Sequence, Mapping)) else ""
             raise ReaperError(
-                f"batches: batch {number} is a {type(given).__name__}{size}; must be a pair (inputs, targets)"
+                f"batches: batch {number} is a {type(given).__name__}{size}; must be a pair (inputs, targets), "
+                "targets None where nothing looks at them"
             )
         inputs, targets = given
         targets = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, targets)
@@ -138,9 +139,9 @@ def outputs_of(model: nn.Module, batch: Batch) -> Any:
     """
     try:
         return model(*batch.args, **batch.kwargs)
-    except (RuntimeError, TypeError, ValueError) as error:
-        if isinstance(error, ReaperError):
-            raise
+    except (ReaperError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
         shapes = [list(x.shape) for x in tree_leaves((batch.args, batch.kwargs)) if isinstance(x, Tensor)]
         raise ReaperError(
             f"batches: {type(model).__name__} does not run on batch {batch.number}, inputs "

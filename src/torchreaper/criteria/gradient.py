@@ -22,36 +22,40 @@ from torchreaper.filters import FilterLayer
 class Gradient(FromData):
     """Filters whose weights the loss feels least go first ("gradient" in the paper's table, which gives no formula).
 
-    Score = minus the Euclidean length of the gradient of a batch's loss with respect to the filter's weights, averaged
-    over the batches. Where the weight is computed (weight norm), with respect to what it is computed from.
+    Score = minus the Euclidean length of the gradient of the mean loss with respect to the filter's weights. Where the
+    weight is computed (weight norm), with respect to what it is computed from.
 
     Attributes:
         normalise: divide the scores of each layer by their Euclidean length, as Molchanov 2016 does to compare layers.
 
-    Cost: one forward and one backward pass over the batches.
+    Cost: one forward and one backward pass over the batches; memory for one more gradient of the ranked weights.
     """
 
     normalise: bool = True
 
     def scores(self, bank: Bank) -> dict[str, Float[Tensor, " filters"]]:
         """Minus the length of every filter's gradient, by layer."""
-        weights = {layer.name: own_weights(bank, layer) for layer in bank.ranked}
-        flat = [weight for own in weights.values() for weight in own]
-        lengths = {layer.name: torch.zeros(layer.filters, dtype=torch.float64, device="cpu") for layer in bank.ranked}
         samples = 0
         with measuring(bank.model), torch.enable_grad():
+            weights = {layer.name: own_weights(bank, layer) for layer in bank.ranked}
+            flat = [weight for own in weights.values() for weight in own]
+            sums = {weight: torch.zeros_like(weight.parameter, dtype=torch.float64) for weight in flat}
             for batch in self.read(bank.model):
                 loss = self.loss(outputs_of(bank.model, batch), batch)
                 check_differentiable(loss)
-                found = torch.autograd.grad(loss, [w.parameter for w in flat], allow_unused=True)
-                gradients = dict(zip(flat, found))
+                found = torch.autograd.grad(loss, [weight.parameter for weight in flat], allow_unused=True)
+                for weight, gradient in zip(flat, found):
+                    if gradient is not None:
+                        sums[weight] += batch.size * gradient.double()
                 for layer in bank.ranked:
-                    squares = per_filter(layer, [(w, _squares(gradients[w])) for w in weights[layer.name]])
-                    _check(layer, squares, batch)
-                    lengths[layer.name] += batch.size * squares.sqrt()
+                    for weight in weights[layer.name]:
+                        _check(layer, sums[weight], batch)
                 samples += batch.size
-        means = {name: values / samples for name, values in lengths.items()}
-        return {name: -values for name, values in (by_layer_norm(means) if self.normalise else means).items()}
+        lengths = {}
+        for layer in bank.ranked:
+            squares = [(weight, (sums[weight] / samples).square()) for weight in weights[layer.name]]
+            lengths[layer.name] = per_filter(layer, squares).sqrt()
+        return {name: -values for name, values in (by_layer_norm(lengths) if self.normalise else lengths).items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,10 +110,6 @@ class Taylor(FromData):
         for layer, product in changes.values():
             _check(layer, product, batch)
         return [(layer, product.abs().sum(0).cpu()) for layer, product in changes.values()]
-
-
-def _squares(gradient: Tensor | None) -> Tensor | None:
-    return None if gradient is None else gradient.double().square()
 
 
 def _check(layer: FilterLayer, values: Tensor, batch: Batch) -> None:

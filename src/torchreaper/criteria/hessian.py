@@ -11,8 +11,9 @@ from torch import Tensor
 
 from torchreaper.criteria.base import Bank
 from torchreaper.criteria.data import FromData, check_differentiable, measuring, outputs_of
-from torchreaper.criteria.weights import own_weights, per_filter
+from torchreaper.criteria.weights import OwnWeight, own_weights, per_filter
 from torchreaper.errors import ReaperError
+from torchreaper.filters import FilterLayer
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,77 +22,82 @@ class Hessian(FromData):
 
     Score = minus sum_i h_ii w_i^2 / 2 over the filter's weights w_i, h_ii the second derivative of the mean loss:
     LeCun's saliency, which takes the loss to be at a minimum and the Hessian to be diagonal. It is estimated after
-    Hutchinson: z * (H z) has the mean h_ii for z of random signs.
+    Hutchinson: z * (H z) has the mean h_ii for z of random signs. Each layer is probed by itself, all other weights
+    held still: what couples layers would only add noise.
+
+    An estimate all the same, and two calls differ: MEASURED. More batches help as much as more draws.
 
     Attributes:
-        samples: draws of z for every batch, from the bank's own generator. ``None``: exact, by one product with the
-            Hessian for every single weight; for small networks only.
+        samples: draws of z for every batch and layer, from the bank's own generator. ``None``: exact, by one product
+            with the Hessian for every single weight; for small networks only.
 
-    Cost: for every batch a forward pass, a backward pass that is itself differentiated, and ``samples`` backward passes
-    through both.
+    Cost: for every batch a forward pass, a backward pass that is itself differentiated, and for every layer ``samples``
+    backward passes through both, down to that layer.
     """
 
-    samples: int | None = 4
+    samples: int | None = 8
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.samples is not None and (isinstance(self.samples, bool) or self.samples < 1):
-            raise ReaperError(f"samples={self.samples!r}: must be a whole number of at least 1, or None for exact")
+        samples = self.samples
+        if samples is not None and (isinstance(samples, bool) or not isinstance(samples, int) or samples < 1):
+            raise ReaperError(f"samples={samples!r}: must be a whole number of at least 1, or None for exact")
 
     def scores(self, bank: Bank) -> dict[str, Float[Tensor, " filters"]]:
         """Minus the saliency of every filter, by layer."""
-        weights = {layer.name: own_weights(bank, layer) for layer in bank.ranked}
-        flat = [weight for own in weights.values() for weight in own]
-        parameters: list[Tensor] = [weight.parameter for weight in flat]
-        diagonal = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
+        sums: dict[str, Tensor] = {}
         seen = 0
         with measuring(bank.model), torch.enable_grad():
+            weights = {layer.name: own_weights(bank, layer) for layer in bank.ranked}
             for batch in self.read(bank.model):
                 loss = self.loss(outputs_of(bank.model, batch), batch)
                 check_differentiable(loss)
-                for total, one in zip(diagonal, self._diagonal(loss, parameters, bank.generator)):
-                    total += batch.size * one
+                parameters = [weight.parameter for own in weights.values() for weight in own]
+                slopes = iter(torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True))
+                for layer in bank.ranked:
+                    own = weights[layer.name]
+                    found = self._saliency(layer, own, [next(slopes) for _ in own], bank.generator)
+                    before = sums.get(layer.name, torch.zeros_like(found))
+                    sums[layer.name] = before + batch.size * found
                 seen += batch.size
-        saliency = {w: p.detach().double().square() * h / (2 * seen) for w, p, h in zip(flat, parameters, diagonal)}
-        found = {
-            layer.name: per_filter(layer, [(w, saliency[w]) for w in weights[layer.name]]) for layer in bank.ranked
-        }
-        for name, values in found.items():
+        for name, values in sums.items():
             if not values.isfinite().all():
                 raise ReaperError(
                     f"layer {name!r}: its second derivatives are not finite; use single precision or more"
                 )
-        return {name: -values for name, values in found.items()}
+        return {name: -values / seen for name, values in sums.items()}
 
-    def _diagonal(self, loss: Tensor, parameters: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
-        gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+    def _saliency(
+        self,
+        layer: FilterLayer,
+        weights: Sequence[OwnWeight],
+        slopes: Sequence[Tensor | None],
+        generator: torch.Generator,
+    ) -> Float[Tensor, " filters"]:
         # A gradient that does not depend on the weights has no second derivatives.
-        used = [k for k, g in enumerate(gradients) if g is not None and g.requires_grad]
+        pairs = [(w, s) for w, s in zip(weights, slopes) if s is not None and s.requires_grad]
+        parameters, curved = [w.parameter for w, _ in pairs], [s for _, s in pairs]
         diagonal = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
-        if not used:
-            return diagonal
-        some, slopes = [parameters[k] for k in used], [gradients[k] for k in used]
-        probes, count = (
-            (_units(some), 1) if self.samples is None else (_signs(some, self.samples, generator), self.samples)
-        )
-        for probe in probes:
-            products = torch.autograd.grad(slopes, some, probe, retain_graph=True, allow_unused=True)
-            for k, z, product in zip(used, probe, products):
+        exact, count = self.samples is None, self.samples or 1
+        for probe in _units(parameters) if exact else _signs(parameters, count, generator):
+            products = torch.autograd.grad(curved, parameters, probe, retain_graph=True, allow_unused=True)
+            for total, z, product in zip(diagonal, probe, products):
                 if product is not None:
-                    diagonal[k] += z.double() * product.double() / count
-        return diagonal
+                    total += z.double() * product.double() / count
+        halves = [(w, w.parameter.detach().double().square() * h / 2) for (w, _), h in zip(pairs, diagonal)]
+        return per_filter(layer, halves)
 
 
 def _signs(like: Sequence[Tensor], samples: int, generator: torch.Generator) -> Iterator[list[Tensor]]:
     """Random signs, drawn on the CPU so that they are the same on every device."""
-    for _ in range(samples):
+    for _ in range(samples if like else 0):
         yield [(2.0 * torch.randint(2, p.shape, generator=generator, device="cpu") - 1).to(p) for p in like]
 
 
 def _units(like: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     """Every weight by itself."""
-    for k, parameter in enumerate(like):
+    for parameter in like:
         for position in range(parameter.numel()):
-            probe = [torch.zeros_like(p) for p in like]
-            probe[k].view(-1)[position] = 1.0
-            yield probe
+            one = torch.zeros(parameter.numel(), dtype=parameter.dtype, device=parameter.device)
+            one[position] = 1.0
+            yield [one.view(p.shape) if p is parameter else torch.zeros_like(p) for p in like]

@@ -30,6 +30,22 @@ class GeometricMedian:
         }
 
 
+_BLOCK = 256
+"""Rows of the J x J distances that exist at a time."""
+_NEAR = 1e-6
+"""Of |a|^2 + |b|^2: below this, |a|^2 + |b|^2 - 2ab has lost half of its digits."""
+
+
 def _mean_distances(rows: Float[Tensor, "filters dims"]) -> Float[Tensor, " filters"]:
-    # Differences, not products: near filters, the ones that count, would lose their digits.
-    return -torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").mean(1)
+    squares = rows.square().sum(1)
+    means = []
+    for first in range(0, len(rows), _BLOCK):
+        block = rows[first : first + _BLOCK]
+        sizes = squares[first : first + _BLOCK, None] + squares
+        distances = sizes - 2 * block @ rows.T
+        near = distances <= _NEAR * sizes
+        # Near filters are the ones that count: from their difference, not from a product.
+        for k in near.any(1).nonzero().flatten().tolist():
+            distances[k, near[k]] = (rows[near[k]] - block[k]).square().sum(1)
+        means.append(distances.clamp_min(0).sqrt().mean(1))
+    return -torch.cat(means)

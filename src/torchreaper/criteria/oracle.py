@@ -18,7 +18,6 @@ from torchreaper.criteria.base import Bank
 from torchreaper.criteria.data import Batch, FromData, measuring, outputs_of
 from torchreaper.errors import ReaperError
 from torchreaper.filters import FilterLayer
-from torchreaper.flow.tracing import first_line
 
 log = logging.getLogger("torchreaper")
 
@@ -73,17 +72,26 @@ class Oracle(FromData):
         return {name: values / count for name, values in found.items()}
 
     def _without_each(self, bank: Bank, layer: FilterLayer, batches: Sequence[Batch]) -> Float[Tensor, " filters"]:
-        try:
-            return self._side_by_side(bank, layer, batches)
-        except _NotSideBySideError as error:
-            reason = first_line(error.__cause__) if isinstance(error.__cause__, Exception) else "unknown"
-            log.info("oracle: %s: filters are left out one by one, which is slower (%s)", layer.name, reason)
-            return self._one_by_one(bank, layer, batches)
+        at_once = min(self.at_once, layer.filters)
+        while True:
+            try:
+                return self._side_by_side(bank, layer, batches, at_once)
+            except torch.OutOfMemoryError:
+                if at_once == 1:
+                    raise
+                at_once = -(-at_once // 2)
+            except _NotSideBySideError as error:
+                log.info(
+                    "oracle: %s: filters are left out one by one, which is slower (%s)", layer.name, error.__cause__
+                )
+                return self._one_by_one(bank, layer, batches)
 
-    def _side_by_side(self, bank: Bank, layer: FilterLayer, batches: Sequence[Batch]) -> Float[Tensor, " filters"]:
+    def _side_by_side(
+        self, bank: Bank, layer: FilterLayer, batches: Sequence[Batch], at_once: int
+    ) -> Float[Tensor, " filters"]:
         values = []
-        for first in range(0, layer.filters, self.at_once):
-            indices = range(first, min(first + self.at_once, layer.filters))
+        for first in range(0, layer.filters, at_once):
+            indices = range(first, min(first + at_once, layer.filters))
             sums = [0.0] * len(indices)
             for batch in batches:
                 outputs = _without(bank, layer, indices, batch)
@@ -95,7 +103,7 @@ class Oracle(FromData):
     def _one_by_one(self, bank: Bank, layer: FilterLayer, batches: Sequence[Batch]) -> Float[Tensor, " filters"]:
         values = []
         for index in range(layer.filters):
-            with bank.without({layer.name: [index]}, mode="masked"):
+            with _masked(bank, layer, _gone(layer, [index])[0]):
                 values.append(sum(self._value(outputs_of(bank.model, batch), batch) for batch in batches))
         return torch.tensor(values, dtype=torch.float64, device="cpu")
 
@@ -133,16 +141,21 @@ def _without(bank: Bank, layer: FilterLayer, indices: Sequence[int], batch: Batc
         with _masked(bank, layer, gone):
             return bank.model(*batch.args, **batch.kwargs)
 
-    device = layer.module.weight.device
-    # The last column stands for all channels that are not of this layer.
-    gone = torch.zeros(len(indices), layer.filters + 1, dtype=torch.bool, device=device)
-    gone[range(len(indices)), list(indices)] = True
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # some operations are slow side by side; they are right all the same
-            return torch.func.vmap(without)(gone)
+            return torch.func.vmap(without)(_gone(layer, indices))
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # vmap, and the model's code on what it sees there, fail in many ways
         raise _NotSideBySideError from error
+
+
+def _gone(layer: FilterLayer, indices: Sequence[int]) -> Bool[Tensor, "filters columns"]:
+    """For each of the filters, which channels go; the last column stands for all that are not of this layer."""
+    gone = torch.zeros(len(indices), layer.filters + 1, dtype=torch.bool, device=layer.module.weight.device)
+    gone[range(len(indices)), list(indices)] = True
+    return gone
 
 
 @contextmanager

@@ -36,8 +36,8 @@ def select(
         max_per_layer: no layer loses more than this share of its filters.
 
     Returns:
-        Layer -> indices in order, only layers that lose any; and notes where a limit held filters back. Scores that
-        agree to 1e-9 of the largest are ties: the lower layer goes first, then the lower index.
+        Layer -> indices in order, only layers that lose any; and notes where a limit held filters back, or where ties
+        decided. Scores that agree to 1e-9 of the largest are ties: the lower layer goes first, then the lower index.
 
     Raises:
         ReaperError: a score is NaN.
@@ -72,9 +72,26 @@ def select(
                 f"{name}: {among_the_worst[k] - limits[k]} more ranked as worst, held back by "
                 f"min_filters={min_filters}, max_per_layer={max_per_layer}"
             )
+    notes += _ties(flat, chosen)
     if len(chosen) < wanted:
         notes.append(f"{len(chosen)} filters dropped instead of {wanted}: every layer is at its limit")
     return dropped, notes
+
+
+def _ties(scores: Float[Tensor, " filters"], chosen: Int[Tensor, " chosen"]) -> list[str]:
+    """A note where filters that go score the same as others that stay: then it was not the criterion that chose."""
+    if not len(chosen):
+        return []
+    values, stays = rounded(scores), torch.ones(len(scores), dtype=torch.bool, device="cpu")
+    stays[chosen] = False
+    last = values[chosen].min()
+    going, staying = int((values[chosen] == last).sum()), int((values[stays] == last).sum())
+    if not staying:
+        return []
+    return [
+        f"{going} of {len(chosen)} dropped filters score the same as {staying} that stay: "
+        "among equals the lower layer goes first, then the lower index"
+    ]
 
 
 def worst_first(scores: Float[Tensor, " filters"]) -> Int[Tensor, " filters"]:

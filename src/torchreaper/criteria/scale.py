@@ -11,6 +11,7 @@ from torch import Tensor
 from torchreaper.criteria.base import Bank
 from torchreaper.errors import ReaperError
 from torchreaper.filters import FilterLayer
+from torchreaper.flow.channels import NOBODY
 
 
 @dataclass(frozen=True)
@@ -25,14 +26,15 @@ class BatchNormScale:
 
     def scores(self, bank: Bank) -> dict[str, Float[Tensor, " filters"]]:
         """Minus the mean scale of every filter, by layer."""
-        total = torch.zeros(bank.flow.total + 1, dtype=torch.float64, device="cpu")
+        total = torch.zeros(bank.flow.total, dtype=torch.float64, device="cpu")
         count = torch.zeros_like(total)
         for name, tensors in bank.flow.shares.items():
             gamma = bank.model.get_submodule(name)._parameters.get("weight")
             for share in tensors.get("weight", ()):
                 if share.role == "norm" and gamma is not None:
-                    total.index_add_(0, share.origin, gamma.detach().abs().double().cpu())
-                    count.index_add_(0, share.origin, torch.ones_like(share.origin, dtype=torch.float64))
+                    mine = share.origin != NOBODY
+                    total.index_add_(0, share.origin[mine], gamma.detach().abs().double().cpu()[mine])
+                    count.index_add_(0, share.origin[mine], torch.ones_like(share.origin[mine], dtype=torch.float64))
         return {layer.name: -_mean(layer, total, count) for layer in bank.ranked}
 
 

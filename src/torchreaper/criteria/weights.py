@@ -34,10 +34,9 @@ def own_weights(bank: Bank, layer: FilterLayer) -> list[OwnWeight]:
     return found
 
 
-def per_filter(layer: FilterLayer, parts: Sequence[tuple[OwnWeight, Tensor | None]]) -> Float[Tensor, " filters"]:
-    """For every filter, the sum of the given values over its own entries; float64 on the CPU. ``None`` counts 0."""
+def per_filter(layer: FilterLayer, parts: Sequence[tuple[OwnWeight, Tensor]]) -> Float[Tensor, " filters"]:
+    """For every filter, the sum of the given values over its own entries; float64 on the CPU."""
     total = torch.zeros(layer.filters, dtype=torch.float64, device="cpu")
     for weight, values in parts:
-        if values is not None:
-            total += values.detach().double().movedim(weight.dim, 0).flatten(1).sum(1).cpu()
+        total += values.detach().double().movedim(weight.dim, 0).flatten(1).sum(1).cpu()
     return total

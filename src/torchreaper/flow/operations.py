@@ -163,6 +163,28 @@ def is_nonlinear(node: fx.Node, module: nn.Module | None) -> bool:
     return target in _NONLINEAR and len(node.all_input_nodes) == 1
 
 
+def leaves_values(node: fx.Node, module: nn.Module | None) -> bool:
+    """Whether the node hands on, in evaluation, values that enter it: a pool, a dropout, a copy."""
+    if module is not None:
+        base = _base(module)
+        return base in _SPATIAL or base is nn.Identity or isinstance(module, DROPOUTS)
+    return node.target in _SPATIAL or node.target in _COPIES or "dropout" in getattr(node.target, "__name__", "")
+
+
+_COPIES: set[Any] = {
+    "clone",
+    "contiguous",
+    "detach",
+    "to",
+    "type",
+    "float",
+    "half",
+    "double",
+    torch.clone,
+    torch.detach,
+}
+
+
 def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
     """An argument of a call, by position or by name."""
     return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
