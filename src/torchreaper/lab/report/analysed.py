@@ -35,14 +35,14 @@ def draw_analysis(found: Sequence[Analysis], folder: Path, *, name: str = "") ->
     cca = {label: {layer: matrix.numpy() for layer, matrix in one.cca.items()} for label, one in firsts.items()}
     if any(cca.values()):
         figures["cca"] = cca_figure(cca, chance=found[0].chance, name=name)
+    ends = _ends(list(groups)) if len(groups) > 1 else dict.fromkeys(groups, "")
     for label, group in groups.items():
-        end = f"-{_file(label)}" if len(groups) > 1 else ""
+        end = ends[label]
         mine = ", ".join(filter(None, [name, label]))
         one = group[0]
         layer, weight = one.first
-        figures[f"first-layer{end}"] = tiles_figure(
-            weight.flatten(3) if weight.ndim > 4 else weight, one.dropped.get(layer, {}), name=f"{mine}, {layer}"
-        )
+        tiles = weight.unsqueeze(2) if weight.ndim == 3 else weight.flatten(3)  # [J, c, high, wide]
+        figures[f"first-layer{end}"] = tiles_figure(tiles, one.dropped.get(layer, {}), name=f"{mine}, {layer}")
         if not one.look.agreement:
             continue
         figures[f"criteria{end}"] = scatter_figure(
@@ -92,6 +92,9 @@ def _over_time(group: Sequence[Analysis]) -> dict[str, dict[int, float]]:
     return {name: {e: sum(v) / len(v) for e, v in sorted(epochs.items())} for name, epochs in series.items()}
 
 
-def _file(label: str) -> str:
-    """A label as a part of a file name."""
-    return "".join(c if c.isalnum() or c in "._+-" else "-" for c in label)
+def _ends(labels: Sequence[str]) -> dict[str, str]:
+    """What the names of their files end in; with a number where two labels would have the same."""
+    plain = ["".join(c if c.isalnum() or c in "._+-" else "-" for c in label) for label in labels]
+    if len({text.casefold() for text in plain}) < len(plain):
+        plain = [f"{number}-{text}" for number, text in enumerate(plain, 1)]
+    return {label: f"-{text}" for label, text in zip(labels, plain)}
