@@ -253,14 +253,16 @@ def _earlier(
             continue
         try:
             snapshot = torch.load(path, map_location="cpu", weights_only=True)
-            phase, weights = snapshot["phase"], snapshot["model"]
+            if snapshot["phase"] != "full":
+                left_out += 1
+                continue
+            load_weights(bank.model, snapshot["model"], path)
+        except UserError as error:
+            note(f"{error}; left out")
+            continue
         except Exception:  # whatever the bytes make torch raise
             note(f"{path}: cannot be read, left out")
             continue
-        if phase != "full":
-            left_out += 1
-            continue
-        load_weights(bank.model, weights, path)
         scores = _scores(criteria, bank, None)
         looks.append(_look(bank, batches, scores, epoch, f"{where}, epoch {epoch}: filters left out", tell))
     if left_out:
