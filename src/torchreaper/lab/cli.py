@@ -180,7 +180,7 @@ def analyze(
     targets: Annotated[
         list[Path],
         typer.Argument(
-            metavar="TARGET...",
+            metavar="TARGET",
             help="Run folder, folder of a scheme's seeds or a recipe's schemes, checkpoint file; up to 4 side by side.",
             show_default=False,
         ),

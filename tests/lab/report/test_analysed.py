@@ -69,6 +69,15 @@ def test_a_long_kernel_of_one_dimension(mine):
     assert "first-layer" in drawn(subjects, mine / "out")
 
 
+def test_filters_of_other_dimensions_become_pictures():
+    flat = torch.arange(14.0).view(2, 1, 7)
+    assert torch.equal(analysed._pictures(flat), torch.stack([flat] * 3, dim=2))
+    assert analysed._pictures(torch.zeros(2, 3, 1)).shape == (2, 3, 1, 1)
+    image, volume = torch.rand(2, 3, 4, 5), torch.rand(2, 3, 4, 5, 6)
+    assert torch.equal(analysed._pictures(image), image)
+    assert torch.equal(analysed._pictures(volume), volume.view(2, 3, 4, 30))
+
+
 def test_without_correlations_or_criteria_their_figures_are_left_out(trained, tmp_path):
     (one,) = analyze(find_subjects([trained / "repr" / "seed-0"]), dataclasses.replace(SETTINGS, over_time=False))
     bare = dataclasses.replace(one, cca={}, chance={}, look=dataclasses.replace(one.look, agreement={}, scores={}))

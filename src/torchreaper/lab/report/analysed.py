@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 from torchreaper.lab.analyze import Analysis, pooled, subjects_of
 from torchreaper.lab.analyze.tables import MEASURES
 from torchreaper.lab.report.analysis import agreement_figure, agreement_over_time_figure, scatter_figure
@@ -41,8 +43,9 @@ def draw_analysis(found: Sequence[Analysis], folder: Path, *, name: str = "") ->
         mine = ", ".join(filter(None, [name, label]))
         one = group[0]
         layer, weight = one.first
-        tiles = weight.unsqueeze(2) if weight.ndim == 3 else weight.flatten(3)  # [J, c, high, wide]
-        figures[f"first-layer{end}"] = tiles_figure(tiles, one.dropped.get(layer, {}), name=f"{mine}, {layer}")
+        figures[f"first-layer{end}"] = tiles_figure(
+            _pictures(weight), one.dropped.get(layer, {}), name=f"{mine}, {layer}"
+        )
         if not one.look.agreement:
             continue
         figures[f"criteria{end}"] = scatter_figure(
@@ -60,6 +63,13 @@ def draw_analysis(found: Sequence[Analysis], folder: Path, *, name: str = "") ->
     if all(runs.values()):
         figures["overlap-over-time"] = overlap_figure(runs, name=name)
     return [save(figure, folder / f"{key}.png") for key, figure in figures.items()]
+
+
+def _pictures(weight: Tensor) -> Tensor:
+    """Filters of any number of dimensions as [J, c, high, wide]; of one dimension as stripes, or none would be seen."""
+    if weight.ndim == 3:
+        return weight.unsqueeze(2).repeat_interleave(-(-weight.shape[2] // 3), dim=2)
+    return weight.flatten(3)
 
 
 def _overlaps(group: Sequence[Analysis]) -> dict[str, list[float]]:
