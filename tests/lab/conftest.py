@@ -1,16 +1,92 @@
 """Made-up runs in the documented format of a run folder, without training anything."""
 
+import importlib
 import json
 import math
 import random
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from tests.lab.seeing import known
+from tests.lab.tiny import recipe
+
+from torchreaper.lab.run import train
 
 LAYERS = {"conv1": 8, "conv2": 16, "conv3": 16}
+
+NETS = """
+import torch
+from torch import nn
+
+
+def make(width=4, norm=True):
+    norms = [nn.BatchNorm2d(width)] if norm else []
+    return nn.Sequential(
+        nn.Conv2d(1, width, 3, padding=1), *norms, nn.ReLU(),
+        nn.Conv2d(width, 5, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(20, 10),
+    )
+
+
+class Wrapped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.model = make()
+
+    def forward(self, x):
+        return self.model(x)
+
+
+class Untraceable(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), nn.Linear(4, 10)
+
+    def forward(self, x):
+        x = self.b(self.a(x).relu()).relu()
+        if x.sum() > 1e9:  # which values there are decides what is done
+            x = x / 2
+        return self.head(x.mean((2, 3)))
+
+
+class NoGradient(Untraceable):
+    @torch.no_grad()
+    def forward(self, x):
+        return self.head(self.b(self.a(x).relu()).relu().mean((2, 3)))
+
+
+class Row(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv1d(1, 4, 5), nn.Conv1d(4, 6, 3), nn.Linear(6, 10)
+
+    def forward(self, x):
+        return self.head(self.b(self.a(x.flatten(2)).relu()).relu().mean(2))
+
+
+def narrow():
+    return nn.Sequential(
+        nn.Conv2d(1, 1, 3, padding=1), nn.ReLU(), nn.Conv2d(1, 4, 1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 10),
+    )
+
+
+def alone():
+    return nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 10))
+
+
+def fails():
+    raise ValueError("no width")
+
+
+def table():
+    return {"a": 1}
+
+
+number = 3
+"""
 
 
 def metrics(seed=0, *, epochs=12, full=3, sub=2, cycles=2, layers=LAYERS, best=0.7):
@@ -99,3 +175,29 @@ def seeing():
 @pytest.fixture
 def made_up():
     return SimpleNamespace(metrics=metrics, result=result, folder=folder, layers=LAYERS)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """The folder of the tiny recipe, two schemes with two seeds each, all snapshots kept; do not write into it."""
+    out = tmp_path_factory.mktemp("trained")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for scheme in ("standard", "repr"):
+        for seed in (0, 1):
+            train(recipe(snapshots=1), scheme=scheme, seed=seed, out=out)
+    torch.set_num_threads(before)
+    return out / "tiny"
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """A package of the user's own, ``mynets.nets``, in the current folder; forgotten after the test."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mynets").mkdir()
+    (tmp_path / "mynets" / "__init__.py").touch()
+    (tmp_path / "mynets" / "nets.py").write_text(NETS)
+    importlib.invalidate_caches()
+    yield tmp_path
+    for name in [name for name in sys.modules if name.split(".")[0] in ("mynets", "broken")]:
+        del sys.modules[name]

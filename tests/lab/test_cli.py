@@ -215,7 +215,7 @@ def test_images_that_cannot_be_read_are_one_line(recipe, seeing, args, message):
 
 def test_version_and_help():
     assert re.fullmatch(r"torchreaper \d+\.\d+\.\d+\S*\n", reaper("--version").output)
-    for command in ("train", "compare", "inspect"):
+    for command in ("train", "compare", "inspect", "analyze"):
         help_text = reaper(command, "--help").output
         assert "Example" in help_text
         assert f"reaper {command} " in help_text.split("Example")[1]
@@ -421,7 +421,7 @@ finally:
 """
 
 
-@pytest.mark.parametrize("args", [["--help"], ["compare", "--help"], ["--version"], ["train"]])
+@pytest.mark.parametrize("args", [["--help"], ["compare", "--help"], ["analyze", "--help"], ["--version"], ["train"]])
 def test_help_needs_no_torch(args):
     source = str(Path(cli.__file__).parents[1])
     code = WITHOUT_TORCH.format(source=source, args=args)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import time
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -59,3 +60,48 @@ def test_many_layers_are_counted_not_listed():
     filters = {f"layer{k}": tuple(range(k + 1)) for k in range(7)}
     line = screen.transition_line(20, tr.Transition("restore", 1, 20, filters, {}, 0.1, ()))
     assert line == "epoch 20: 28 filters back (layer6 7, layer5 6, layer4 5, layer3 4, 3 layers more)"
+
+
+def counted(width: int, *, terminal: bool, quiet: bool = False) -> str:
+    """What an analysis leaves on a screen."""
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=terminal, width=width, highlight=False, color_system=None)
+    with screen.counting_on(console, quiet=quiet) as (tell, note):
+        for what in ("repr [a], seed 0: filters left out", "second"):
+            for done in (3, 7):
+                tell(what, done, 12)
+                time.sleep(0.15)  # the screen is drawn ten times a second
+            note(f"{what} is [odd]")
+    return text.getvalue()
+
+
+@pytest.mark.parametrize("width", [60, 120])
+def test_a_terminal_counts_what_is_done_and_keeps_the_notes(width):
+    text = counted(width, terminal=True)
+    assert "7 of 12" in text
+    assert "second" in text
+    assert "note: repr [a], seed 0: filters left out is [odd]" in " ".join(text.split())
+
+
+@pytest.mark.parametrize(("terminal", "quiet"), [(False, False), (True, True)])
+def test_elsewhere_only_notes_are_left_on_stderr(terminal, quiet, capsys):
+    assert counted(80, terminal=terminal, quiet=quiet) == ""
+    assert capsys.readouterr().err.splitlines() == [
+        "note: repr [a], seed 0: filters left out is [odd]",
+        "note: second is [odd]",
+    ]
+
+
+def test_what_is_found_lies_beside_what_it_was_found_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for scheme in ("standard", "repr"):
+        Path("runs/demo", scheme, "seed-0").mkdir(parents=True)
+    Path("model.v1.pt").touch()
+    run, other = Path("runs/demo/repr/seed-0"), Path("runs/demo/standard/seed-0")
+    assert screen.beside([run]) == run / "analysis"
+    assert screen.beside([Path("runs/demo")]) == Path("runs/demo/analysis")
+    assert screen.beside([Path()]) == Path("analysis")
+    assert screen.beside([Path("model.v1.pt")]) == Path("model.v1-analysis")
+    assert screen.beside([run, other]) == tmp_path / "runs/demo/analysis"
+    assert screen.beside([run.parent, other.parent]) == tmp_path / "runs/demo/analysis"
+    assert screen.beside([run, Path("model.v1.pt")]) == tmp_path / "analysis"

@@ -7,7 +7,6 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchreaper import criteria
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.recipe import Recipe, load_recipe
 from torchreaper.lab.settings import parse
@@ -267,18 +266,8 @@ def test_an_unknown_profile_lists_those_there_are(path):
     assert refused(path, profile="quick") == "profile='quick': unknown profile; the recipe has none"
 
 
-def skip_without_criteria(path):
-    """Until every criterion is part of the library: a recipe that names others cannot be read."""
-    values = yaml.safe_load(path.read_text())
-    schemes = [values.get("scheme", {}), *values.get("schemes", {}).values()]
-    missing = {options["criterion"] for options in schemes if "criterion" in options} - set(criteria.names())
-    if missing:
-        pytest.skip(f"no such criteria yet: {', '.join(sorted(missing))}")
-
-
 @pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda p: p.stem)
 def test_every_recipe_of_the_project_is_valid_with_each_profile(path):
-    skip_without_criteria(path)
     recipe = load_recipe(path)
     names = {recipe.name, *(load_recipe(path, profile=name).name for name in recipe.profiles)}
     assert len(names) == 1 + len(recipe.profiles)
@@ -311,7 +300,6 @@ def test_the_papers_recipe_has_the_papers_settings():
 @pytest.mark.parametrize("profile", [None, "quick"])
 def test_the_recipe_of_criteria_changes_the_criterion_alone(profile):
     path = RECIPES / "paper" / "criteria-c3-32.yaml"
-    skip_without_criteria(path)
     recipe = load_recipe(path, profile=profile)
     assert len(recipe.every_scheme()) == 10
     specs = [recipe.scheme_spec(key).model_dump(exclude={"criterion"}) for key in recipe.every_scheme()[1:]]
@@ -322,7 +310,6 @@ def test_the_recipe_of_criteria_changes_the_criterion_alone(profile):
 @pytest.mark.parametrize("name", ["criteria-c3-32", "figure-cca-c2-32", "figure-oracle-c2-32"])
 def test_the_other_recipes_have_the_papers_settings_and_end_whole(name):
     path = RECIPES / "paper" / f"{name}.yaml"
-    skip_without_criteria(path)
     recipe = load_recipe(path)
     scheme = recipe.scheme
     assert (scheme["full"], scheme["sub"], scheme["cycles"], scheme["fraction"]) == (20, 10, 3, 0.3)

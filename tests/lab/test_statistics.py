@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from torchreaper.lab.statistics import estimate, format_p, paired_difference, seeds_needed, verdict
+from torchreaper.lab.statistics import (
+    correlation_interval,
+    estimate,
+    format_p,
+    paired_difference,
+    seeds_needed,
+    verdict,
+)
 
 accuracies = st.lists(st.integers(0, 10_000).map(lambda hits: hits / 100), min_size=1, max_size=12)
 pairs = st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 10_000)), min_size=1, max_size=12).map(
@@ -166,3 +173,28 @@ def test_verdicts(values, baseline, text):
 
 def test_p_as_text():
     assert [format_p(p) for p in (None, 0.5, 0.00099, 1.0)] == ["no p", "p = 0.500", "p < 0.001", "p = 1.000"]
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), min_size=5, max_size=30))
+def test_the_interval_of_a_correlation_is_fishers(rows):
+    a, b = (np.array(side, dtype=float) for side in zip(*rows))
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return
+    found = stats.pearsonr(a, b)
+    interval = correlation_interval(float(found.statistic), len(rows))
+    if abs(found.statistic) > 1 - 1e-12:
+        return
+    assert interval == pytest.approx(tuple(found.confidence_interval(0.95)))
+
+
+def test_the_interval_of_a_correlation_of_ranks_is_wider_and_some_have_none():
+    plain, ranks = correlation_interval(0.6, 50), correlation_interval(0.6, 50, ranks=True)
+    assert ranks[0] < plain[0] < 0.6 < plain[1] < ranks[1]
+    # Bonett and Wright 2000, by hand.
+    half = 1.959964 * math.sqrt((1 + 0.18) / 47)
+    assert ranks == pytest.approx((math.tanh(math.atanh(0.6) - half), math.tanh(math.atanh(0.6) + half)), abs=1e-6)
+    assert correlation_interval(0.0, 50, ranks=True) == correlation_interval(0.0, 50)
+    low, high = correlation_interval(0.6, 50, level=0.99)
+    assert low < plain[0] < plain[1] < high
+    for correlation, n in ((0.6, 4), (1.0, 50), (-1.0, 50)):
+        assert correlation_interval(correlation, n) == (None, None)

@@ -180,7 +180,7 @@ def analyze(
     targets: Annotated[
         list[Path],
         typer.Argument(
-            metavar="TARGET...",
+            metavar="TARGET",
             help="Run folder, folder of a scheme's seeds or a recipe's schemes, checkpoint file; up to 4 side by side.",
             show_default=False,
         ),
@@ -239,8 +239,8 @@ def analyze(
     with guarded(debug):
         if recipe is None and (useless := (profile and "profile") or (overrides and "set")):
             raise UserError(f"{useless}: has no effect without --recipe; leave it out")
-        folder = out or screen.beside(targets)
-        check_out(folder)
+        if out is not None:
+            check_out(out)
         use_threads(threads)
         from torchreaper.lab import analyze as analyzing
         from torchreaper.lab import inspection
@@ -257,7 +257,11 @@ def analyze(
             device=device,
         )
         chosen = load(recipe, profile, overrides) if recipe else None
-        subjects = analyzing.find_subjects(targets, chosen, model, inspection.options_of_network(option or ()))
+        subjects = analyzing.find_subjects(
+            targets, chosen, model, inspection.options_of_network(option or (), "option")
+        )
+        folder = out or screen.beside(targets)
+        check_out(folder)
         console = screen.stdout()
         with screen.counting_on(console, quiet=quiet) as (tell, note):
             found = analyzing.analyze(subjects, settings, tell=tell, note=note)

@@ -36,7 +36,7 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-    except OSError:
+    except (OSError, KeyboardInterrupt):
         path.unlink(missing_ok=True)
         raise
 

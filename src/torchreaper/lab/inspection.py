@@ -73,17 +73,17 @@ def inspect(
     return bank, bank.preview(criterion=criterion, **choice)
 
 
-def options_of_network(overrides: Iterable[str]) -> dict[str, Any]:
-    """``--set`` of a network: key=value with the value in YAML."""
+def options_of_network(overrides: Iterable[str], argument: str = "set") -> dict[str, Any]:
+    """``--set`` of a network, or what ``argument`` names: key=value with the value in YAML."""
     options: dict[str, Any] = {}
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
-            raise UserError(f"set={override!r}: must be key=value, such as depth=8")
+            raise UserError(f"{argument}={override!r}: must be key=value, such as depth=8")
         try:
             options[key.strip()] = yaml.safe_load(text)
         except yaml.YAMLError:
-            raise UserError(f"set={override!r}: the value is not valid YAML") from None
+            raise UserError(f"{argument}={override!r}: the value is not valid YAML") from None
     return options
 
 

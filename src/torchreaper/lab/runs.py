@@ -248,10 +248,11 @@ def save_checkpoint(folder: Path, state: Json) -> None:
     sync(folder)  # renames reach the disk in their order, so that one sync at the end does for all
 
 
-def load_checkpoint(folder: Path, note: Callable[[str], None]) -> Json | None:
+def load_checkpoint(folder: Path, note: Callable[[str], None], *, mend: bool = True) -> Json | None:
     """The newest whole checkpoint of a folder, on the CPU, or None; `note` is told what was damaged.
 
-    A damaged file is put aside as `*.damaged`, so that it never takes the place of a good `previous.pt`.
+    A damaged file is put aside as `*.damaged`, so that it never takes the place of a good `previous.pt`; with
+    ``mend=False``, for those who only look at a run, nothing in the folder is touched.
     Raises `UserError` where the file is whole but is no checkpoint, or not for this version of torch.
     """
     found = [path for path in (folder / LAST, folder / PREVIOUS) if path.exists()]
@@ -259,9 +260,11 @@ def load_checkpoint(folder: Path, note: Callable[[str], None]) -> Json | None:
         data = path.read_bytes()
         if hashlib.sha256(data).hexdigest() == _read_digest(path):
             return _unpack(path, data)
-        instead = "using the one before" if path != found[-1] else "there is no other: starting at epoch 1"
-        note(f"{path}: damaged, it does not agree with its checksum; put aside, {instead}")
-        os.replace(path, path.with_name(path.name + DAMAGED))
+        aside, afresh = ("put aside, ", ": starting at epoch 1") if mend else ("", "")
+        instead = "using the one before" if path != found[-1] else f"there is no other{afresh}"
+        note(f"{path}: damaged, it does not agree with its checksum; {aside}{instead}")
+        if mend:
+            os.replace(path, path.with_name(path.name + DAMAGED))
     return None
 
 

@@ -63,7 +63,8 @@ def correlation_interval(
     """The interval of a correlation over ``n`` pairs, by Fisher's z; (None, None) with fewer than 5, or at 1.
 
     Args:
-        ranks: Of a Spearman correlation, whose variance is (1 + r^2 / 2) times as large (Bonett and Wright 2000).
+        ranks: Of a correlation of ranks (Spearman's), whose variance is (1 + r^2 / 2) times as large (Bonett and
+            Wright 2000).
     """
     if n < 5 or abs(correlation) >= 1:
         return None, None

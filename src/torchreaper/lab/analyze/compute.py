@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -131,42 +132,77 @@ def analyze(
     """
     _check(settings)
     device = resolved(settings.device)
-    found: list[Analysis] = []
-    for subject in subjects:
-        for source in subject.sources:
-            one = _analyze(subject.label, source, settings, device, tell, note)
-            if found and list(one.look.lost) != list(found[0].look.lost):
-                raise UserError(
-                    f"targets: {one.path} and {found[0].path} are networks with different layers; analyse them one at "
-                    "a time"
-                )
-            found.append(one)
-    return found
+    note = _once(note)
+    # Each is opened before any is measured, which takes minutes: what is wrong with the last is told at once.
+    first: tuple[Path, list[tuple[Any, ...]], data.FixedBatches] | None = None
+    for source in (source for subject in subjects for source in subject.sources):
+        _, bank, batches = _open(source, settings, device, note)
+        layers = [(layer.name, layer.filters, layer.dims, layer.ranked) for layer in bank]
+        first = first or (source.path, layers, batches)
+        both = f"targets: {source.path} and {first[0]}"
+        if layers != first[1]:
+            raise UserError(f"{both} are networks with different layers; analyse them one at a time")
+        if not _same(batches.split, first[2].split):
+            raise UserError(
+                f"{both} have different {batches.what} images; choose another split, or analyse them one at a time"
+            )
+    return [
+        _analyze(subject.label, source, settings, device, tell, note)
+        for subject in subjects
+        for source in subject.sources
+    ]
 
 
-def _analyze(
-    label: str, source: Source, settings: Settings, device: torch.device, tell: Tell, note: Callable[[str], None]
-) -> Analysis:
+def _open(
+    source: Source, settings: Settings, device: torch.device, note: Callable[[str], None]
+) -> tuple[int | None, tr.FilterBank, data.FixedBatches]:
+    """The epoch of the last weights, the network with them, and the images."""
     epoch, weights = source.last(note)
     model = source.build()
     load_weights(model, weights, source.path)
     model.to(device)
     batches = _batches(source, settings, device)
-    images = next(iter(batches))[0]
-    bank = tr.find_filters(model, images[:2], skip=settings.skip, seed=settings.seed)
-    criteria = _criteria(settings, bank, batches, note)
+    bank = tr.find_filters(model, next(iter(batches))[0][:2], skip=settings.skip, seed=settings.seed)
+    for name in settings.layers or ():
+        bank[name]  # an error where there is no such layer
+    return epoch, bank, batches
+
+
+def _same(one: data.Split, other: data.Split) -> bool:
+    return one is other or (torch.equal(one.labels, other.labels) and torch.equal(one.images, other.images))
+
+
+def _once(note: Callable[[str], None]) -> Callable[[str], None]:
+    """What many networks have in common is told once."""
+    told: set[str] = set()
+
+    def tell(text: str) -> None:
+        if text not in told:
+            told.add(text)
+            note(text)
+
+    return tell
+
+
+def _analyze(
+    label: str, source: Source, settings: Settings, device: torch.device, tell: Tell, note: Callable[[str], None]
+) -> Analysis:
+    epoch, bank, batches = _open(source, settings, device, note)
     where = label if label.endswith(source.path.name) or not source.is_run else f"{label}, seed {source.seed}"
-    look = _look(bank, batches, criteria, epoch, f"{where}: filters left out", tell)
+    # The oracle, which takes longest, comes after all that may fail.
     overlaps = tuple(layer_overlaps(bank))
     cca, chance = _cca(bank, batches, settings, note)
+    criteria = _criteria(settings, batches)
+    scores = _scores(criteria, bank, note if settings.criteria is None else None)
+    criteria = {name: criteria[name] for name in scores}
+    look = _look(bank, batches, scores, epoch, f"{where}: filters left out", tell)
     first = bank.layers[0]
     tiles = first.rows.view(first.filters, -1, *first.module.kernel_size).cpu().clone()
     if not any(values.any() for values in look.lost.values()):
         note(f"{where}: no single filter changes the accuracy on {images_of(batches)}; take more, or others (split)")
     earlier = [look]
     if settings.over_time:
-        snapshots = {at: path for at, path in source.earlier().items() if at != epoch}
-        earlier = [*_earlier(snapshots, bank, batches, criteria, where, tell, note), look]
+        earlier = [*_earlier(source, epoch, bank, batches, criteria, where, tell, note), look]
     return Analysis(
         label=label,
         seed=source.seed,
@@ -187,23 +223,19 @@ def _analyze(
 def _look(
     bank: tr.FilterBank,
     batches: data.FixedBatches,
-    criteria: Mapping[str, tr.criteria.Criterion],
+    scores: dict[str, dict[str, Tensor]],
     epoch: int | None,
     what: str,
     tell: Tell,
 ) -> Look:
-    oracle = tr.criteria.Oracle(batches, progress=lambda done, of: tell(what, done, of))
-    lost = oracle.lost(bank)
+    lost = tr.criteria.Oracle(batches, progress=lambda done, of: tell(what, done, of)).lost(bank)
     truth = {name: 0.0 - values for name, values in lost.items()}
-    scores = {}
-    for name, criterion in criteria.items():
-        found = criterion.scores(bank)
-        scores[name] = {layer.name: found[layer.name].detach().double().cpu() for layer in bank.ranked}
     return Look(epoch, lost, scores, {name: agreement(values, truth) for name, values in scores.items()})
 
 
 def _earlier(
-    snapshots: Mapping[int, Path],
+    source: Source,
+    last: int | None,
     bank: tr.FilterBank,
     batches: data.FixedBatches,
     criteria: Mapping[str, tr.criteria.Criterion],
@@ -211,39 +243,53 @@ def _earlier(
     tell: Tell,
     note: Callable[[str], None],
 ) -> list[Look]:
-    """Snapshots of full phases: in the others part of the network was not there to be ranked."""
+    """Snapshots of full phases: in the others part of the network was not there to be ranked.
+
+    Those of the last epoch, which is looked at anyway, and of one that a killed run has not finished are no earlier.
+    """
     looks, left_out = [], 0
-    for epoch, path in snapshots.items():
+    for epoch, path in source.earlier().items():
+        if last is None or epoch >= last:
+            continue
         try:
             snapshot = torch.load(path, map_location="cpu", weights_only=True)
-            phase, weights = snapshot["phase"], snapshot["model"]
+            if snapshot["phase"] != "full":
+                left_out += 1
+                continue
+            load_weights(bank.model, snapshot["model"], path)
+        except UserError as error:
+            note(f"{error}; left out")
+            continue
         except Exception:  # whatever the bytes make torch raise
             note(f"{path}: cannot be read, left out")
             continue
-        if phase != "full":
-            left_out += 1
-            continue
-        load_weights(bank.model, weights, path)
-        looks.append(_look(bank, batches, criteria, epoch, f"{where}, epoch {epoch}: filters left out", tell))
+        scores = _scores(criteria, bank, None)
+        looks.append(_look(bank, batches, scores, epoch, f"{where}, epoch {epoch}: filters left out", tell))
     if left_out:
         note(f"{where}: {left_out} snapshots of sub-network phases are left out")
     return looks
 
 
-def _criteria(
-    settings: Settings, bank: tr.FilterBank, batches: data.FixedBatches, note: Callable[[str], None]
-) -> dict[str, tr.criteria.Criterion]:
-    """The criteria by name; of all those registered, the ones that this network can be ranked by."""
+def _criteria(settings: Settings, batches: data.FixedBatches) -> dict[str, tr.criteria.Criterion]:
     names = settings.criteria or tuple(name for name in tr.criteria.names() if name != ORACLE)
-    made = {name: tr.criteria.make(name, batches) for name in names}
-    if settings.criteria is None:
-        for name in [name for name in made if not tr.criteria.needs_data(name)]:
-            try:
-                made[name].scores(bank)
-            except tr.ReaperError as error:
-                note(f"{name}: left out ({error})")
-                del made[name]
-    return made
+    return {name: tr.criteria.make(name, batches) for name in names}
+
+
+def _scores(
+    criteria: Mapping[str, tr.criteria.Criterion], bank: tr.FilterBank, note: Callable[[str], None] | None
+) -> dict[str, dict[str, Tensor]]:
+    """What the criteria say; with ``note``, those that this network cannot be ranked by are left out."""
+    scores = {}
+    for name, criterion in criteria.items():
+        try:
+            found = criterion.scores(bank)
+        except tr.ReaperError as error:
+            if note is None:
+                raise
+            note(f"{name}: left out ({error})")
+            continue
+        scores[name] = {layer.name: found[layer.name].detach().double().cpu() for layer in bank.ranked}
+    return scores
 
 
 def _cca(
@@ -289,17 +335,28 @@ def _check(settings: Settings) -> None:
     if isinstance(settings.images, bool) or settings.images < 1:
         raise UserError(f"images={settings.images}: must be a whole number of at least 1")
     known = tr.criteria.names()
+    _listed_well("criteria", settings.criteria)
+    _listed_well("layers", settings.layers)
     for name in settings.criteria or ():
         if name not in known:
             raise UserError(f"criteria={name!r}: unknown; choose from {', '.join(known)}")
         if name == ORACLE:
             raise UserError("criteria='oracle': has no effect, it is what the others are compared with; leave it out")
-    if settings.layers is not None and not 1 <= len(settings.layers) <= MOST:
+    if settings.layers is not None and len(settings.layers) > MOST:
         raise UserError(f"layers={','.join(settings.layers)}: must be 1 to {MOST} layers")
     if settings.split not in (None, *SPLITS):
         raise UserError(f"split={settings.split!r}: unknown; choose one of {', '.join(SPLITS)}")
     if settings.device not in DEVICES:
         raise UserError(f"device={settings.device!r}: unknown; choose one of {', '.join(DEVICES)}")
+
+
+def _listed_well(argument: str, names: tuple[str, ...] | None) -> None:
+    if names is None:
+        return
+    if not names:
+        raise UserError(f"{argument}: none named; name at least one, or leave it out")
+    if twice := [name for number, name in enumerate(names) if name in names[:number]]:
+        raise UserError(f"{argument}: {twice[0]} is named twice; name each once")
 
 
 def resolved(name: str) -> torch.device:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -73,11 +73,17 @@ class Source:
         """The last weights, and after which epoch of a run they are."""
         if not self.is_run:
             return None, state_dict_in(self.path)
-        state = load_checkpoint(self.path, note)
+        state = load_checkpoint(self.path, note, mend=False)
         if state is None:
-            raise UserError(f"{self.path}: has no checkpoint; finish the run before it is analysed")
+            raise UserError(f"{self.path}: has no whole checkpoint; finish the run before it is analysed")
+        where = f"epoch {state['epoch']} of {self.recipe.epochs}"
+        if state["lines"]["metrics"]["phase"] == "sub":
+            raise UserError(
+                f"{self.path}: stopped in a sub-network phase, at {where}, when part of the network was not there; "
+                "finish the run before it is analysed"
+            )
         if state["epoch"] < self.recipe.epochs:
-            note(f"{self.path}: the run is not finished, this is epoch {state['epoch']} of {self.recipe.epochs}")
+            note(f"{self.path}: the run is not finished, this is {where}")
         return state["epoch"], state["model"]
 
     def earlier(self) -> dict[int, Path]:
@@ -157,7 +163,7 @@ def state_dict_in(path: Path) -> Mapping[str, Tensor]:
         ) from error
     for inside in (content, *(content.get(key) for key in _INSIDE if isinstance(content, dict))):
         if isinstance(inside, Mapping) and inside and all(isinstance(value, Tensor) for value in inside.values()):
-            return _without_wrappers(inside)
+            return inside
     keys = ", ".join(map(repr, list(content)[:5])) if isinstance(content, Mapping) else type(content).__name__
     raise UserError(
         f"{path}: holds no state dict ({keys}), nor one under {', '.join(_INSIDE)}; save model.state_dict()"
@@ -165,24 +171,27 @@ def state_dict_in(path: Path) -> Mapping[str, Tensor]:
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
-    """Put ``weights`` into ``model``.
+    """Put ``weights`` into ``model``; what wrappers put before their names goes where the model has no such names.
 
     Raises:
-        UserError: they are of another network.
+        UserError: they are of another network, or not finite.
     """
     try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
+        model.load_state_dict(_without_wrappers(weights, set(model.state_dict())))
+    except (RuntimeError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"{path}: its weights do not fit {type(model).__name__} ({reason[:200]}); name the network they are of"
         ) from error
+    for name, value in model.named_parameters():
+        if not torch.isfinite(value).all():
+            raise UserError(f"{path}: {name} is not finite, training has diverged; take an earlier checkpoint")
 
 
-def _without_wrappers(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    for prefix in _BEFORE:
+def _without_wrappers(weights: Mapping[str, Tensor], wanted: Collection[str]) -> Mapping[str, Tensor]:
+    for prefix in _BEFORE if weights.keys() != wanted else ():
         if all(name.startswith(prefix) for name in weights):
-            return _without_wrappers({name.removeprefix(prefix): value for name, value in weights.items()})
+            return _without_wrappers({name.removeprefix(prefix): value for name, value in weights.items()}, wanted)
     return weights
 
 
@@ -226,9 +235,12 @@ def _seed_of(folder: Path) -> tuple[int, str]:
 
 def _labels(paths: Sequence[Path]) -> list[str]:
     """The ends of the paths, as long as they must be to differ; of one path, its last two parts."""
-    if len({path.resolve() for path in paths}) < len(paths):
-        raise UserError("targets: one is named twice; name each once")
-    parts = [(path.with_suffix("") if path.is_file() else path).resolve().parts for path in paths]
+    whole = [path.resolve() for path in paths]
+    if twice := [str(path) for number, path in enumerate(paths) if whole[number] in whole[:number]]:
+        raise UserError(f"targets: {twice[0]} is named twice; name each once")
+    parts = [(path.with_suffix("") if path.is_file() else path).parts for path in whole]
+    if len(set(parts)) < len(parts):  # files that differ by their suffix alone
+        parts = [path.parts for path in whole]
     if len(parts) == 1:
         return ["/".join(parts[0][-2:] if paths[0].is_dir() else parts[0][-1:])]
     same = 0  # parts at the ends that all have in common, such as seed-0

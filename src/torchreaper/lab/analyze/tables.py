@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from torchreaper.analysis import Agreement, Distribution, distributions
 from torchreaper.lab.analyze.compute import Analysis, Settings, resolved, subjects_of
@@ -87,10 +84,8 @@ def layer_table(found: Sequence[Analysis]) -> tuple[list[str], list[list[str]]]:
                     f"{overlap.expected:.4f}",
                     _mean([one.ratio for one in mine], "{:.3f}"),
                     *_lost_cells([one for one in lost if one is not None]),
-                    _mean(
-                        [_off_diagonal(one.cca[overlap.layer]) for one in group if overlap.layer in one.cca], "{:.3f}"
-                    ),
-                    _mean([one.chance[overlap.layer] for one in group if overlap.layer in one.chance], "{:.3f}"),
+                    _mean([_off_diagonal(one, overlap.layer) for one in group], "{:.3f}"),
+                    _mean([one.chance.get(overlap.layer) for one in group], "{:.3f}"),
                 ]
             )
     return heads, rows
@@ -118,15 +113,16 @@ def _distribution(one: Analysis, layer: str) -> Distribution | None:
     return distributions({layer: one.look.lost[layer]})[0] if layer in one.look.lost else None
 
 
-def _mean(values: Sequence[float], form: str) -> str:
-    return form.format(sum(values) / len(values)) if values else "-"
+def _mean(values: Sequence[float | None], form: str) -> str:
+    there = [value for value in values if value is not None]
+    return form.format(sum(there) / len(there)) if there else "-"
 
 
 def _with_interval(agreements: Sequence[Agreement], measure: str) -> str:
     values = [getattr(one, measure) for one in agreements]
     mean = sum(values) / len(values)
     if len(values) == 1:
-        low, high = correlation_interval(mean, agreements[0].filters, ranks=measure == "spearman")
+        low, high = correlation_interval(mean, agreements[0].filters, ranks=measure != "pearson")
     else:
         spread = estimate(values)
         low, high = spread.low, spread.high
@@ -144,10 +140,12 @@ def _criteria_in_order(found: Sequence[Analysis]) -> list[str]:
     return sorted(names, key=mean, reverse=True)
 
 
-def _off_diagonal(matrix: Tensor) -> float:
-    """NaN of a layer with one filter."""
-    filters = len(matrix)
-    return float((matrix.sum() - matrix.diagonal().sum()) / (filters * (filters - 1))) if filters > 1 else math.nan
+def _off_diagonal(one: Analysis, layer: str) -> float | None:
+    """The mean correlation of two filters; None of a layer that was not looked at, or has but one."""
+    matrix = one.cca.get(layer)
+    if matrix is None or len(matrix) < 2:
+        return None
+    return float((matrix.sum() - matrix.diagonal().sum()) / (len(matrix) * (len(matrix) - 1)))
 
 
 def _filters(found: Sequence[Analysis]) -> tuple[list[str], Rows]:
@@ -187,7 +185,7 @@ def _layers(found: Sequence[Analysis]) -> tuple[list[str], Rows]:
                     *(layer.mean, layer.total, layer.expected, layer.ratio, layer.sigmas),
                     *("" if oracle is None else 100 * getattr(oracle, key) for key in lost),
                     "" if oracle is None else oracle.harmless,
-                    _off_diagonal(one.cca[layer.layer]) if layer.layer in one.cca else "",
+                    _off_diagonal(one, layer.layer),
                     one.chance.get(layer.layer, ""),
                 ]
             )
@@ -247,7 +245,11 @@ def _csv(heads: Sequence[str], rows: Rows) -> str:
 def _markdown(found: Sequence[Analysis]) -> str:
     labels = list(subjects_of(found))
     agreement, layers = agreement_table(found), layer_table(found)
-    several = len(found) > len(labels)
+    seeds = {len(group) for group in subjects_of(found).values()}
+    several = max(seeds) > 1
+    interval = "Mean over n seeds and its 95 % t-interval" if several else "In brackets, a 95 % interval over filters"
+    if several and 1 in seeds:
+        interval += "; where n is 1, a 95 % interval over filters"
     return "\n".join(
         [
             f"# {', '.join(labels)}",
@@ -259,12 +261,7 @@ def _markdown(found: Sequence[Analysis]) -> str:
             *_table(*agreement),
             "",
             "Correlation of the scores with minus the accuracy lost when each filter alone is left out, over all "
-            "filters. "
-            + (
-                "Mean over n seeds and its 95 % t-interval."
-                if several
-                else "In brackets, a 95 % interval over filters."
-            ),
+            f"filters. {interval}.",
             "",
             "## Layer by layer",
             "",
@@ -280,5 +277,5 @@ def _markdown(found: Sequence[Analysis]) -> str:
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    return lines + ["| " + " | ".join(row) + " |" for row in rows]
+    first, *others = ("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in (heads, *rows))
+    return [first, "|" + "---|" * len(heads), *others]

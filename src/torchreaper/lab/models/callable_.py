@@ -31,10 +31,10 @@ def build_callable(name: str, options: Mapping[str, Any]) -> nn.Module:
     where, _, what = name.partition(":")
     if not where or not what or not all(part.isidentifier() for part in [*where.split("."), *what.split(".")]):
         raise UserError(f"model={name!r}: must be package.module:callable, such as mynets.small:make")
-    with _current_folder():
+    with _current_folder(), torch.random.fork_rng(devices=[]):
         try:
             found: Any = importlib.import_module(where)
-        except Exception as error:  # whatever importing it runs into
+        except (Exception, SystemExit) as error:  # whatever importing it runs into
             raise UserError(f"model={name!r}: {where} cannot be imported ({_reason(error)})") from error
         for part in what.split("."):
             if not hasattr(found, part):
@@ -46,9 +46,8 @@ def build_callable(name: str, options: Mapping[str, Any]) -> nn.Module:
             )
         given = ", ".join(f"{key}={value!r}" for key, value in options.items())
         try:
-            with torch.random.fork_rng(devices=[]):
-                model = found(**options)
-        except Exception as error:  # the user's own code
+            model = found(**options)
+        except (Exception, SystemExit) as error:  # the user's own code
             raise UserError(f"model={name!r}: {what}({given}) fails ({_reason(error)})") from error
     if not isinstance(model, nn.Module):
         raise UserError(f"model={name!r}: {what}({given}) makes a {type(model).__name__}; must be a torch.nn.Module")
@@ -57,16 +56,14 @@ def build_callable(name: str, options: Mapping[str, Any]) -> nn.Module:
 
 @contextmanager
 def _current_folder() -> Iterator[None]:
-    here = str(Path.cwd())
-    added = here not in sys.path
-    if added:
+    before, here = list(sys.path), str(Path.cwd())
+    if here not in before:
         sys.path.insert(0, here)
     try:
         yield
     finally:
-        if added and here in sys.path:
-            sys.path.remove(here)
+        sys.path[:] = before
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 from torchreaper.lab.analyze import Analysis, pooled, subjects_of
 from torchreaper.lab.analyze.tables import MEASURES
 from torchreaper.lab.report.analysis import agreement_figure, agreement_over_time_figure, scatter_figure
@@ -35,13 +37,14 @@ def draw_analysis(found: Sequence[Analysis], folder: Path, *, name: str = "") ->
     cca = {label: {layer: matrix.numpy() for layer, matrix in one.cca.items()} for label, one in firsts.items()}
     if any(cca.values()):
         figures["cca"] = cca_figure(cca, chance=found[0].chance, name=name)
+    ends = _ends(list(groups)) if len(groups) > 1 else dict.fromkeys(groups, "")
     for label, group in groups.items():
-        end = f"-{_file(label)}" if len(groups) > 1 else ""
+        end = ends[label]
         mine = ", ".join(filter(None, [name, label]))
         one = group[0]
         layer, weight = one.first
         figures[f"first-layer{end}"] = tiles_figure(
-            weight.flatten(3) if weight.ndim > 4 else weight, one.dropped.get(layer, {}), name=f"{mine}, {layer}"
+            _pictures(weight), one.dropped.get(layer, {}), name=f"{mine}, {layer}"
         )
         if not one.look.agreement:
             continue
@@ -60,6 +63,13 @@ def draw_analysis(found: Sequence[Analysis], folder: Path, *, name: str = "") ->
     if all(runs.values()):
         figures["overlap-over-time"] = overlap_figure(runs, name=name)
     return [save(figure, folder / f"{key}.png") for key, figure in figures.items()]
+
+
+def _pictures(weight: Tensor) -> Tensor:
+    """Filters of any number of dimensions as [J, c, high, wide]; of one dimension as stripes, or none would be seen."""
+    if weight.ndim == 3:
+        return weight.unsqueeze(2).repeat_interleave(-(-weight.shape[2] // 3), dim=2)
+    return weight.flatten(3)
 
 
 def _overlaps(group: Sequence[Analysis]) -> dict[str, list[float]]:
@@ -92,6 +102,9 @@ def _over_time(group: Sequence[Analysis]) -> dict[str, dict[int, float]]:
     return {name: {e: sum(v) / len(v) for e, v in sorted(epochs.items())} for name, epochs in series.items()}
 
 
-def _file(label: str) -> str:
-    """A label as a part of a file name."""
-    return "".join(c if c.isalnum() or c in "._+-" else "-" for c in label)
+def _ends(labels: Sequence[str]) -> dict[str, str]:
+    """What the names of their files end in; with a number where two labels would have the same."""
+    plain = ["".join(c if c.isalnum() or c in "._+-" else "-" for c in label) for label in labels]
+    if len({text.casefold() for text in plain}) < len(plain):
+        plain = [f"{number}-{text}" for number, text in enumerate(plain, 1)]
+    return {label: f"-{text}" for label, text in zip(labels, plain)}
