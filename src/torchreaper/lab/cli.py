@@ -219,6 +219,7 @@ def analyze(
         str | None,
         typer.Option(metavar="A,B,...", help="Layers to correlate (CCA), at most 4.", show_default="up to 4 of all"),
     ] = None,
+    grid: Annotated[int, typer.Option(metavar="N", min=1, help="Cells of a feature map, each way, in CCA.")] = 4,
     skip: Annotated[
         str | None, typer.Option(metavar="LAYER", help="Layers to leave out, such as first.", show_default="none")
     ] = None,
@@ -251,6 +252,7 @@ def analyze(
             images=images,
             split=split,
             layers=_listed(layers),
+            grid=grid,
             skip=_listed(skip),
             over_time=over_time,
             seed=seed,
@@ -263,9 +265,15 @@ def analyze(
         folder = out or screen.beside(targets)
         check_out(folder)
         console = screen.stdout()
+        notes: list[str] = []
         with screen.counting_on(console, quiet=quiet) as (tell, note):
-            found = analyzing.analyze(subjects, settings, tell=tell, note=note)
-        written = analyzing.write(found, folder, settings)
+
+            def noted(text: str) -> None:
+                notes.append(text)
+                note(text)
+
+            found = analyzing.analyze(subjects, settings, tell=tell, note=noted)
+        written = analyzing.write(found, folder, settings, notes)
         drawn = draw_analysis(found, folder)
         if not quiet:
             screen.show_table(console, *analyzing.agreement_table(found))

@@ -64,9 +64,7 @@ def inspect(
     bank = tr.find_filters(network, torch.zeros(2, *size), seed=seed, **which)
     if recipe is not None and reads:
         dataset = data.load(recipe.data, recipe.base)
-        batches = data.FixedBatches.held_out(
-            dataset.train, dataset.validation, mean=dataset.mean, std=dataset.std, batch=recipe.eval_batch
-        )
+        batches = data.FixedBatches.held_out(dataset.train, dataset.validation, mean=dataset.mean, std=dataset.std)
         # The images that the run of this seed would read.
         spec = RePrSpec(criterion=criterion, images=images)
         criterion = spec.ranking(batches, seed=data.epoch_seed(seed, 0, "scheme"))

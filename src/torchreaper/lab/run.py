@@ -147,9 +147,7 @@ class Run:
             self.optimizer,
             example,
             seed=data.epoch_seed(seed, 0, "scheme"),
-            batches=data.FixedBatches.held_out(
-                self.train, self.validation, mean=self.mean, std=self.std, batch=recipe.eval_batch
-            ),
+            batches=data.FixedBatches.held_out(self.train, self.validation, mean=self.mean, std=self.std),
         )
         self.chosen: Json | None = None
 

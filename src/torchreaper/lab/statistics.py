@@ -75,6 +75,21 @@ def correlation_interval(
     return math.tanh(z - wide), math.tanh(z + wide)
 
 
+def mean_correlation(correlations: Sequence[float]) -> Estimate:
+    """The mean of correlations of several seeds and its t-interval, both in Fisher's z: they stay within -1 and 1.
+
+    NaN, where there was no correlation to speak of, does not count.
+
+    Raises:
+        ValueError: none is left.
+    """
+    most = 1 - 1e-9  # z is infinite at 1
+    there = [max(-most, min(most, value)) for value in correlations if not math.isnan(value)]
+    found = estimate([math.atanh(value) for value in there])
+    low, high = (None if end is None else math.tanh(end) for end in (found.low, found.high))
+    return Estimate(found.n, math.tanh(found.mean), None, low, high)
+
+
 def paired_difference(values: Sequence[float], baseline: Sequence[float], *, level: float = LEVEL) -> Difference:
     """The mean of ``values[i] - baseline[i]``, its t-interval and the p-value of the two-sided paired t-test.
 

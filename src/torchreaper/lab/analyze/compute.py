@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torchreaper.analysis import (
     Agreement,
     LayerOverlap,
     agreement,
+    between_runs,
     chance_cca,
     feature_maps,
     layer_overlaps,
@@ -90,6 +92,8 @@ class Analysis:
         look: at the last weights. earlier: at the snapshots of full phases, in order, and the last weights.
         overlaps: of every layer.
         cca: layer -> mean canonical correlation of every two filters' feature maps. chance: what unrelated maps give.
+        alike: layer -> mean canonical correlation of its maps with those of the first subject, seed by seed.
+        maps: what these are taken of; not kept.
         first: the first layer's name and its filters [J, c, *kernel].
         dropped: layer -> filter -> how often it was dropped in the run.
         metrics: the run's lines.
@@ -109,6 +113,8 @@ class Analysis:
     metrics: list[Json] = field(repr=False)
     images: int = 0
     split: str = ""
+    alike: dict[str, float] = field(default_factory=dict)
+    maps: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
 
 def analyze(
@@ -146,10 +152,13 @@ def analyze(
             raise UserError(
                 f"{both} have different {batches.what} images; choose another split, or analyse them one at a time"
             )
-    return [
-        _analyze(subject.label, source, settings, device, tell, note)
+    found = [
+        [_analyze(subject.label, source, settings, device, tell, note) for source in subject.sources]
         for subject in subjects
-        for source in subject.sources
+    ]
+    pairs = [(one, first) for group in found for one, first in zip_longest(group, found[0][: len(group)])]
+    return [
+        replace(one, alike={} if first is None or one is first else _alike(one, first), maps={}) for one, first in pairs
     ]
 
 
@@ -191,7 +200,7 @@ def _analyze(
     where = label if label.endswith(source.path.name) or not source.is_run else f"{label}, seed {source.seed}"
     # The oracle, which takes longest, comes after all that may fail.
     overlaps = tuple(layer_overlaps(bank))
-    cca, chance = _cca(bank, batches, settings, note)
+    maps, cca, chance = _cca(bank, batches, settings, note)
     criteria = _criteria(settings, batches)
     scores = _scores(criteria, bank, note if settings.criteria is None else None)
     criteria = {name: criteria[name] for name in scores}
@@ -217,6 +226,7 @@ def _analyze(
         metrics=source.metrics(),
         images=batches.images,
         split=batches.what,
+        maps=maps,
     )
 
 
@@ -294,13 +304,21 @@ def _scores(
 
 def _cca(
     bank: tr.FilterBank, batches: data.FixedBatches, settings: Settings, note: Callable[[str], None]
-) -> tuple[dict[str, Tensor], dict[str, float]]:
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, float]]:
+    """The maps, the correlations of every two filters, and what unrelated maps would have; by layer."""
     layers = settings.layers if settings.layers is not None else _some_layers(bank, note)
-    matrices, chance = {}, {}
-    for name, maps in feature_maps(bank, batches, layers, grid=settings.grid).items():
-        matrices[name] = pairwise_cca(maps)
-        chance[name] = chance_cca(maps, torch.Generator().manual_seed(settings.seed))
-    return matrices, chance
+    found = feature_maps(bank, batches, layers, grid=settings.grid)
+    matrices = {name: pairwise_cca(maps) for name, maps in found.items()}
+    chance = {name: chance_cca(maps, torch.Generator().manual_seed(settings.seed)) for name, maps in found.items()}
+    return found, matrices, chance
+
+
+def _alike(one: Analysis, first: Analysis) -> dict[str, float]:
+    """Layer by layer, how much the maps of two networks span the same: every position of every image is a sample."""
+    return {
+        name: between_runs(*(maps.transpose(1, 2).flatten(0, 1) for maps in (one.maps[name], first.maps[name])))
+        for name in one.maps
+    }
 
 
 def _some_layers(bank: tr.FilterBank, note: Callable[[str], None]) -> list[str]:
@@ -320,7 +338,7 @@ def _batches(source: Source, settings: Settings, device: torch.device) -> data.F
     if split is None:
         raise UserError(f"split={name!r}: the data have no such images; use test or train, or set data.validation")
     mean, std = dataset.mean.to(device), dataset.std.to(device)
-    batches = data.FixedBatches(split.to(device), name, mean, std, min(source.recipe.eval_batch, BATCH))
+    batches = data.FixedBatches(split.to(device), name, mean, std, BATCH)
     if settings.images >= batches.images:
         return batches
     return batches.take(settings.images, seed=data.epoch_seed(settings.seed, 0, "images"))

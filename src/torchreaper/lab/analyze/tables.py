@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from torchreaper.analysis import Agreement, Distribution, distributions
 from torchreaper.lab.analyze.compute import Analysis, Settings, resolved, subjects_of
 from torchreaper.lab.environment import environment
 from torchreaper.lab.files import write_json, write_whole
-from torchreaper.lab.statistics import correlation_interval, estimate
+from torchreaper.lab.statistics import correlation_interval, mean_correlation
 
 MEASURES = {"pearson": "Pearson, values", "pearson_ranks": "Pearson, ranks", "spearman": "Spearman"}
 Rows = list[list[Any]]
 
 
-def write(found: Sequence[Analysis], folder: Path, settings: Settings) -> list[Path]:
+def write(found: Sequence[Analysis], folder: Path, settings: Settings, notes: Sequence[str] = ()) -> list[Path]:
     """Write `analysis.json`, `analysis.md` and the CSV files into ``folder``; each is replaced as a whole.
 
     Args:
         found: What was found.
         folder: Is made where it is missing.
         settings: How it was looked for; written down, with the machine and the versions.
+        notes: What was left out, and why.
     """
     folder.mkdir(parents=True, exist_ok=True)
     written = []
@@ -41,9 +45,10 @@ def write(found: Sequence[Analysis], folder: Path, settings: Settings) -> list[P
     path = folder / "analysis.json"
     about = environment(device=resolved(settings.device), precision="32-true", base=Path.cwd())
     networks = [_as_dict(one) for one in found]
-    write_json(path, {"environment": about, "settings": asdict(settings), "networks": networks})
+    everything = {"environment": about, "settings": asdict(settings), "notes": list(notes), "networks": networks}
+    write_json(path, everything)
     markdown = folder / "analysis.md"
-    write_whole(markdown, _markdown(found).encode())
+    write_whole(markdown, _markdown(found, notes).encode())
     return [markdown, path, *written]
 
 
@@ -67,7 +72,8 @@ def layer_table(found: Sequence[Analysis]) -> tuple[list[str], list[list[str]]]:
     groups = subjects_of(found)
     heads = [
         *("layer", *(["network"] if len(groups) > 1 else []), "filters", "d", "mean overlap", "random", "ratio"),
-        *("accuracy lost, points: mean", "median", "5 % to 95 %", "harmless", "CCA", "chance"),
+        *("accuracy lost, points: mean", "median", "5 % to 95 %", "harmless", "CCA", "chance", "silent"),
+        *([f"CCA with {next(iter(groups))}"] if len(groups) > 1 else []),
     ]
     rows = []
     for number, overlap in enumerate(found[0].overlaps):
@@ -86,6 +92,8 @@ def layer_table(found: Sequence[Analysis]) -> tuple[list[str], list[list[str]]]:
                     *_lost_cells([one for one in lost if one is not None]),
                     _mean([_off_diagonal(one, overlap.layer) for one in group], "{:.3f}"),
                     _mean([one.chance.get(overlap.layer) for one in group], "{:.3f}"),
+                    _mean([_silent(one, overlap.layer) for one in group], "{:.1f}"),
+                    *([_mean([one.alike.get(overlap.layer) for one in group], "{:.3f}")] if len(groups) > 1 else []),
                 ]
             )
     return heads, rows
@@ -114,19 +122,24 @@ def _distribution(one: Analysis, layer: str) -> Distribution | None:
 
 
 def _mean(values: Sequence[float | None], form: str) -> str:
-    there = [value for value in values if value is not None]
+    there = [value for value in values if value is not None and not math.isnan(value)]
     return form.format(sum(there) / len(there)) if there else "-"
 
 
 def _with_interval(agreements: Sequence[Agreement], measure: str) -> str:
-    values = [getattr(one, measure) for one in agreements]
-    mean = sum(values) / len(values)
+    values = [value for one in agreements if not math.isnan(value := getattr(one, measure))]
+    if not values:
+        return "n/a"
+    found = mean_correlation(values)
+    low, high = found.low, found.high
     if len(values) == 1:
-        low, high = correlation_interval(mean, agreements[0].filters, ranks=measure != "pearson")
-    else:
-        spread = estimate(values)
-        low, high = spread.low, spread.high
-    return f"{mean:+.2f}" if low is None or high is None else f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+        low, high = correlation_interval(found.mean, agreements[0].filters, ranks=measure != "pearson")
+    mean = _signed(found.mean)
+    return mean if low is None or high is None else f"{mean} [{_signed(low)}, {_signed(high)}]"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-0.00", "+0.00")
 
 
 def _criteria_in_order(found: Sequence[Analysis]) -> list[str]:
@@ -135,17 +148,26 @@ def _criteria_in_order(found: Sequence[Analysis]) -> list[str]:
 
     def mean(name: str) -> float:
         values = [one.look.agreement[name].spearman for one in found if name in one.look.agreement]
-        return sum(values) / len(values)
+        there = [value for value in values if not math.isnan(value)]
+        return sum(there) / len(there) if there else -math.inf
 
     return sorted(names, key=mean, reverse=True)
 
 
 def _off_diagonal(one: Analysis, layer: str) -> float | None:
-    """The mean correlation of two filters; None of a layer that was not looked at, or has but one."""
+    """The mean correlation of two filters that are not silent; None of a layer not looked at, or without two."""
     matrix = one.cca.get(layer)
-    if matrix is None or len(matrix) < 2:
+    if matrix is None:
         return None
-    return float((matrix.sum() - matrix.diagonal().sum()) / (len(matrix) * (len(matrix) - 1)))
+    pairs = matrix[~torch.eye(len(matrix), dtype=torch.bool)]
+    pairs = pairs[~pairs.isnan()]
+    return float(pairs.mean()) if len(pairs) else None
+
+
+def _silent(one: Analysis, layer: str) -> int | None:
+    """How many filters have a constant feature map."""
+    matrix = one.cca.get(layer)
+    return None if matrix is None else int(matrix.diagonal().isnan().sum())
 
 
 def _filters(found: Sequence[Analysis]) -> tuple[list[str], Rows]:
@@ -173,7 +195,8 @@ def _layers(found: Sequence[Analysis]) -> tuple[list[str], Rows]:
     lost = ("mean", "median", "low", "high", "least", "most")
     heads = [
         *("network", "seed", "layer", "filters", "dims", "ranked", "overlap_mean", "overlap_sum", "random_mean"),
-        *("ratio", "sigmas", *(f"lost_points_{key}" for key in lost), "harmless", "cca_mean", "cca_chance"),
+        *("ratio", "sigmas", *(f"lost_points_{key}" for key in lost), "harmless", "cca_mean", "cca_chance", "silent"),
+        "cca_with_first",
     ]
     rows: Rows = []
     for one in found:
@@ -185,8 +208,8 @@ def _layers(found: Sequence[Analysis]) -> tuple[list[str], Rows]:
                     *(layer.mean, layer.total, layer.expected, layer.ratio, layer.sigmas),
                     *("" if oracle is None else 100 * getattr(oracle, key) for key in lost),
                     "" if oracle is None else oracle.harmless,
-                    _off_diagonal(one, layer.layer),
-                    one.chance.get(layer.layer, ""),
+                    *(_off_diagonal(one, layer.layer), one.chance.get(layer.layer), _silent(one, layer.layer)),
+                    one.alike.get(layer.layer),
                 ]
             )
     return heads, rows
@@ -231,6 +254,7 @@ def _as_dict(one: Analysis) -> dict[str, Any]:
         ],
         "cca": {name: matrix.tolist() for name, matrix in one.cca.items()},
         "cca_chance": one.chance,
+        "cca_with_first": one.alike,
         "times_dropped": one.dropped,
     }
 
@@ -238,11 +262,15 @@ def _as_dict(one: Analysis) -> dict[str, Any]:
 def _csv(heads: Sequence[str], rows: Rows) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([heads, *rows])
+    writer.writerows([heads, *([_cell(value) for value in row] for row in rows)])
     return text.getvalue()
 
 
-def _markdown(found: Sequence[Analysis]) -> str:
+def _cell(value: Any) -> Any:
+    return "" if value is None or (isinstance(value, float) and math.isnan(value)) else value
+
+
+def _markdown(found: Sequence[Analysis], notes: Sequence[str]) -> str:
     labels = list(subjects_of(found))
     agreement, layers = agreement_table(found), layer_table(found)
     seeds = {len(group) for group in subjects_of(found).values()}
@@ -269,9 +297,13 @@ def _markdown(found: Sequence[Analysis]) -> str:
             "",
             "Overlap: mean O_f of the filters, and what random directions would have in that layer. Accuracy lost: by "
             "leaving out one filter. Harmless: share of filters whose absence costs nothing. CCA: mean canonical "
-            "correlation of the feature maps of two filters, and of unrelated maps."
+            "correlation of the feature maps of two filters, and of unrelated maps. Silent: filters with a constant "
+            "map, which correlate with none."
+            + (f" CCA with {labels[0]}: of the layer's maps as a whole, seed by seed." if len(labels) > 1 else "")
             + (" Means over seeds." if several else ""),
             "",
+            *(f"- {note}" for note in notes),
+            *([""] if notes else []),
         ]
     )
 

@@ -100,7 +100,7 @@ class FixedBatches:
         split: where the images are from.
         what: what they are, for error texts: "validation" or "training".
         mean, std: see ``normalise``.
-        batch: images at a time, at most.
+        batch: images at a time, at most. A number of its own: how a run is judged must not change what goes.
         count: how many images of the split; ``None``: all of them, in the split's own order.
         seed: which ones those ``count`` are, as many of each class as they go, and their order.
     """
@@ -109,7 +109,7 @@ class FixedBatches:
     what: str
     mean: Float[Tensor, " channels"]
     std: Float[Tensor, " channels"]
-    batch: int
+    batch: int = 100
     count: int | None = None
     seed: int = 0
 
@@ -121,12 +121,11 @@ class FixedBatches:
         *,
         mean: Float[Tensor, " channels"],
         std: Float[Tensor, " channels"],
-        batch: int,
     ) -> FixedBatches:
         """The images that criteria read: those held out for validation, or without any those of training."""
         if validation is None:
-            return cls(train, "training", mean, std, batch)
-        return cls(validation, "validation", mean, std, batch)
+            return cls(train, "training", mean, std)
+        return cls(validation, "validation", mean, std)
 
     @property
     def images(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torchreaper.lab.report.analysis import agreement_figure, agreement_over_tim
 from torchreaper.lab.report.figures import overlap_figure, sub_spans
 from torchreaper.lab.report.layers import cca_figure, layer_overlap_figure, oracle_figure, tiles_figure
 from torchreaper.lab.report.saving import save
+from torchreaper.lab.statistics import mean_correlation
 
 FEW = 3
 """Epochs from which on curves over time are drawn."""
@@ -36,7 +38,7 @@ def draw_analysis(found: Sequence[Analysis], folder: Path, *, name: str = "") ->
     }
     cca = {label: {layer: matrix.numpy() for layer, matrix in one.cca.items()} for label, one in firsts.items()}
     if any(cca.values()):
-        figures["cca"] = cca_figure(cca, chance=found[0].chance, name=name)
+        figures["cca"] = cca_figure(cca, chance=_chance(list(firsts.values())), name=name)
     ends = _ends(list(groups)) if len(groups) > 1 else dict.fromkeys(groups, "")
     for label, group in groups.items():
         end = ends[label]
@@ -56,9 +58,11 @@ def draw_analysis(found: Sequence[Analysis], folder: Path, *, name: str = "") ->
         )
         figures[f"agreement{end}"] = agreement_figure(_mean_agreement(group), name=mine)
         if min(len(each.earlier) for each in group) >= FEW:
-            figures[f"agreement-over-time{end}"] = agreement_over_time_figure(
-                _over_time(group), measure=MEASURES["spearman"], name=mine, phases=sub_spans(one.metrics)
-            )
+            series = _over_time(group)
+            if series:
+                figures[f"agreement-over-time{end}"] = agreement_over_time_figure(
+                    series, measure=MEASURES["spearman"], name=mine, phases=sub_spans(one.metrics)
+                )
     runs = {label: {one.seed: one.metrics for one in group if one.metrics} for label, group in groups.items()}
     if all(runs.values()):
         figures["overlap-over-time"] = overlap_figure(runs, name=name)
@@ -84,12 +88,27 @@ def _mean_agreement(group: Sequence[Analysis]) -> dict[str, dict[str, float]]:
     names = [name for name in group[0].look.agreement if all(name in one.look.agreement for one in group)]
     means = {
         name: {
-            title: sum(getattr(one.look.agreement[name], key) for one in group) / len(group)
-            for key, title in MEASURES.items()
+            title: _mean([getattr(one.look.agreement[name], key) for one in group]) for key, title in MEASURES.items()
         }
         for name in names
     }
-    return dict(sorted(means.items(), key=lambda item: item[1][MEASURES["spearman"]], reverse=True))
+
+    def by_rank(item: tuple[str, dict[str, float]]) -> float:
+        value = item[1][MEASURES["spearman"]]
+        return -math.inf if math.isnan(value) else value
+
+    return dict(sorted(means.items(), key=by_rank, reverse=True))
+
+
+def _mean(values: Sequence[float]) -> float:
+    """NaN where there is nothing but NaN."""
+    there = [value for value in values if not math.isnan(value)]
+    return mean_correlation(there).mean if there else math.nan
+
+
+def _chance(firsts: Sequence[Analysis]) -> dict[str, float] | None:
+    """What unrelated maps would have, layer by layer: the mean of what is drawn side by side."""
+    return {layer: _mean([one.chance[layer] for one in firsts]) for layer in firsts[0].chance}
 
 
 def _over_time(group: Sequence[Analysis]) -> dict[str, dict[int, float]]:
@@ -99,7 +118,9 @@ def _over_time(group: Sequence[Analysis]) -> dict[str, dict[int, float]]:
         for look in one.earlier:
             for name, value in look.agreement.items():
                 series.setdefault(name, {}).setdefault(look.epoch or 0, []).append(value.spearman)
-    return {name: {e: sum(v) / len(v) for e, v in sorted(epochs.items())} for name, epochs in series.items()}
+    means = {name: {e: _mean(v) for e, v in sorted(epochs.items())} for name, epochs in series.items()}
+    known = {name: {e: v for e, v in epochs.items() if not math.isnan(v)} for name, epochs in means.items()}
+    return {name: epochs for name, epochs in known.items() if epochs}
 
 
 def _ends(labels: Sequence[str]) -> dict[str, str]:
