@@ -104,8 +104,8 @@ def test_a_failure_leaves_the_model_as_it_was(name):
 
 @every
 def test_batch_sizes_do_not_matter(name):
-    """A mean over samples, however they are dealt out; the gradient's length is a mean over batches, so not it."""
-    if name in ("gradient", "hessian"):
+    """Means over samples, however they are dealt out; of the Hessian, all but its draws."""
+    if name == "hessian":
         return
     model, _ = build("residual")
     model, images, labels = model.double(), inputs(1, 6, torch.float64)[0], inputs(1)[1]
@@ -114,6 +114,19 @@ def test_batch_sizes_do_not_matter(name):
     parts = tr.criteria.make(name, [(images[:1], labels[:1]), (images[1:], labels[1:])]).scores(bank)
     for layer, values in whole.items():
         torch.testing.assert_close(parts[layer], values, rtol=1e-9, atol=1e-12)
+
+
+def test_no_more_batches_are_read_than_asked_for():
+    asked = []
+
+    class Watched:
+        def __iter__(self):
+            for number in range(5):
+                asked.append(number)
+                yield inputs(number)
+
+    tr.criteria.APoZ(Watched(), max_batches=2).scores(bank_of())
+    assert asked == [0, 1]
 
 
 @every
@@ -127,6 +140,19 @@ def test_a_subset_of_the_batches(name):
     limited = kind(DATA, max_batches=1, **options).scores(bank)
     for layer, values in first.items():
         assert torch.equal(limited[layer], values)
+
+
+@every
+def test_inside_inference_mode(name):
+    bank = bank_of()
+    state = bank.generator.get_state()
+    expected = tr.criteria.make(name, DATA).scores(bank)
+    bank.generator.set_state(state)
+    with torch.inference_mode():
+        batches = [(images.clone(), labels.clone()) for images, labels in DATA]  # made there, they carry no gradients
+        found = tr.criteria.make(name, batches).scores(bank)
+    for layer, values in expected.items():
+        torch.testing.assert_close(found[layer], values, rtol=1e-5, atol=1e-6)
 
 
 @every

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.stats import spearmanr
 from torch import nn
 from torch.func import functional_call
 
@@ -61,6 +62,22 @@ def test_more_draws_come_closer(bank):
     assert spread(32) < 0.5 * spread(2)
 
 
+def test_eighty_draws_rank_nearly_as_the_exact_diagonal_does():
+    torch.manual_seed(1)
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3), nn.Tanh(), nn.Conv2d(8, 8, 3), nn.Tanh(), nn.Conv2d(8, 8, 3), nn.Softplus()),
+        *(nn.Flatten(), nn.Linear(32, 3)),
+    ).double()
+    with torch.no_grad():
+        for module in model:
+            if isinstance(module, nn.Conv2d):
+                module.weight.mul_(3)
+    bank = tr.find_filters(model, BATCHES[0][0], skip=None)
+    exact, drawn = (tr.criteria.Hessian(BATCHES, samples=s).scores(bank) for s in (None, 40))
+    first, second = (torch.cat(list(scores.values())) for scores in (exact, drawn))
+    assert spearmanr(first, second).statistic > 0.85
+
+
 def test_draws_come_from_the_banks_generator(bank):
     before, state = torch.get_rng_state(), bank.generator.get_state()
     first = tr.criteria.Hessian(BATCHES).scores(bank)["2"]
@@ -75,6 +92,14 @@ def test_a_loss_that_is_linear_in_the_weights_has_no_second_derivatives():
     bank = tr.find_filters(model, BATCHES[0][0], include=["1"])
     scores = tr.criteria.Hessian(BATCHES, lambda outputs, targets: outputs.mean()).scores(bank)
     assert not scores["1"].any()
+
+
+def test_any_memory_format(bank):
+    expected = tr.criteria.Hessian(BATCHES, samples=None).scores(bank)
+    model = small().to(memory_format=torch.channels_last)
+    found = tr.criteria.Hessian(BATCHES, samples=None).scores(tr.find_filters(model, BATCHES[0][0], skip=None))
+    for layer, values in expected.items():
+        torch.testing.assert_close(found[layer], values)
 
 
 @pytest.mark.parametrize("samples", [0, -1, True])

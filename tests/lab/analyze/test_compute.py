@@ -259,7 +259,7 @@ def test_a_network_that_needs_no_single_filter_is_noted(trained, monkeypatch):
     notes = []
     monkeypatch.setattr(tr.criteria.Oracle, "lost", lambda self, bank: {x.name: torch.zeros(6) for x in bank.ranked})
     one(trained / "repr" / "seed-0", quick(), note=notes.append)
-    assert notes[0].startswith("repr/seed-0, seed 0: no single filter changes the accuracy on 60 test images; take mor")
+    assert notes[0].startswith("repr/seed-0: no single filter changes the accuracy on 60 test images; take mor")
 
 
 # --- several networks

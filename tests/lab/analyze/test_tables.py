@@ -4,7 +4,10 @@ import csv
 import json
 import re
 import shutil
+from dataclasses import replace
+from math import nan
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -144,7 +147,7 @@ def test_names_with_bars_do_not_break_a_table(tmp_path):
 def test_a_layer_of_one_filter_has_no_correlations(tmp_path):
     write([made_up()], tmp_path, SETTINGS)
     assert [row["cca_mean"] for row in rows(tmp_path / "layers.csv")] == ["0.0", ""]
-    assert [row[-2:] for row in layer_table([made_up()])[1]] == [["0.000", "0.500"], ["-", "0.500"]]
+    assert [row[-3:-1] for row in layer_table([made_up()])[1]] == [["0.000", "0.500"], ["-", "0.500"]]
 
 
 def test_layers_that_are_not_ranked_have_no_oracle(trained, tmp_path):
@@ -154,7 +157,7 @@ def test_layers_that_are_not_ranked_have_no_oracle(trained, tmp_path):
     first = rows(tmp_path / "layers.csv")[0]
     assert (first["ranked"], first["lost_points_mean"], first["harmless"], first["cca_mean"]) == ("False", "", "", "")
     assert {row["accuracy_lost_points"] for row in rows(tmp_path / "filters.csv") if row["layer"] == "conv1"} == {""}
-    assert layer_table(found)[1][0][6:] == ["-"] * 6
+    assert layer_table(found)[1][0][6:] == ["-"] * 7
 
 
 def test_each_file_is_replaced_as_a_whole(tmp_path):
@@ -178,12 +181,38 @@ def cells(low, high, mean):
     return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
-def test_several_seeds_have_the_t_interval():
+def test_several_seeds_have_the_t_interval_in_fishers_z():
+    """So that no interval leaves -1 to 1."""
     values = [0.31, 0.22, 0.47]
     heads, (row,) = agreement_table(with_values(values))
     assert heads == ["criterion", "n", "filters", "Pearson, values", "Pearson, ranks", "Spearman"]
-    low, high = stats.t.interval(0.95, 2, loc=sum(values) / 3, scale=stats.sem(values))
-    assert row == ["magnitude", "3", "40", *[cells(low, high, sum(values) / 3)] * 3]
+    z = np.arctanh(values)
+    low, high = np.tanh(stats.t.interval(0.95, 2, loc=z.mean(), scale=stats.sem(z)))
+    assert row == ["magnitude", "3", "40", *[cells(low, high, np.tanh(z.mean()))] * 3]
+    _, (wild,) = agreement_table(with_values([-0.9, 0.95]))
+    assert wild[3] == "+0.18 [-1.00, +1.00]"
+
+
+def test_correlations_that_are_none_are_told_and_do_not_count():
+    _, (row,) = agreement_table(with_values([nan, nan]))
+    assert row[3:] == ["n/a"] * 3
+    _, (row,) = agreement_table(with_values([nan, 0.6]))
+    assert row[3] == cells(*correlation_interval(0.6, 40), 0.6)
+
+
+def test_silent_filters_are_counted_and_lower_no_mean(tmp_path):
+    one = made_up()
+    layer = next(iter(one.cca))
+    matrix = torch.full((6, 6), 0.4, dtype=torch.float64).fill_diagonal_(1.0)
+    matrix[2, :] = matrix[:, 2] = nan
+    one = replace(one, cca={layer: matrix})
+    row = next(row for row in layer_table([one])[1] if row[0] == layer)
+    assert (row[-3], row[-1]) == ("0.400", "1.0")
+    write([one], tmp_path, SETTINGS, ["something was left out"])
+    assert "nan" not in (tmp_path / "cca.csv").read_text() + (tmp_path / "analysis.md").read_text()
+    assert "- something was left out" in (tmp_path / "analysis.md").read_text()
+    assert json.loads((tmp_path / "analysis.json").read_text())["notes"] == ["something was left out"]
+    assert next(r for r in rows(tmp_path / "layers.csv") if r["layer"] == layer)["silent"] == "1"
 
 
 def test_one_seed_has_fishers_interval_over_filters_wider_for_ranks():
