@@ -13,13 +13,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from unittest.mock import patch
 
 import report
 import torch
+import torch.nn.functional as F
 from measure import interleaved, ratio
 from networks import Bench, Net
-from torch import Tensor
+from torch import Tensor, nn
 
 import torchreaper as tr
 
@@ -49,9 +49,16 @@ def measure(net: Net, args: argparse.Namespace, results: report.Report) -> None:
         criterion = tr.criteria.Oracle(batches, measure="loss", at_once=at_once)
         return lambda: criterion.lost(bank)
 
+    @torch.no_grad()
     def one_by_one() -> dict[str, Tensor]:
-        with patch.object(tr.criteria.Oracle, "_side_by_side", tr.criteria.Oracle._one_by_one):
-            return oracle(1)()
+        model.eval()
+        whole, lost = _losses(model, batches), {}
+        for layer in bank.ranked:
+            lost[layer.name] = torch.zeros(layer.filters, dtype=torch.float64)
+            for index in range(layer.filters):
+                with bank.without({layer.name: [index]}, mode="masked"):
+                    lost[layer.name][index] = (_losses(model, batches) - whole) / size
+        return lost
 
     @torch.no_grad()
     def forward() -> None:
@@ -79,6 +86,10 @@ def measure(net: Net, args: argparse.Namespace, results: report.Report) -> None:
             "seconds": times,
         }
     )
+
+
+def _losses(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> float:
+    return sum(F.cross_entropy(model(images), labels, reduction="sum").item() for images, labels in batches)
 
 
 def _random(bench: Bench, count: int) -> tuple[Tensor, Tensor]:
