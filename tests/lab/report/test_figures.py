@@ -229,3 +229,19 @@ def test_without_a_sub_network_phase_there_is_no_map(tmp_path, made_up):
     paths = report.draw(tmp_path, "made-up", {"standard": (0,), "never-run": (0,)})
     assert [path.name for path in paths] == ["accuracy.png", "overlap.png"]
     assert report.draw(tmp_path, "made-up", {"never-run": (0, 1)}) == []
+
+
+@pytest.mark.parametrize(("schemes", "bands"), [(4, 4), (5, 0)])
+def test_bands_of_many_schemes_would_hide_each_other(schemes, bands):
+    line = {
+        "epoch": 1,
+        "phase": "full",
+        "test_accuracy": 0.5,
+        "train_accuracy": 0.6,
+        "overlap_total": 1.0,
+        "overlap": {},
+    }
+    runs = {f"s{k}": {seed: [line, {**line, "epoch": 2}] for seed in (0, 1)} for k in range(schemes)}
+    figure = accuracy_figure(runs)
+    assert len(figure.axes[0].collections) == bands
+    assert ("band" in figure.axes[0].get_title(loc="left")) == bool(bands)

@@ -48,6 +48,10 @@ ON, OFF = "#F1F1F1", "#1F2A44"
 GAP = 0.03  # inches between the layers of the map
 
 
+MOST_BANDS = 4
+"""Schemes whose seeds are shown as bands: more would hide each other."""
+
+
 def sub_spans(metrics: Metrics) -> tuple[Span, ...]:
     """The sub-network phases of a run as (start, end) on the epoch axis; empty for a run without any."""
     spans: list[Span] = []
@@ -207,7 +211,7 @@ def _curves(axes: Axes, runs: Runs, value: Callable[[Mapping[str, Any]], float |
         colour, style = look(number)
         epochs, mean, low, high = _mean_and_range(seeds, value)
         marker = "o" if len(epochs) <= FEW_EPOCHS else ""
-        if len(seeds) > 1:
+        if len(seeds) > 1 and len(runs) <= MOST_BANDS:
             axes.fill_between(epochs, low, high, color=colour, alpha=0.18, linewidth=0)
         axes.plot(epochs, mean, color=colour, linestyle=style, linewidth=1.7, marker=marker, markersize=3.5)
 
@@ -277,7 +281,8 @@ def _scheme_keys(runs: Runs, strips: bool) -> list[Line2D | Patch]:
 
 def _title(name: str, what: str, runs: Runs) -> str:
     several = any(len(seeds) > 1 for seeds in runs.values())
-    return title(name, what) + ("\nline: mean of the seeds; band: lowest to highest seed" if several else "")
+    band = "; band: lowest to highest seed" if len(runs) <= MOST_BANDS else ""
+    return title(name, what) + (f"\nline: mean of the seeds{band}" if several else "")
 
 
 def _epoch_axis(axes: Axes, runs: Runs, *, ticks: int = 10) -> None:
