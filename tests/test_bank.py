@@ -43,7 +43,7 @@ def test_without_restores_after_an_error(bank):
 def test_preview_changes_nothing_and_says_what_would_go(bank):
     before, state = copy.deepcopy(bank.model.state_dict()), bank.generator.get_state()
     for criterion in tr.criteria.names():
-        preview = bank.preview(0.3, criterion)
+        preview = bank.preview(0.3, tr.criteria.make(criterion, [inputs(1)]))
         assert sum(map(len, preview.filters.values())) == int(0.3 * 26)
     assert torch.equal(state, bank.generator.get_state())
     assert all(torch.equal(a, b) for a, b in zip(before.values(), bank.model.state_dict().values()))

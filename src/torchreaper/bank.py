@@ -204,7 +204,7 @@ class FilterBank:
 
     def select(
         self,
-        scores: Mapping[str, Tensor],
+        scores: Mapping[str, Any],
         fraction: float,
         *,
         min_filters: int = 1,
@@ -217,11 +217,18 @@ class FilterBank:
                 raise ReaperError(
                     f"scores: the criterion gave none for layer {layer.name!r}; it must score every ranked layer"
                 )
-            if tuple(scores[layer.name].shape) != (layer.filters,):
+            try:
+                found = torch.as_tensor(scores[layer.name])
+            except (TypeError, ValueError, RuntimeError) as error:
                 raise ReaperError(
-                    f"scores of layer {layer.name!r}: shape {list(scores[layer.name].shape)}; must be [{layer.filters}]"
+                    f"scores of layer {layer.name!r}: a {type(scores[layer.name]).__name__} that is no array of "
+                    f"numbers; must be a tensor [{layer.filters}]"
+                ) from error
+            if tuple(found.shape) != (layer.filters,):
+                raise ReaperError(
+                    f"scores of layer {layer.name!r}: shape {list(found.shape)}; must be [{layer.filters}]"
                 )
-            ranked[layer.name] = scores[layer.name]
+            ranked[layer.name] = found
         return criteria.select(ranked, fraction, min_filters=min_filters, max_per_layer=max_per_layer)
 
     def preview(
@@ -246,7 +253,7 @@ class FilterBank:
         finally:
             self.generator.set_state(before)
         filters, notes = self.select(scores, fraction, min_filters=min_filters, max_per_layer=max_per_layer)
-        mine = {layer.name: scores[layer.name] for layer in self.ranked}
+        mine = {layer.name: torch.as_tensor(scores[layer.name]) for layer in self.ranked}
         return Preview(fraction, filters, mine, self.cost({}), self.cost(filters), tuple(notes))
 
     def cost(self, filters: Filters) -> Cost:

@@ -273,7 +273,7 @@ class RePr:
         filters, notes = self.bank.select(
             scores, self.fraction, min_filters=self.min_filters, max_per_layer=self.max_per_layer
         )
-        kept = {layer.name: scores[layer.name].detach().cpu() for layer in self.bank.ranked}
+        kept = {layer.name: torch.as_tensor(scores[layer.name]).detach().cpu() for layer in self.bank.ranked}
         return filters, notes, kept, self.bank.generator.get_state()
 
     def _one_layer(self, filters: Mapping[str, Sequence[int]]) -> list[str]:

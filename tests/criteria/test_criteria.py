@@ -113,6 +113,29 @@ def test_what_is_no_criterion_is_an_error(wrong):
         tr.criteria.make(wrong)
 
 
+@pytest.mark.parametrize("kind", [list, tuple, lambda values: values.numpy()])
+def test_scores_may_be_any_array(kind):
+    class Lists:
+        def scores(self, bank):
+            return {layer.name: kind(layer.rows.norm(dim=1)) for layer in bank.ranked}
+
+    model, optimizer = build("residual")
+    scheme = tr.RePr(model, optimizer, inputs()[0], full=1, sub=1, criterion=Lists(), max_per_layer=0.5)
+    assert sum(map(len, scheme.bank.preview(0.3, Lists()).filters.values())) == 7
+    assert scheme.step().kind == "drop"
+
+
+def test_scores_that_are_no_numbers_and_factories_that_are_none(bank):
+    class Words:
+        def scores(self, bank):
+            return {layer.name: ["much"] * layer.filters for layer in bank.ranked}
+
+    with pytest.raises(tr.ReaperError, match=r"scores of layer 'block1.conv1': a list that is no array of numbers"):
+        bank.preview(0.3, Words())
+    with pytest.raises(tr.ReaperError, match="factory=Words: must make the criterion: a class, a function"):
+        tr.criteria.register("words", Words())
+
+
 def test_wrong_order_of_the_norm():
     with pytest.raises(tr.ReaperError, match="p=3: must be 1 or 2"):
         tr.criteria.Magnitude(3)

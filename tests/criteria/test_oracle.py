@@ -224,6 +224,39 @@ def test_accuracy_needs_classes(targets):
         criterion.lost(bank)
 
 
+def test_targets_that_are_no_classes_are_named():
+    _, bank = built("plain")
+    images, labels = BATCHES[0]
+    for wrong, value in ((labels + 1, 3), (labels - 1, -1)):
+        with pytest.raises(tr.ReaperError, match=rf"batches: target {value} on batch 0 is none of 3 classes"):
+            tr.criteria.Oracle([(images, wrong.where(wrong != 0, value))]).lost(bank)
+
+
+def test_targets_to_ignore_do_not_count():
+    _, bank = built("plain")
+    images, labels = BATCHES[0]
+    whole, expected = tr.criteria.Oracle([(images[:4], labels[:4])]).measured(bank)
+    marked = labels.clone()
+    marked[4:] = 255
+    found = tr.criteria.Oracle([(images, marked)], ignore_index=255).measured(bank)
+    assert found[0] == whole
+    assert all(torch.equal(found[1][layer], values) for layer, values in expected.items())
+    with pytest.raises(tr.ReaperError, match="ignore_index=255: all targets are that"):
+        tr.criteria.Oracle([(images, torch.full_like(labels, 255))], ignore_index=255).lost(bank)
+
+
+@pytest.mark.parametrize("measure", ["accuracy", "loss"])
+def test_the_whole_network_is_measured_too(measure):
+    model, bank = built("residual")
+    whole, _ = tr.criteria.Oracle(BATCHES, measure=measure).measured(bank)
+    model.eval()
+    images, labels = (torch.cat(parts) for parts in zip(*BATCHES))
+    with torch.no_grad():
+        right = (model(images).argmax(1) == labels).double().mean()
+        loss = F.cross_entropy(model(images), labels)
+    assert whole == pytest.approx((right if measure == "accuracy" else loss).item())
+
+
 def test_wrong_settings():
     with pytest.raises(tr.ReaperError, match="measure='recall': must be one of accuracy, loss"):
         tr.criteria.Oracle(BATCHES, measure="recall")

@@ -69,8 +69,9 @@ def test_help_shows_examples_options_and_defaults():
 
 def test_a_run_gives_tables_figures_and_their_paths(here):
     done = reaper("runs/tiny/repr/seed-0", *FAST)
-    assert (done.exit_code, done.stderr) == (0, ""), done.output
+    assert (done.exit_code, done.stderr) == (0, "repr/seed-0: filters left out: 12 of 12\n"), done.output
     lines = [line for line in done.stdout.splitlines() if line.strip()]
+    assert re.fullmatch(r"repr/seed-0: [\d.]+ % of 60 test images right", lines.pop(0))
     assert lines[0].split()[:3] == ["criterion", "n", "filters"]
     assert lines[2].split()[:3] == ["magnitude", "1", "12"]
     assert [line.split()[0] for line in lines[5:7]] == ["conv1", "conv2"]
@@ -200,7 +201,7 @@ WRONG = {
     "split": (["runs/tiny", "--split", "val"], r"split='val': unknown; choose one of validation, test, train"),
     "layers": (["runs/tiny", "--layers", "conv7"], r"layer='conv7': no such layer"),
     "images": (["runs/tiny", "--images", "0"], r"Invalid value for '?--images"),
-    "few-images": (["runs/tiny", "--images", "9"], r"maps: 9 samples for 16 features"),
+    "few-images": (["runs/tiny", "--images", "9"], r"images=9: too few for correlations on a grid of 4 x 4"),
     "seed": (["runs/tiny", "--seed", "-1"], r"Invalid value for '?--seed"),
     "device": (["runs/tiny", "--device", "warp"], r"device='warp': unknown"),
     "out": (["runs/tiny", "--out", "model.pt"], r"out=model\.pt: .*model\.pt is a file; choose a folder"),
@@ -226,16 +227,19 @@ def test_a_full_disk_is_one_line(here, monkeypatch):
 
     monkeypatch.setattr("torchreaper.lab.analyze.tables.write_whole", full)
     done = reaper("runs/tiny/repr/seed-0", *FAST)
-    assert (done.exit_code, done.output) == (1, "error: [Errno 28] No space left on device\n")
+    assert (done.exit_code, done.output) == (
+        1,
+        "repr/seed-0: filters left out: 12 of 12\nerror: [Errno 28] No space left on device\n",
+    )
 
 
-@pytest.mark.parametrize("place", ["torchreaper.criteria.Oracle.lost", "torchreaper.lab.files.os.fsync"])
+@pytest.mark.parametrize("place", ["torchreaper.criteria.Oracle.measured", "torchreaper.lab.files.os.fsync"])
 def test_an_interrupted_analysis_leaves_no_half_of_a_file(here, monkeypatch, place):
     def stopped(*args):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(place, stopped)
-    done = reaper("runs/tiny/repr/seed-0", *FAST)
+    done = reaper("runs/tiny/repr/seed-0", *FAST, "--quiet")
     assert (done.exit_code, done.output) == (130, "interrupted\n")
     folder = Path("runs/tiny/repr/seed-0/analysis")
     assert not folder.exists() or not list(folder.iterdir())

@@ -143,6 +143,10 @@ def _filter_bases(
     maps: Float[Tensor, "images filters positions"],
 ) -> tuple[Float[Tensor, "images filters k"], Int[Tensor, " filters"]]:
     """An orthonormal basis per filter, so many filters at a time."""
+    if maps.ndim != 3:
+        raise ReaperError(
+            f"maps: shape {list(maps.shape)}; must be [images, filters, positions], as feature_maps gives"
+        )
     images, filters, positions = maps.shape
     bases = torch.empty(images, filters, min(images, positions), dtype=torch.float64, device="cpu")
     ranks = torch.empty(filters, dtype=torch.int64, device="cpu")

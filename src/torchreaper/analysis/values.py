@@ -23,7 +23,8 @@ def checked(argument: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if not values:
         raise ReaperError(f"{argument}={{}}: no layer; give one value per filter for at least one layer")
     found = {}
-    for name, layer in values.items():
+    for name, given in values.items():
+        layer = torch.as_tensor(given)
         if layer.ndim != 1 or not len(layer):
             raise ReaperError(
                 f"{argument} of layer {name!r}: shape {list(layer.shape)}; must be [filters] with at least one filter"

@@ -49,7 +49,7 @@ class _Entry:
 _REGISTRY: dict[str, _Entry] = {}
 
 
-def register(name: str, factory: Callable[..., Criterion], *, data: bool = False) -> None:
+def register(name: str, factory: Any, *, data: bool = False) -> None:
     """Make a criterion known by name to this process: in ``RePr(criterion=...)``, and in recipes that it runs.
 
     Args:
@@ -60,6 +60,10 @@ def register(name: str, factory: Callable[..., Criterion], *, data: bool = False
     Raises:
         ReaperError: the name is taken.
     """
+    if not callable(factory):
+        raise ReaperError(
+            f"factory={type(factory).__name__}: must make the criterion: a class or a function, not an object"
+        )
     if name in _REGISTRY:
         raise ReaperError(f"criterion={name!r}: is registered already; choose another name")
     _REGISTRY[name] = _Entry(factory, data)
@@ -101,6 +105,11 @@ def make(criterion: Any, batches: Any = None, loss_fn: Any = cross_entropy) -> C
                 f"criterion=tr.criteria.make({criterion!r}, batches, loss_fn), batches such as a DataLoader"
             )
         return entry.factory(batches, loss_fn)
+    if isinstance(criterion, type) and hasattr(criterion, "scores"):
+        raise ReaperError(
+            f"criterion={criterion.__name__}, a class: must be an object of it, {criterion.__name__}(...), or one of "
+            f"{', '.join(names())}"
+        )
     if not isinstance(criterion, Criterion) or isinstance(criterion, type):
         raise ReaperError(
             f"criterion={criterion!r}: must be an object with scores(bank), or one of {', '.join(names())}"

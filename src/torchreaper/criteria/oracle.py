@@ -36,6 +36,7 @@ class Oracle(FromData):
         at_once: so many filters of a layer are left out side by side, in copies of the batch: what comes before the
             layer is computed once for all of them. More take more memory. Where the model's own code does not allow
             it, they are left out one after the other.
+        ignore_index: targets that "accuracy" leaves out, as cross entropy does.
         progress: called with how many filters are done, and of how many.
 
     Cost: for every filter a pass of all batches through what follows it. The batches are held on the device.
@@ -43,6 +44,7 @@ class Oracle(FromData):
 
     measure: str = "accuracy"
     at_once: int = 8
+    ignore_index: int = -100
     progress: Callable[[int, int], None] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -58,6 +60,10 @@ class Oracle(FromData):
 
     def lost(self, bank: Bank) -> dict[str, Float[Tensor, " filters"]]:
         """What is lost without each filter, by layer: a share of all samples, or loss; negative where it is a gain."""
+        return self.measured(bank)[1]
+
+    def measured(self, bank: Bank) -> tuple[float, dict[str, Float[Tensor, " filters"]]]:
+        """What the whole network has, accuracy or loss, and what is lost without each filter."""
         total, found, done = sum(layer.filters for layer in bank.ranked), {}, 0
         with measuring(bank.model), torch.no_grad():
             batches = list(self.read(bank.model))
@@ -68,8 +74,13 @@ class Oracle(FromData):
                 log.info("oracle: %d of %d filters, %s done", done, total, layer.name)
                 if self.progress is not None:
                     self.progress(done, total)
-        count = sum(batch.targets.numel() if self.measure == "accuracy" else batch.size for batch in batches)
-        return {name: values / count for name, values in found.items()}
+        count = sum(self._count(batch) for batch in batches)
+        if not count:
+            raise ReaperError(
+                f"ignore_index={self.ignore_index}: all targets are that; there is nothing to be right on"
+            )
+        sign = 1.0 if self.measure == "accuracy" else -1.0
+        return sign * whole / count, {name: values / count for name, values in found.items()}
 
     def _without_each(self, bank: Bank, layer: FilterLayer, batches: Sequence[Batch]) -> Float[Tensor, " filters"]:
         at_once = min(self.at_once, layer.filters)
@@ -107,6 +118,11 @@ class Oracle(FromData):
                 values.append(sum(self._value(outputs_of(bank.model, batch), batch) for batch in batches))
         return torch.tensor(values, dtype=torch.float64, device="cpu")
 
+    def _count(self, batch: Batch) -> int:
+        if self.measure == "loss":
+            return batch.size
+        return int((batch.targets != self.ignore_index).sum())
+
     def _value(self, outputs: Any, batch: Batch) -> float:
         """Right answers in a batch, or minus its summed loss."""
         if self.measure == "loss":
@@ -122,6 +138,12 @@ class Oracle(FromData):
             raise ReaperError(
                 f"batches: the model's outputs are not finite on batch {batch.number}; look for weights or inputs that "
                 "are not"
+            )
+        strange = (targets != self.ignore_index) & ((targets < 0) | (targets >= outputs.shape[1]))
+        if strange.any():
+            raise ReaperError(
+                f"batches: target {int(targets[strange][0])} on batch {batch.number} is none of {outputs.shape[1]} "
+                "classes; must be their indices, or ignore_index"
             )
         return float((outputs.argmax(1) == targets).sum())
 

@@ -273,9 +273,11 @@ def analyze(
                 note(text)
 
             found = analyzing.analyze(subjects, settings, tell=tell, note=noted)
-        written = analyzing.write(found, folder, settings, notes)
         drawn = draw_analysis(found, folder)
+        written = analyzing.write(found, folder, settings, notes, drawn)
         if not quiet:
+            for line in analyzing.accuracy_lines(found):
+                screen.say(console, line)
             screen.show_table(console, *analyzing.agreement_table(found))
             screen.show_table(console, *analyzing.layer_table(found))
         screen.show_paths(console, [*written, *drawn])

@@ -60,10 +60,15 @@ def counting_on(
 ) -> Iterator[tuple[Callable[[str, int, int], None], Callable[[str], None]]]:
     """Two functions: one told what is being done, how much of it is, and of how much; one told what to know.
 
-    A bar on a terminal; else nothing but notes, on stderr.
+    A bar on a terminal; else, on stderr, notes and, unless ``quiet``, a line for whatever is done.
     """
     if quiet or not console.is_terminal:
-        yield lambda what, done, of: None, lambda text: print(f"note: {text}", file=sys.stderr)
+
+        def finished(what: str, done: int, of: int) -> None:
+            if done == of and not quiet:
+                print(f"{what}: {of:,} of {of:,}", file=sys.stderr)
+
+        yield finished, lambda text: print(f"note: {text}", file=sys.stderr)
         return
     bars = _bars(console, "{task.completed:.0f} of {task.total:.0f}", transient=True)
     task = bars.add_task("", total=None, visible=False)

@@ -85,6 +85,9 @@ class _NestedError(ValueError):
 def _first(error: ValidationError, settings: type[Settings], at: str) -> str:
     # A misspelt key is usually the cause of a missing one, so it is told first.
     errors = sorted(error.errors(include_url=False), key=lambda e: e["type"] not in _MISSPELT)
+    missing = [_dotted(e["loc"], at) for e in errors if e["type"] == "missing"]
+    if errors[0]["type"] == "missing" and len(missing) > 1:
+        return f"{', '.join(missing)}: are missing"
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     return " ".join((_line(errors[0], settings, at) + more).splitlines())
 

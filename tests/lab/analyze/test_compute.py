@@ -203,7 +203,10 @@ def test_settings_choose_criteria_layers_and_what_is_skipped(trained):
         ({"skip": ("conv1", "conv2")}, r"no convolution to rank"),
         ({"split": "tests"}, r"split='tests': unknown; choose one of validation, test, train"),
         ({"device": "warp"}, r"device='warp': unknown; choose one of auto, cpu"),
-        ({"images": 10}, r"maps: 10 samples for 16 features .*take more images or a coarser grid"),
+        (
+            {"images": 10},
+            r"images=10: too few for correlations on a grid of 4 x 4; take more than 17, or a smaller grid",
+        ),
     ],
     ids=lambda value: str(value)[:30] if isinstance(value, dict) else "",
 )
@@ -257,8 +260,11 @@ def test_layers_are_four_from_the_first_to_the_last_without_wide_ones(trained, m
 
 def test_a_network_that_needs_no_single_filter_is_noted(trained, monkeypatch):
     notes = []
-    monkeypatch.setattr(tr.criteria.Oracle, "lost", lambda self, bank: {x.name: torch.zeros(6) for x in bank.ranked})
-    one(trained / "repr" / "seed-0", quick(), note=notes.append)
+    nothing = lambda self, bank: (0.12, {x.name: torch.zeros(6) for x in bank.ranked})  # noqa: E731
+    monkeypatch.setattr(tr.criteria.Oracle, "measured", nothing)
+    found = one(trained / "repr" / "seed-0", quick(), note=notes.append)
+    assert found.look.accuracy == 0.12
+    assert notes[1].startswith("repr/seed-0: right on 12.0% of 60 test images, little more than chance with 10 classes")
     assert notes[0].startswith("repr/seed-0: no single filter changes the accuracy on 60 test images; take mor")
 
 

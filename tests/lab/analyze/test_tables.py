@@ -62,7 +62,7 @@ def rows(path):
 def made_up(label="net", seed=0, *, filters=(6, 1), agreements=None, layers=("a", "b|c")):
     """An analysis without a network; the second layer has one filter only."""
     lost = {name: torch.linspace(-0.1, 0.2, count, dtype=torch.float64) for name, count in zip(layers, filters)}
-    look = Look(None, lost, {"magnitude": lost}, agreements or {"magnitude": Agreement(7, 0.5, 0.4, 0.3)})
+    look = Look(None, 0.75, lost, {"magnitude": lost}, agreements or {"magnitude": Agreement(7, 0.5, 0.4, 0.3)})
     overlaps = tuple(
         LayerOverlap(name, count, 9, 1, True, torch.zeros(count, dtype=torch.float64), 0.1, 0.01)
         for name, count in zip(layers, filters)
@@ -127,7 +127,11 @@ def markdown_tables(text):
 
 def test_markdown_tables_are_well_formed(found, folder):
     text = (folder / "analysis.md").read_text()
-    assert text.startswith("# standard, repr\n\n60 test images.\n")
+    lines = text.splitlines()
+    assert lines[:2] == ["# standard, repr", ""]
+    assert [re.sub(r"[\d.]+ %", "x", line) for line in lines[2:4]] == [
+        f"- {name}: x of 60 test images right (mean of 2 seeds)" for name in ("standard", "repr")
+    ]
     agreement, layers = markdown_tables(text)
     assert (len(agreement), len(layers)) == (2 + 3 * 2, 2 + 2 * 2)
     for table in (agreement, layers):
@@ -135,6 +139,27 @@ def test_markdown_tables_are_well_formed(found, folder):
         assert set(table[1]) == {"---"}
     assert "Mean over n seeds and its 95 % t-interval." in text
     assert "Means over seeds." in text
+
+
+def test_figures_of_the_analysis_before_are_deleted_and_nothing_else(tmp_path):
+    for name in ("agreement.png", "criteria.png", "my own.png"):
+        (tmp_path / name).touch()
+    write([made_up()], tmp_path, SETTINGS, figures=[tmp_path / "agreement.png", tmp_path / "criteria.png"])
+    write([made_up()], tmp_path, SETTINGS, figures=[tmp_path / "criteria.png"])
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["criteria.png", "my own.png"]
+    # A damaged or hostile record deletes nothing elsewhere.
+    (tmp_path / "outside.png").touch()
+    folder = tmp_path / "inside"
+    folder.mkdir()
+    (folder / "analysis.json").write_text(json.dumps({"figures": ["../outside.png", 3, "analysis.md"]}))
+    write([made_up()], folder, SETTINGS)
+    assert (tmp_path / "outside.png").exists()
+    (folder / "analysis.json").write_text("{")
+    write([made_up()], folder, SETTINGS)
+
+
+def test_a_layer_of_one_filter_has_no_ratio_to_random_ones():
+    assert [row[5] for row in layer_table([made_up()])[1]][1] == "-"
 
 
 def test_names_with_bars_do_not_break_a_table(tmp_path):

@@ -23,47 +23,20 @@ from torchreaper.analysis import (
     pairwise_cca,
 )
 from torchreaper.lab import data
-from torchreaper.lab.analyze.subjects import MOST, Source, Subject, load_weights
-from torchreaper.lab.environment import DEVICES
+from torchreaper.lab.analyze.settings import MOST, ORACLE, Settings, check, resolved
+from torchreaper.lab.analyze.subjects import Source, Subject, load_weights
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.files import Json
 
-ORACLE = "oracle"
 # The widest layer whose correlations are drawn: every pair of its filters is an eigenvalue problem.
 WIDEST = 256
 # Images at a time: the oracle makes copies of them.
 BATCH = 250
-SPLITS = ("validation", "test", "train")
+# Times the share of one class: below, a network is as good as untrained.
+NEAR_CHANCE = 1.5
+DEFAULTS = Settings()
 Tell = Callable[[str, int, int], None]
 """What is being done, how much of it is, and how much there is."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to look.
-
-    Attributes:
-        criteria: names; ``None``: all that are registered and apply to the network.
-        images: how many images the oracle and the criteria read, as many of each class.
-        split: of which: "validation", "test" or "train"; ``None``: validation if the data have it, else test. On the
-            images it was trained on a network is often right without any one filter.
-        layers: whose filters are correlated, ``None``: up to four of the network's.
-        grid: cells a dimension of a feature map in the canonical correlations.
-        skip: layers left out of everything but the overlap; ``None``: none.
-        over_time: look at the snapshots of runs as well.
-        seed: of the choice of images, and of random criteria.
-        device: "auto", "cpu", "cuda" or "mps".
-    """
-
-    criteria: tuple[str, ...] | None = None
-    images: int = 1000
-    split: str | None = None
-    layers: tuple[str, ...] | None = None
-    grid: int = 4
-    skip: str | tuple[str, ...] | None = None
-    over_time: bool = True
-    seed: int = 0
-    device: str = "auto"
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,12 +45,14 @@ class Look:
 
     Attributes:
         epoch: of its run; ``None`` for a checkpoint.
+        accuracy: of the whole network, 0 to 1, on the images that are read.
         lost: layer -> accuracy lost (0 to 1) without each filter alone.
         scores: criterion -> layer -> score of each filter, higher = dropped earlier.
         agreement: criterion -> how it agrees with the oracle over all filters.
     """
 
     epoch: int | None
+    accuracy: float
     lost: dict[str, Tensor]
     scores: dict[str, dict[str, Tensor]]
     agreement: dict[str, Agreement]
@@ -119,7 +94,7 @@ class Analysis:
 
 def analyze(
     subjects: Sequence[Subject],
-    settings: Settings = Settings(),
+    settings: Settings = DEFAULTS,
     *,
     tell: Tell = lambda what, done, of: None,
     note: Callable[[str], None] = lambda text: None,
@@ -136,7 +111,7 @@ def analyze(
         UserError: Weights, data or settings that do not fit.
         ReaperError: What the method refuses.
     """
-    _check(settings)
+    check(settings)
     device = resolved(settings.device)
     note = _once(note)
     # Each is opened before any is measured, which takes minutes: what is wrong with the last is told at once.
@@ -172,6 +147,15 @@ def _open(
     model.to(device)
     batches = _batches(source, settings, device)
     bank = tr.find_filters(model, next(iter(batches))[0][:2], skip=settings.skip, seed=settings.seed)
+    most = settings.grid**2 + 1
+    if batches.images <= most:
+        raise UserError(
+            f"images={batches.images}: too few for correlations on a grid of {settings.grid} x {settings.grid}; "
+            f"take more than {most}, or a smaller grid"
+        )
+    for layer in bank.layers:
+        if layer.reason == "has one filter only":
+            note(f"{layer.name}: has one filter only, so there is nothing to compare or to leave out")
     for name in settings.layers or ():
         bank[name]  # an error where there is no such layer
     return epoch, bank, batches
@@ -209,6 +193,12 @@ def _analyze(
     tiles = first.rows.view(first.filters, -1, *first.module.kernel_size).cpu().clone()
     if not any(values.any() for values in look.lost.values()):
         note(f"{where}: no single filter changes the accuracy on {images_of(batches)}; take more, or others (split)")
+    classes = len(source.dataset.classes)
+    if look.accuracy < NEAR_CHANCE / classes:
+        note(
+            f"{where}: right on {look.accuracy:.1%} of {images_of(batches)}, little more than chance with {classes} "
+            "classes: what a filter is worth says little then; are the images prepared as in its training?"
+        )
     earlier = [look]
     if settings.over_time:
         earlier = [*_earlier(source, epoch, bank, batches, criteria, where, tell, note), look]
@@ -238,9 +228,9 @@ def _look(
     what: str,
     tell: Tell,
 ) -> Look:
-    lost = tr.criteria.Oracle(batches, progress=lambda done, of: tell(what, done, of)).lost(bank)
+    accuracy, lost = tr.criteria.Oracle(batches, progress=lambda done, of: tell(what, done, of)).measured(bank)
     truth = {name: 0.0 - values for name, values in lost.items()}
-    return Look(epoch, lost, scores, {name: agreement(values, truth) for name, values in scores.items()})
+    return Look(epoch, accuracy, lost, scores, {name: agreement(values, truth) for name, values in scores.items()})
 
 
 def _earlier(
@@ -347,45 +337,6 @@ def _batches(source: Source, settings: Settings, device: torch.device) -> data.F
 def images_of(batches: data.FixedBatches) -> str:
     """Such as "1,000 test images"."""
     return f"{batches.images:,} {batches.what} images"
-
-
-def _check(settings: Settings) -> None:
-    if isinstance(settings.images, bool) or settings.images < 1:
-        raise UserError(f"images={settings.images}: must be a whole number of at least 1")
-    known = tr.criteria.names()
-    _listed_well("criteria", settings.criteria)
-    _listed_well("layers", settings.layers)
-    for name in settings.criteria or ():
-        if name not in known:
-            raise UserError(f"criteria={name!r}: unknown; choose from {', '.join(known)}")
-        if name == ORACLE:
-            raise UserError("criteria='oracle': has no effect, it is what the others are compared with; leave it out")
-    if settings.layers is not None and len(settings.layers) > MOST:
-        raise UserError(f"layers={','.join(settings.layers)}: must be 1 to {MOST} layers")
-    if settings.split not in (None, *SPLITS):
-        raise UserError(f"split={settings.split!r}: unknown; choose one of {', '.join(SPLITS)}")
-    if settings.device not in DEVICES:
-        raise UserError(f"device={settings.device!r}: unknown; choose one of {', '.join(DEVICES)}")
-
-
-def _listed_well(argument: str, names: tuple[str, ...] | None) -> None:
-    if names is None:
-        return
-    if not names:
-        raise UserError(f"{argument}: none named; name at least one, or leave it out")
-    if twice := [name for number, name in enumerate(names) if name in names[:number]]:
-        raise UserError(f"{argument}: {twice[0]} is named twice; name each once")
-
-
-def resolved(name: str) -> torch.device:
-    """The device that a name stands for; `UserError` for one that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"device={name!r}: cannot be used here; use auto or cpu") from error
-    return torch.device(name)
 
 
 def subjects_of(found: Sequence[Analysis]) -> dict[str, list[Analysis]]:

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from torchreaper.lab import data, models, runs, snapshots
+from torchreaper.lab.analyze.settings import MOST
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.files import Json
 from torchreaper.lab.recipe import Recipe
 from torchreaper.lab.runs import load_checkpoint, read_events, read_metrics, read_recipe
 
-MOST = 4
-"""Subjects that one figure holds side by side."""
 # What frameworks wrap a state dict in, and what wrappers put before its names.
 _INSIDE = ("model", "state_dict", "model_state_dict", "module", "net")
 _BEFORE = ("module.", "_orig_mod.", "model.")

@@ -13,16 +13,24 @@ from typing import Any
 import torch
 
 from torchreaper.analysis import Agreement, Distribution, distributions
-from torchreaper.lab.analyze.compute import Analysis, Settings, resolved, subjects_of
+from torchreaper.lab.analyze.compute import Analysis, subjects_of
+from torchreaper.lab.analyze.settings import Settings, resolved
 from torchreaper.lab.environment import environment
-from torchreaper.lab.files import write_json, write_whole
+from torchreaper.lab.errors import UserError
+from torchreaper.lab.files import read_json, write_json, write_whole
 from torchreaper.lab.statistics import correlation_interval, mean_correlation
 
 MEASURES = {"pearson": "Pearson, values", "pearson_ranks": "Pearson, ranks", "spearman": "Spearman"}
 Rows = list[list[Any]]
 
 
-def write(found: Sequence[Analysis], folder: Path, settings: Settings, notes: Sequence[str] = ()) -> list[Path]:
+def write(
+    found: Sequence[Analysis],
+    folder: Path,
+    settings: Settings,
+    notes: Sequence[str] = (),
+    figures: Sequence[Path] = (),
+) -> list[Path]:
     """Write `analysis.json`, `analysis.md` and the CSV files into ``folder``; each is replaced as a whole.
 
     Args:
@@ -30,6 +38,8 @@ def write(found: Sequence[Analysis], folder: Path, settings: Settings, notes: Se
         folder: Is made where it is missing.
         settings: How it was looked for; written down, with the machine and the versions.
         notes: What was left out, and why.
+        figures: What was drawn into the same folder. Figures of an analysis before this one that are not among them are
+            deleted: they would be taken for its own.
     """
     folder.mkdir(parents=True, exist_ok=True)
     written = []
@@ -45,11 +55,32 @@ def write(found: Sequence[Analysis], folder: Path, settings: Settings, notes: Se
     path = folder / "analysis.json"
     about = environment(device=resolved(settings.device), precision="32-true", base=Path.cwd())
     networks = [_as_dict(one) for one in found]
-    everything = {"environment": about, "settings": asdict(settings), "notes": list(notes), "networks": networks}
+    names = [figure.name for figure in figures]
+    for old in _figures_before(path):
+        if old not in names:
+            (folder / old).unlink(missing_ok=True)
+    everything = {
+        "figures": names,
+        "environment": about,
+        "settings": asdict(settings),
+        "notes": list(notes),
+        "networks": networks,
+    }
     write_json(path, everything)
     markdown = folder / "analysis.md"
     write_whole(markdown, _markdown(found, notes).encode())
     return [markdown, path, *written]
+
+
+def _figures_before(path: Path) -> list[str]:
+    """The figures that an earlier analysis wrote into the folder; plain names only."""
+    try:
+        before = read_json(path) or {}
+    except UserError:
+        return []
+    names = before.get("figures", [])
+    plain = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+    return [name for name in plain if Path(name).name == name and name.endswith(".png")]
 
 
 def agreement_table(found: Sequence[Analysis]) -> tuple[list[str], list[list[str]]]:
@@ -88,7 +119,7 @@ def layer_table(found: Sequence[Analysis]) -> tuple[list[str], list[list[str]]]:
                     str(overlap.dims),
                     _mean([one.mean for one in mine], "{:.4f}"),
                     f"{overlap.expected:.4f}",
-                    _mean([one.ratio for one in mine], "{:.3f}"),
+                    _mean([one.ratio if one.filters > one.groups else None for one in mine], "{:.3f}"),
                     *_lost_cells([one for one in lost if one is not None]),
                     _mean([_off_diagonal(one, overlap.layer) for one in group], "{:.3f}"),
                     _mean([one.chance.get(overlap.layer) for one in group], "{:.3f}"),
@@ -97,6 +128,15 @@ def layer_table(found: Sequence[Analysis]) -> tuple[list[str], list[list[str]]]:
                 ]
             )
     return heads, rows
+
+
+def accuracy_lines(found: Sequence[Analysis]) -> list[str]:
+    """Network by network, how many of the images it gets right: what all else is about."""
+    return [
+        f"{label}: {_mean([100 * one.look.accuracy for one in group], '{:.1f}')} % of {group[0].images:,} "
+        f"{group[0].split} images right" + (f" (mean of {len(group)} seeds)" if len(group) > 1 else "")
+        for label, group in subjects_of(found).items()
+    ]
 
 
 def pooled(group: Sequence[Analysis]) -> dict[str, list[float]]:
@@ -244,6 +284,7 @@ def _as_dict(one: Analysis) -> dict[str, Any]:
         "images": one.images,
         "split": one.split,
         "epoch": one.look.epoch,
+        "accuracy": one.look.accuracy,
         "overlap": overlaps,
         "accuracy_lost": {name: values.tolist() for name, values in one.look.lost.items()},
         "scores": {c: {name: v.tolist() for name, v in layers.items()} for c, layers in one.look.scores.items()},
@@ -282,7 +323,7 @@ def _markdown(found: Sequence[Analysis], notes: Sequence[str]) -> str:
         [
             f"# {', '.join(labels)}",
             "",
-            f"{found[0].images:,} {found[0].split} images.",
+            *(f"- {line}" for line in accuracy_lines(found)),
             "",
             "## Which criterion agrees with the greedy oracle?",
             "",

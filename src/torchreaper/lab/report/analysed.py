@@ -36,25 +36,26 @@ def draw_analysis(found: Sequence[Analysis], folder: Path, *, name: str = "") ->
             name=name,
         ),
     }
-    cca = {label: {layer: matrix.numpy() for layer, matrix in one.cca.items()} for label, one in firsts.items()}
+    cca = {
+        _first_of(label, groups[label]): {layer: matrix.numpy() for layer, matrix in one.cca.items()}
+        for label, one in firsts.items()
+    }
     if any(cca.values()):
         figures["cca"] = cca_figure(cca, chance=_chance(list(firsts.values())), name=name)
     ends = _ends(list(groups)) if len(groups) > 1 else dict.fromkeys(groups, "")
     for label, group in groups.items():
         end = ends[label]
-        mine = ", ".join(filter(None, [name, label]))
-        one = group[0]
+        mine, one = ", ".join(filter(None, [name, label])), group[0]
+        alone = ", ".join(filter(None, [name, _first_of(label, group)]))
         layer, weight = one.first
-        figures[f"first-layer{end}"] = tiles_figure(
-            _pictures(weight), one.dropped.get(layer, {}), name=f"{mine}, {layer}"
-        )
+        figures[f"first-layer{end}"] = tiles_figure(_pictures(weight), one.dropped.get(layer), name=f"{alone}, {layer}")
         if not one.look.agreement:
             continue
         figures[f"criteria{end}"] = scatter_figure(
             {c: {k: v.tolist() for k, v in layers.items()} for c, layers in one.look.scores.items()},
             pooled([one]),
             correlations={c: value.spearman for c, value in one.look.agreement.items()},
-            name=mine,
+            name=alone,
         )
         figures[f"agreement{end}"] = agreement_figure(_mean_agreement(group), name=mine)
         if min(len(each.earlier) for each in group) >= FEW:
@@ -67,6 +68,11 @@ def draw_analysis(found: Sequence[Analysis], folder: Path, *, name: str = "") ->
     if all(runs.values()):
         figures["overlap-over-time"] = overlap_figure(runs, name=name)
     return [save(figure, folder / f"{key}.png") for key, figure in figures.items()]
+
+
+def _first_of(label: str, group: Sequence[Analysis]) -> str:
+    """The label of a figure that shows one network of several seeds."""
+    return f"{label}, seed {group[0].seed}" if len(group) > 1 else label
 
 
 def _pictures(weight: Tensor) -> Tensor:

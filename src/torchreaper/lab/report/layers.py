@@ -149,7 +149,7 @@ def layer_overlap_figure(overlaps: Table, expected: Mapping[str, tuple[float, fl
         ]
         keys.append(Line2D([], [], linestyle="", marker=".", color="#808080", markersize=3, label="a filter"))
         keys.append(Line2D([], [], color="black", linewidth=1.2, label="random directions"))
-        keys.append(Patch(facecolor=BAND, label="± 2 standard deviations"))
+        keys.append(Patch(facecolor=BAND, label="± 2 standard deviations of their mean"))
         key(figure, keys)
     return figure
 
@@ -209,11 +209,12 @@ def cca_figure(
     return figure
 
 
-def tiles_figure(weight: Any, dropped: Mapping[int, int], *, name: str = "") -> Figure:
+def tiles_figure(weight: Any, dropped: Mapping[int, int] | None, *, name: str = "") -> Figure:
     """First-layer filters as pictures, with a frame around those that were dropped and how many times.
 
     ``weight`` is [J, c, kh, kw]: with c = 3 in colour, else in grey, the mean over the channels. Every filter has
-    its own scale, symmetric around mid-grey = 0. ``dropped`` counts, by filter, how many times it was dropped.
+    its own scale, symmetric around mid-grey = 0. ``dropped`` counts, by filter, how many times it was dropped;
+    None: none ever was, or nobody knows, and nothing is said of it.
 
     Raises:
         ValueError: another shape of ``weight``, no filter, a number that is not finite, or a count that is negative
@@ -225,6 +226,7 @@ def tiles_figure(weight: Any, dropped: Mapping[int, int], *, name: str = "") -> 
     if not np.isfinite(filters).all():
         raise ValueError(f"weight: filter {int(np.argwhere(~np.isfinite(filters))[0, 0])} is not finite")
     count, channels, high, wide = filters.shape
+    known, dropped = dropped is not None, dropped or {}
     for index, times in dropped.items():
         if not 0 <= index < count or times < 0:
             raise ValueError(f"dropped[{index}]={times}: filters are 0 to {count - 1}, counts from 0 on")
@@ -267,7 +269,8 @@ def tiles_figure(weight: Any, dropped: Mapping[int, int], *, name: str = "") -> 
         heading(figure, title(name, f"filters of the first layer{grey}"))
         number = sum(1 for times in dropped.values() if times)
         text = f"dropped at least once ({number} of {count}); ×n: n times"  # noqa: RUF001
-        key(figure, [Patch(facecolor="none", edgecolor=FRAME, linewidth=1.5, label=text)])
+        if known:
+            key(figure, [Patch(facecolor="none", edgecolor=FRAME, linewidth=1.5, label=text)])
     return figure
 
 
