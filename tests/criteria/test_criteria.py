@@ -132,7 +132,7 @@ def test_scores_that_are_no_numbers_and_factories_that_are_none(bank):
 
     with pytest.raises(tr.ReaperError, match=r"scores of layer 'block1.conv1': a list that is no array of numbers"):
         bank.preview(0.3, Words())
-    with pytest.raises(tr.ReaperError, match="factory=Words: must make the criterion: a class, a function"):
+    with pytest.raises(tr.ReaperError, match="factory=Words: must make the criterion: a class or a function"):
         tr.criteria.register("words", Words())
 
 
