@@ -322,7 +322,11 @@ def test_what_is_no_run_is_refused(tmp_path):
     [
         ("recipe.yaml", "[", "recipe.yaml: is damaged (not a recipe); delete the folder and run again"),
         ("recipe.yaml", "", "recipe.yaml: is damaged (not a recipe); delete the folder and run again"),
-        ("recipe.yaml", "name: x", "recipe.yaml: epochs: is missing (and 4 more); use the version of torchreaper that"),
+        (
+            "recipe.yaml",
+            "name: x",
+            "recipe.yaml: epochs, batch, data, model, optim: are missing; use the version of torchreaper that",
+        ),
         ("environment.json", "{", "environment.json: is damaged (Expecting"),
         ("environment.json", "[1]", "environment.json: is damaged (not a JSON object)"),
         ("environment.json", '{"base": 3}', "environment.json: is damaged (base is 3); delete the folder and run aga"),

@@ -59,6 +59,17 @@ def test_a_checkpoint_of_any_network(mine, name):
     assert drawn(subjects, mine / "out") == ["oracle", "overlap", "cca", *EACH]
 
 
+def test_a_network_whose_filters_are_all_silent(trained, tmp_path):
+    shutil.copy(trained / "standard" / "seed-0" / "last.pt", tmp_path / "net.pt")
+    state = torch.load(tmp_path / "net.pt", weights_only=True)["model"]
+    for name, value in state.items():
+        if "norm" in name and name.endswith(("weight", "bias")):
+            value.fill_(-1.0 if name.endswith("bias") else 0.0)
+    torch.save(state, tmp_path / "net.pt")
+    found = drawn(find_subjects([tmp_path / "net.pt"], recipe()), tmp_path / "out")
+    assert found == ["oracle", "overlap", "cca", *EACH]
+
+
 def test_a_long_kernel_of_one_dimension(mine):
     (mine / "mynets" / "long.py").write_text(
         "from torch import nn\n"

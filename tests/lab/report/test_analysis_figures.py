@@ -504,3 +504,12 @@ def test_places_are_moved_apart_no_more_than_needed():
 
 def test_the_palette_has_no_colour_twice():
     assert len(set(COLOURS)) == len(COLOURS)
+
+
+@pytest.mark.parametrize("levels", [{"a": np.nan, "b": 0.2}, {"a": np.nan, "b": np.nan}])
+def test_a_layer_of_silent_filters_is_grey_and_has_no_chance_level(levels):
+    silent, other = np.full((3, 3), np.nan), np.where(np.eye(3) == 1, 1.0, 0.3)
+    figure = cca_figure({"run": {"a": silent, "b": other}}, chance=levels)
+    marks = [text.get_text() for axes in figure.axes for text in axes.texts if "chance" in text.get_text()]
+    assert marks == (["chance"] if levels["b"] == 0.2 else [])
+    assert_readable(figure)

@@ -161,7 +161,8 @@ def cca_figure(
 
     ``maps[run][layer]`` is a matrix [J, J] of canonical correlations, 0 to 1; NaN (a filter that is always off)
     is grey. All share one scale from 0 to the largest value off a diagonal, rounded up; ``chance``, what
-    independent activations would give, is marked on it. The mean over each panel is off the diagonal too.
+    independent activations would give, is marked on it (NaN: a layer of silent filters has none). The mean over
+    each panel is off the diagonal too.
 
     Raises:
         ValueError: nothing to draw, more than 4 runs or layers, runs of different layers, a matrix that is not
@@ -358,18 +359,19 @@ def _off_diagonal(matrix: np.ndarray) -> np.ndarray:
 def _marks(
     chance: float | Mapping[str, float] | None, layers: Sequence[str], names: Mapping[str, str]
 ) -> list[tuple[float, str]]:
-    """Where the scale is marked, and with what; one mark where all layers have the same level."""
+    """Where the scale is marked, and with what; one mark where all layers have the same level, none where it is NaN."""
     if chance is None:
         return []
     if not isinstance(chance, Mapping):
         chance = dict.fromkeys(layers, chance)
     alike("chance", chance, "maps", layers)
+    chance = {layer: chance[layer] for layer in layers if not math.isnan(chance[layer])}
     for layer, level in chance.items():
         if not 0.0 <= level <= 1.0:
             raise ValueError(f"chance={level} for {layer!r}: must be from 0 to 1")
     if len(set(chance.values())) == 1:
-        return [(float(chance[layers[0]]), "chance")]
-    return [(float(chance[layer]), f"chance,\n{names[layer]}") for layer in layers]
+        return [(float(next(iter(chance.values()))), "chance")]
+    return [(float(level), f"chance,\n{names[layer]}") for layer, level in chance.items()]
 
 
 def _mark(bar: Colorbar, marks: Sequence[tuple[float, str]], top: float, *, room: float) -> None:
