@@ -241,6 +241,10 @@ def test_targets_to_ignore_do_not_count():
     found = tr.criteria.Oracle([(images, marked)], ignore_index=255).measured(bank)
     assert found[0] == whole
     assert all(torch.equal(found[1][layer], values) for layer, values in expected.items())
+    # A class that is ignored does not count as right either.
+    whole, _ = tr.criteria.Oracle([(images, labels)], ignore_index=0).measured(bank)
+    right = (bank.model.eval()(images).argmax(1) == labels)[labels != 0]
+    assert whole == pytest.approx(right.double().mean().item())
     with pytest.raises(tr.ReaperError, match="ignore_index=255: all targets are that"):
         tr.criteria.Oracle([(images, torch.full_like(labels, 255))], ignore_index=255).lost(bank)
 

@@ -67,18 +67,22 @@ class Oracle(FromData):
         total, found, done = sum(layer.filters for layer in bank.ranked), {}, 0
         with measuring(bank.model), torch.no_grad():
             batches = list(self.read(bank.model))
-            whole = sum(self._value(outputs_of(bank.model, batch), batch) for batch in batches)
+            whole = 0.0
+            for batch in batches:
+                outputs = outputs_of(bank.model, batch)
+                self._check(outputs, batch)
+                whole += self._value(outputs, batch)
+            count = sum(self._count(batch) for batch in batches)
+            if not count:
+                raise ReaperError(
+                    f"ignore_index={self.ignore_index}: all targets are that; there is nothing to be right on"
+                )
             for layer in bank.ranked:
                 found[layer.name] = whole - self._without_each(bank, layer, batches)
                 done += layer.filters
                 log.info("oracle: %d of %d filters, %s done", done, total, layer.name)
                 if self.progress is not None:
                     self.progress(done, total)
-        count = sum(self._count(batch) for batch in batches)
-        if not count:
-            raise ReaperError(
-                f"ignore_index={self.ignore_index}: all targets are that; there is nothing to be right on"
-            )
         sign = 1.0 if self.measure == "accuracy" else -1.0
         return sign * whole / count, {name: values / count for name, values in found.items()}
 
@@ -123,10 +127,10 @@ class Oracle(FromData):
             return batch.size
         return int((batch.targets != self.ignore_index).sum())
 
-    def _value(self, outputs: Any, batch: Batch) -> float:
-        """Right answers in a batch, or minus its summed loss."""
+    def _check(self, outputs: Any, batch: Batch) -> None:
+        """What can be right or wrong: asked of every batch once, of the whole network's outputs."""
         if self.measure == "loss":
-            return -batch.size * self.loss(outputs, batch).item()
+            return
         targets = batch.targets
         fits = isinstance(outputs, Tensor) and isinstance(targets, Tensor) and outputs.ndim == targets.ndim + 1
         if not fits or outputs.shape[:1] + outputs.shape[2:] != targets.shape or targets.is_floating_point():
@@ -134,18 +138,24 @@ class Oracle(FromData):
                 'measure="accuracy": needs outputs [n, classes, ...] and the indices of the classes [n, ...] as '
                 'targets; use measure="loss"'
             )
-        if not outputs.isfinite().all():
-            raise ReaperError(
-                f"batches: the model's outputs are not finite on batch {batch.number}; look for weights or inputs that "
-                "are not"
-            )
         strange = (targets != self.ignore_index) & ((targets < 0) | (targets >= outputs.shape[1]))
         if strange.any():
             raise ReaperError(
                 f"batches: target {int(targets[strange][0])} on batch {batch.number} is none of {outputs.shape[1]} "
                 "classes; must be their indices, or ignore_index"
             )
-        return float((outputs.argmax(1) == targets).sum())
+
+    def _value(self, outputs: Any, batch: Batch) -> float:
+        """Right answers in a batch, or minus its summed loss."""
+        if self.measure == "loss":
+            return -batch.size * self.loss(outputs, batch).item()
+        if not outputs.isfinite().all():
+            raise ReaperError(
+                f"batches: the model's outputs are not finite on batch {batch.number}; look for weights or inputs that "
+                "are not"
+            )
+        right = (outputs.argmax(1) == batch.targets) & (batch.targets != self.ignore_index)
+        return float(right.sum())
 
 
 class _NotSideBySideError(Exception):
