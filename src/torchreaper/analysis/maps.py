@@ -49,7 +49,7 @@ def feature_maps(
         raise ReaperError("feature_maps: filters are dropped; restore them before")
     wanted = bank.ranked if layers is None else [bank[name] for name in layers]
     parts: dict[str, list[Tensor]] = defaultdict(list)
-    for layer, output, _ in every_map(bank, FromData(batches, max_batches=max_batches), wanted):
+    for layer, output in every_map(bank, FromData(batches, max_batches=max_batches), wanted):
         parts[layer.name].append(_coarse(bank, layer, output, grid))
     check_called(wanted, parts)
     return {layer.name: torch.cat(parts[layer.name]) for layer in wanted}

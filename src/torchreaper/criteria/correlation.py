@@ -32,7 +32,7 @@ class ActivationCorrelation(FromData):
     def correlations(self, bank: Bank) -> dict[str, Float[Tensor, "filters filters"]]:
         """C of every ranked layer; 0 in the rows and columns of constant maps, 1 in the rest of the diagonal."""
         moments: dict[str, _Moments] = {}
-        for layer, output, _ in every_map(bank, self, bank.ranked):
+        for layer, output in every_map(bank, self, bank.ranked):
             moments.setdefault(layer.name, _Moments(layer)).add(activated(bank, layer, output))
         check_called(bank.ranked, moments)
         return {layer.name: moments[layer.name].correlations() for layer in bank.ranked}

@@ -86,7 +86,7 @@ def averages(
     """
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = defaultdict(int)
-    for layer, output, _ in every_map(bank, data, bank.ranked):
+    for layer, output in every_map(bank, data, bank.ranked):
         found = statistic(layer, output).double().cpu()
         sums[layer.name] = sums[layer.name] + found if layer.name in sums else found
         counts[layer.name] += output.numel() // layer.filters
@@ -94,7 +94,7 @@ def averages(
     return {layer.name: sums[layer.name] / counts[layer.name] for layer in bank.ranked}
 
 
-def every_map(bank: Bank, data: FromData, layers: Sequence[FilterLayer]) -> Iterator[tuple[FilterLayer, Tensor, Batch]]:
+def every_map(bank: Bank, data: FromData, layers: Sequence[FilterLayer]) -> Iterator[tuple[FilterLayer, Tensor]]:
     """The output behind which each layer's map stands, batch by batch, in evaluation mode and without gradients.
 
     A layer that is called several times gives its map as often.
@@ -110,7 +110,7 @@ def every_map(bank: Bank, data: FromData, layers: Sequence[FilterLayer]) -> Iter
                 outputs_of(bank.model, batch)
             for layer, output in seen:
                 check_finite(layer, output, batch)
-                yield layer, output, batch
+                yield layer, output
 
 
 def check_finite(layer: FilterLayer, values: Tensor, batch: Batch) -> None:
