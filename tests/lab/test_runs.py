@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from tests.lab.cut import Died, die_after
 from tests.lab.tiny import recipe
 
 from torchreaper.lab import runs
@@ -113,10 +114,6 @@ def test_with_both_checkpoints_damaged_it_starts_again_and_says_so(tmp_path):
     assert read_metrics(folder.path) == read_events(folder.path) == []
 
 
-class Died(BaseException):
-    """Stands for SIGKILL at one place: nothing after it happens."""
-
-
 @pytest.mark.parametrize("epochs", [1, 2, 3])
 def test_a_save_cut_off_between_any_two_steps_loses_at_most_itself(tmp_path, monkeypatch, epochs):
     steps = 0
@@ -124,20 +121,8 @@ def test_a_save_cut_off_between_any_two_steps_loses_at_most_itself(tmp_path, mon
         folder = folder_at(tmp_path / str(steps))
         for epoch in range(1, epochs):
             save(folder, epoch, events=True)
-        left = [steps]
-
-        def dying(function, left=left):
-            def call(*args):
-                if left[0] == 0:
-                    raise Died
-                left[0] -= 1
-                return function(*args)
-
-            return call
-
         with monkeypatch.context() as patch:
-            for name in ("replace", "fsync"):
-                patch.setattr(os, name, dying(getattr(os, name)))
+            die_after(patch, steps)
             try:
                 save(folder, epochs, events=True)
                 died = False

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
+from tests.lab.cut import Died, die_after
 from tests.lab.test_run import stopped
-from tests.lab.test_runs import Died, folder_at
+from tests.lab.test_runs import folder_at
 from tests.lab.tiny import recipe
 from torch import nn
 
@@ -112,20 +111,8 @@ def test_a_save_cut_off_anywhere_leaves_those_of_the_epochs_that_count(tmp_path,
     steps = 0
     while True:
         folder = folder_at(tmp_path / str(steps))
-        left = [steps]
-
-        def dying(function, left=left):
-            def call(*args):
-                if left[0] == 0:
-                    raise Died
-                left[0] -= 1
-                return function(*args)
-
-            return call
-
         with monkeypatch.context() as patch:
-            for name in ("replace", "fsync"):
-                patch.setattr(os, name, dying(getattr(os, name)))
+            die_after(patch, steps)
             died = False
             try:
                 for epoch in (1, 2, 3):
