@@ -156,6 +156,7 @@ def compare(
         loaded = load(recipe, profile, overrides)
         count = loaded.seeds if seeds is None else seeds
         from torchreaper.lab import compare as comparing
+        from torchreaper.lab import comparison as found
 
         names = comparing.named(loaded, schemes)
         comparing.check(loaded, names, count)
@@ -166,11 +167,11 @@ def compare(
             comparison = comparing.compare(loaded, names, count, out, progress, device=device)
         from torchreaper.lab import report
 
-        screen.show_table(console, *comparing.table(comparison))
-        for note in comparing.notes(comparison):
+        screen.show_table(console, *found.table(comparison))
+        for note in found.notes(comparison):
             screen.say(console, note)
         drawn = report.draw(out, loaded.name, {summary.scheme: summary.seeds for summary in comparison.schemes})
-        screen.show_paths(console, [out / loaded.name / f"{comparing.NAME}.md", *drawn])
+        screen.show_paths(console, [out / loaded.name / f"{found.NAME}.md", *drawn])
         if comparison.failures:
             raise typer.Exit(FAILED)
 
