@@ -152,7 +152,7 @@ class RunFolder:
 
     def check(self, there: Json) -> None:
         """Raise `UserError` where `there`, the run that was found here, is another than this one."""
-        differences = list(_differences(there, self.run))
+        differences = list(_differences(_completed(there), self.run))
         if differences:
             more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
             raise UserError(
@@ -226,6 +226,15 @@ class RunFolder:
 def run_of(recipe: Json, *, seed: int) -> Json:
     """What makes two runs the same: the recipe with one scheme's options, and the seed."""
     return {**{key: value for key, value in recipe.items() if key not in _NOT_OF_THE_RUN}, "seed": seed}
+
+
+def _completed(run: Json) -> Json:
+    """A run that an older version wrote, with what recipes have learnt to say since: the defaults it was run with."""
+    recipe = {key: value for key, value in run.items() if key != "seed"}
+    try:
+        return run_of(parse(Recipe, recipe).canonical(), seed=run["seed"])
+    except (UserError, KeyError):
+        return run
 
 
 def save_checkpoint(folder: Path, state: Json) -> None:
