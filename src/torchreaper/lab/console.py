@@ -244,14 +244,17 @@ def say(console: Console, text: str) -> None:
     console.print(Text(text), soft_wrap=True)
 
 
-def show_table(console: Console, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table, its first column to the left, the others to the right; intervals get a line where it is narrow."""
+def show_table(console: Console, heads: Sequence[str], rows: Sequence[Sequence[str]], *, words: bool = False) -> None:
+    """A table, its first column to the left, the others to the right; intervals get a line where it is narrow.
+
+    ``words``: all columns to the left, as is usual where they hold no numbers.
+    """
     widths = [max(map(len, column)) for column in zip(heads, *rows)]
     if sum(widths) + 2 * len(widths) > console.width:
         rows = [[cell.replace(" [", "\n[") for cell in row] for row in rows]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for number, head in enumerate(heads):
-        table.add_column(Text(head), justify="left" if number == 0 else "right")
+        table.add_column(Text(head), justify="left" if words or number == 0 else "right")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     console.print(table)
