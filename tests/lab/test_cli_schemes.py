@@ -32,6 +32,6 @@ def test_the_options_shown_are_those_of_a_recipe(name):
 
 
 def test_a_misspelt_one_is_guessed():
-    done = reaper("bam")
+    done = reaper("graftin")
     assert done.exit_code == 2
-    assert done.stderr.startswith("error: scheme='bam': unknown scheme; did you mean 'ban'?")
+    assert done.stderr.startswith("error: scheme='graftin': unknown scheme; did you mean 'grafting'?")
