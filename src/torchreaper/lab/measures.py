@@ -38,7 +38,7 @@ def evaluate(
     right = torch.zeros((), dtype=torch.int64, device=mean.device)
     with torch.no_grad(), fabric.autocast():
         for index in data.batches(split, batch=batch, seed=0, epoch=0, shuffle=False):
-            outputs = model(data.normalise(split.images[index], mean, std))
+            outputs = model(data.normalise(split.images[index], mean, std)).to(mean.dtype)
             targets = split.labels[index]
             loss += F.cross_entropy(outputs, targets, reduction="sum")
             right += (outputs.argmax(1) == targets).sum()

@@ -210,7 +210,8 @@ class Run:
     @property
     def judged(self) -> nn.Module:
         """The network that counts: the scheme's, where it keeps one, else the one that is trained."""
-        return self.scheme.network or self.module
+        network = self.scheme.network
+        return self.module if network is None else network
 
     def epoch(self, epoch: int, progress: Progress) -> tuple[Json, list[Json], Json | None]:
         """Train epoch number `epoch` (from 1), judge the network, then let the scheme act.
@@ -382,7 +383,7 @@ class Run:
     def _judged(self, split: data.Split, epoch: int, what: str) -> tuple[float, float]:
         loss, accuracy = evaluate(
             self.fabric,
-            self.scheme.network or self.model,
+            self.model if self.judged is self.module else self.judged,
             split,
             mean=self.mean,
             std=self.std,
