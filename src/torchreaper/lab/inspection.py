@@ -58,7 +58,13 @@ def inspect(
             found = _shape_of_data(recipe)
             size, classes = size or found[0], classes or found[1]
     network = models.build(
-        name, options, in_channels=size[0], classes=classes, image_size=size[1:], generator_seed=seed
+        name,
+        options,
+        in_channels=size[0],
+        classes=classes,
+        image_size=size[1:],
+        generator_seed=seed,
+        base=None if recipe is None else recipe.base,
     )
     which = {key: own[key] for key in ("skip", "include", "scope") if key in own}
     bank = tr.find_filters(network, torch.zeros(2, *size), seed=seed, **which)

@@ -175,6 +175,7 @@ class Run:
             classes=self.classes,
             image_size=(height, width),
             generator_seed=seed,
+            base=recipe.base,
         )
 
     def _setup(self, spec: schemes.Spec) -> schemes.Setup:
