@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from torchreaper.lab.comparison import Comparison, Failure, Result, summarise, write
+from torchreaper.lab.comparison import Comparison, Failure, Result, read_curves, summarise, write
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.progress import Progress
 from torchreaper.lab.recipe import ALL, Recipe
@@ -21,11 +21,12 @@ def compare(
     progress: Progress | None = None,
     *,
     device: str = "auto",
+    detect: float = 1.0,
 ) -> Comparison:
     """Run every scheme with the seeds 0 to ``seeds - 1``, here and one after the other, and compare them.
 
     A run that is finished in ``out`` is not repeated, one that was killed goes on. A run that fails is put
-    into ``failures``, the others go on. ``comparison.json``, ``.md`` and ``.csv`` go to ``out / recipe.name``.
+    into ``failures``, the others go on. ``comparison.json``, ``.md`` and two ``.csv`` go to ``out / recipe.name``.
 
     Args:
         recipe: What to run.
@@ -34,6 +35,7 @@ def compare(
         out: Where the run folders are.
         progress: Listens to every run.
         device: As in ``run.train``.
+        detect: The difference, in points, for which the seeds needed are told.
 
     Raises:
         UserError: A scheme twice, unknown or with wrong options, no seed, or a run that cannot be begun.
@@ -56,8 +58,12 @@ def compare(
                 failures.append(Failure(scheme, seed, str(error)))
                 if progress is not None:
                     progress.note(f"failed: {scheme}, seed {seed}: {error}")
-    comparison = summarise(results, recipe=recipe.name, failures=failures)
-    write(comparison, results, Path(out) / recipe.name)
+    folder = Path(out) / recipe.name
+    curves = read_curves(folder, results)
+    comparison = summarise(
+        results, recipe=recipe.name, failures=failures, curves=curves, published=recipe.published, detect=detect
+    )
+    write(comparison, results, folder, curves=curves)
     return comparison
 
 
