@@ -99,5 +99,4 @@ def _shape_of_data(recipe: Recipe) -> tuple[Size, int]:
         )
     except UserError:  # fewer images, more classes, or what is wrong with the data
         found = data.load(recipe.data, recipe.base)
-    channels, height, width = found.train.images.shape[1:]
-    return (channels, height, width), len(found.classes)
+    return found.train.shape, len(found.classes)

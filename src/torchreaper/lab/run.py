@@ -138,7 +138,8 @@ class Run:
         self.fabric = make_fabric(device, recipe.precision)
         train = dataset.train
         self.classes = len(dataset.classes)
-        self.shape = tuple(train.images.shape[1:])
+        self.shape = train.shape
+        data.check_augmentation(train, recipe.augment)
         self.module = self._network(recipe, seed)
         self.optimizer = build_optimizer(recipe.optim, self.module.parameters())
         # The wrapped model and optimizer do the same in the precision asked for; states and hooks are the inner ones'.
@@ -197,7 +198,7 @@ class Run:
         return schemes.Setup(
             model=self.module,
             optimizer=self.optimizer,
-            example_inputs=data.normalise(self.train.images[:2], self.mean, self.std),
+            example_inputs=data.first(self.train, 2, self.mean, self.std),
             seed=data.epoch_seed(self.seed, 0, "scheme"),
             batches=data.FixedBatches.held_out(self.train, self.validation, mean=self.mean, std=self.std),
             training=data.FixedBatches(self.train, "training", self.mean, self.std),
@@ -347,13 +348,8 @@ class Run:
 
     def _batches(self, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The training batches of an epoch, augmented and normalised, in the order of (seed, epoch)."""
-        crops = data.epoch_generator(seed, epoch, "augment")
-        # A last batch of a few images would be a full step on noise, right before the network is judged.
-        for index in data.batches(
-            self.train, batch=self.recipe.batch, seed=seed, epoch=epoch, shuffle=True, drop_last=True
-        ):
-            images = data.augment(self.train.images[index], self.recipe.augment, crops)
-            yield data.normalise(images, self.mean, self.std), self.train.labels[index]
+        batch, augment = self.recipe.batch, self.recipe.augment
+        return data.training(self.train, self.mean, self.std, batch=batch, augment=augment, seed=seed, epoch=epoch)
 
     def _step(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """One optimizer step; returns the batch's loss and its number of right answers, both on the device."""
@@ -381,7 +377,7 @@ class Run:
         self.fabric.backward(loss)
         return batch, loss
 
-    def _judged(self, split: data.Split, epoch: int, what: str) -> tuple[float, float]:
+    def _judged(self, split: data.Readable, epoch: int, what: str) -> tuple[float, float]:
         loss, accuracy = evaluate(
             self.fabric,
             self.model if self.judged is self.module else self.judged,

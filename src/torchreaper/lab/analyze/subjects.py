@@ -56,13 +56,13 @@ class Source:
         name, options = self.model or self.recipe.model.name, self.options
         if options is None:
             options = {} if self.model else self.recipe.model.options
-        images = self.dataset.train.images
+        channels, height, width = self.dataset.train.shape
         return models.build(
             name,
             options,
-            in_channels=images.shape[1],
+            in_channels=channels,
             classes=len(self.dataset.classes),
-            image_size=(images.shape[2], images.shape[3]),
+            image_size=(height, width),
             generator_seed=self.seed,
             base=self.recipe.base,
         )
