@@ -27,6 +27,7 @@ INSIDE = {
 LAB = [
     *("cli", "cli_looking", "command_line", "console", "report", "compare", "execution", "comparison", "analyze"),
     *("statistics", "inspection", "starting", "run", "teachers", "optim", "environment", "measures", "progress"),
+    "locking",
     *("runs", "snapshots", "published", "recipe", "schemes", "data", "models", "settings", "files", "errors"),
 ]
 FILES = sorted(p.relative_to(SOURCE) for p in SOURCE.rglob("*.py"))
