@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from torchreaper.lab import data, models, schemes, snapshots, teachers
 from torchreaper.lab.environment import environment, machine, make_fabric, own_random_numbers, rng_state, set_rng_state
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.files import Json
+from torchreaper.lab.locking import locked
 from torchreaper.lab.measures import convolutions, evaluate, event, fingerprint, overlap_by_layer
 from torchreaper.lab.optim import build_optimizer, build_schedule, reapply
 from torchreaper.lab.progress import NullProgress, Progress
@@ -38,6 +40,7 @@ def train(
     progress: Progress | None = None,
     device: str = "auto",
     resume: bool = True,
+    jobs: int = 1,
 ) -> Json:
     """Train one network, or go on with it, or return what is there already.
 
@@ -50,12 +53,14 @@ def train(
         progress: Is told what happens; None: only notes, to the log.
         device: "auto", "cpu", "cuda" or "mps".
         resume: False: delete what an earlier run left in the folder.
+        jobs: How many runs share the machine; it is written down, as it makes the seconds mean less.
 
     Returns:
         The content of `result.json`.
 
     Raises:
-        UserError: Something in the recipe, the data or the folder is wrong; nothing was written.
+        UserError: Something in the recipe, the data or the folder is wrong, or another process trains in the folder;
+            nothing was written.
         RunFailed: The run cannot go on (the loss is not finite, ...); its last good checkpoint is kept.
     """
     progress = progress or NullProgress()
@@ -64,8 +69,9 @@ def train(
     if resume and (result := folder.look()) is not None:
         return result
     taught = _taught(recipe, spec, seed, out, progress, device)
-    with own_random_numbers(seed):
+    with own_random_numbers(seed), ExitStack() as stack:
         run = Run(recipe, spec, seed=seed, device=device, progress=progress, teacher=taught)
+        stack.enter_context(locked(folder.path))
         folder.open(written, resume=resume)
         checkpoint = folder.load(progress.note)
         done = 0
@@ -74,7 +80,7 @@ def train(
             done = checkpoint["epoch"]
         folder.align(checkpoint, progress.note)
         here = environment(device=run.fabric.device, precision=recipe.precision, base=recipe.base)
-        folder.environment(here, epoch=done)
+        folder.environment({**here, "jobs": jobs}, epoch=done)
         progress.start_run(f"{recipe.name} / {scheme} / seed {seed}", run.epochs, run.steps, done)
         for epoch in range(done + 1, run.epochs + 1):
             metrics, events, snapshot = run.epoch(epoch, progress)
