@@ -189,7 +189,7 @@ class Run:
         """What the scheme is put to work on."""
 
         def sibling(seed: int) -> tuple[nn.Module, Optimizer]:
-            network = self._network(self.recipe, seed).to(self.fabric.device)
+            network = self._network(self.recipe, seed).to(self.fabric.device, self.mean.dtype)
             return network, build_optimizer(self.recipe.optim, network.parameters())
 
         def drawn(seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -198,7 +198,8 @@ class Run:
         teacher = None
         if wanted := teachers.recipe_of(self.recipe, spec):
             # Without weights where a comparison only asks whether all can be built.
-            teacher = self._network(wanted, self.seed).to(self.fabric.device).requires_grad_(False).eval()
+            teacher = self._network(wanted, self.seed).to(self.fabric.device, self.mean.dtype)
+            teacher.requires_grad_(False).eval()
             if self.teacher is not None:
                 teacher.load_state_dict(self.teacher.weights)
         return schemes.Setup(
@@ -212,6 +213,7 @@ class Run:
             sibling=sibling,
             drawn=drawn,
             autocast=self.fabric.autocast,
+            grad_clip=self.recipe.grad_clip,
             teacher=teacher,
         )
 
@@ -230,13 +232,17 @@ class Run:
         phase, dropped = self.scheme.phase, self.scheme.dropped
         start = time.perf_counter()
         trained = self._train(epoch, progress)
-        self.scheme.trained()
+        try:
+            self.scheme.trained()
+        except tr.ReaperError as error:
+            raise RunFailed(f"epoch {epoch}: {error}") from error
         seconds = time.perf_counter() - start
         # Before the scheme's step: filters that have just come back are not what this epoch trained.
         test_loss, test_accuracy = self._judged(self.test, epoch, "test")
         validation = self._judged(self.validation, epoch, "validation")[1] if self.validation else None
         overlaps, total = overlap_by_layer(self.layers, self.filters, dropped)
-        if self.recipe.report == "validation" and phase == "full":
+        counts = self.scheme.counts
+        if self.recipe.report == "validation" and counts:
             self._choose(epoch, validation, test_accuracy)
         snapshot = None
         if snapshots.due(epoch, every=self.recipe.snapshots, epochs=self.epochs):
@@ -253,6 +259,8 @@ class Run:
         metrics = {
             "epoch": epoch,
             "phase": phase,
+            # Whether the network judged here is one that the scheme could end with.
+            "counts": counts,
             **trained,
             "validation_accuracy": validation,
             "test_accuracy": test_accuracy,
@@ -296,6 +304,7 @@ class Run:
         """All that the rest of the run depends on."""
         return {
             "model": self.module.state_dict(),
+            **({} if self.judged is self.module else {"network": self.judged.state_dict()}),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "precision": self.fabric.strategy.precision.state_dict(),
@@ -368,8 +377,8 @@ class Run:
                 self.model, self.stepper, max_norm=self.recipe.grad_clip, error_if_nonfinite=False
             )
         self.stepper.step()
-        self.schedule.step()
         self.scheme.stepped(batch)
+        self.schedule.step()
         # Of mixed images the one that has the larger share counts.
         classes = aims if aims.ndim == 1 else aims.argmax(1)
         return loss.detach(), (batch.outputs.detach().argmax(1) == classes).sum()
