@@ -44,8 +44,9 @@ Example:
   reaper train recipes/demo.yaml --scheme repr --seed 1 --set optim.lr=0.05
 """
 EXAMPLE_COMPARE = """\b
-Example:
+Examples:
   reaper compare recipes/demo.yaml --schemes standard,repr --seeds 3 --out runs
+  reaper compare recipes/demo.yaml --seeds 5 --jobs 2
 """
 
 
@@ -142,6 +143,13 @@ def compare(
     out: Out = Path("runs"),
     device: Device = "auto",
     threads: Threads = None,
+    jobs: Annotated[
+        int, typer.Option(metavar="N", help="Runs at once, each in a process of its own; they share cores and GPU.")
+    ] = 1,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="[ADDRESS]", help="Run on a Ray cluster; without address on one started here."),
+    ] = None,
     debug: Debug = False,
     quiet: Quiet = False,
 ) -> None:
@@ -151,14 +159,18 @@ def compare(
         count = loaded.seeds if seeds is None else seeds
         from torchreaper.lab import compare as comparing
         from torchreaper.lab import comparison as found
+        from torchreaper.lab.execution import choose
 
+        executor = choose(jobs=jobs, ray=ray, threads=threads)
         names = comparing.named(loaded, schemes)
         comparing.check(loaded, names, count)
         check_out(out)
         use_threads(threads)
         console = screen.stdout()
-        with screen.progress_on(console, quiet=quiet, runs=len(names) * count) as progress:
-            comparison = comparing.compare(loaded, names, count, out, progress, device=device, detect=detect)
+        with screen.progress_on(console, quiet=quiet, runs=comparing.to_do(loaded, names, count, out)) as progress:
+            comparison = comparing.compare(
+                loaded, names, count, out, progress, device=device, executor=executor, detect=detect
+            )
         from torchreaper.lab import report
 
         screen.show_table(console, *found.table(comparison))

@@ -43,7 +43,7 @@ def inspect(
         UserError: No such network, wrong options, or a criterion that reads images without a recipe.
         ReaperError: What the method refuses.
     """
-    own = {} if recipe is None else recipe.scheme
+    own = {} if recipe is None else _of_repr(recipe.scheme)
     choice: dict[str, Any] = {key: own[key] for key in _CHOICE if key in own}
     choice |= {key: value for key, value in asked.items() if value is not None}
     criterion, images = choice.pop("criterion", "orthogonality"), choice.pop("images", None)
@@ -77,6 +77,12 @@ def inspect(
     return bank, bank.preview(criterion=criterion, **choice)
 
 
+def _of_repr(scheme: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options of RePr in a recipe's own scheme, alone or together with others; none of another's."""
+    found = scheme if scheme["name"] == "repr" else scheme.get("parts", {}).get("repr", {})
+    return dict(found)
+
+
 def options_of_network(overrides: Iterable[str], argument: str = "set") -> dict[str, Any]:
     """``--set`` of a network, or what ``argument`` names: key=value with the value in YAML."""
     options: dict[str, Any] = {}
@@ -99,5 +105,4 @@ def _shape_of_data(recipe: Recipe) -> tuple[Size, int]:
         )
     except UserError:  # fewer images, more classes, or what is wrong with the data
         found = data.load(recipe.data, recipe.base)
-    channels, height, width = found.train.images.shape[1:]
-    return (channels, height, width), len(found.classes)
+    return found.train.shape, len(found.classes)

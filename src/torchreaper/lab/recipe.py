@@ -93,7 +93,8 @@ class Recipe(Settings):
     Attributes:
         name: names the run folder. epochs: of training. batch: training images per step.
         data, model, optim, schedule: see ``DataSpec``, ``ModelSpec``, ``OptimSpec``, ``ScheduleSpec``.
-        augment: "none" or "crop-flip". precision: as Lightning Fabric names it. eval_batch: images at a time.
+        augment: "none", "crop-flip", or, of images that are not in memory, "resized-crop".
+        precision: as Lightning Fabric names it. eval_batch: images at a time.
         grad_clip: largest norm of the gradient; None: not clipped.
         report: the test accuracy that counts: of the "last" epoch, or of the epoch that is best on "validation".
         snapshots: keep the network's weights after each so-many-th epoch and after the last, in the run's folder; see
@@ -176,6 +177,8 @@ class Recipe(Settings):
     def _together(self) -> Recipe:
         if self.report == "validation" and not self.data.validation:
             raise UserError("report='validation': needs images to validate on; set data.validation")
+        if self.augment == "resized-crop" and (self.data.size is None or self.data.memory):
+            raise UserError("augment='resized-crop': cuts images as stored; set data.size and data.memory: false")
         if self.schedule.warmup >= self.epochs:
             raise UserError(f"schedule.warmup={self.schedule.warmup}: must be less than epochs={self.epochs}")
         if late := [epoch for epoch in self.schedule.milestones if epoch >= self.epochs]:

@@ -120,8 +120,8 @@ def test_a_library_that_is_missing_or_broken_is_told(tmp_path):
     assert done.stdout.splitlines() == [
         "model.name='timm:resnet18': timm cannot be imported (ImportError: no such thing); pip install timm",
         "model.name='torchvision:resnet18': torchvision.models cannot be imported (RuntimeError: operator "
-        "torchvision::nms is lost); pip install the torchvision build that belongs to this torch "
-        "(pytorch.org/get-started), or use timm",
+        "torchvision::nms is lost); install the build of torchvision that belongs to this torch, see "
+        "pytorch.org/get-started",
     ]
 
 

@@ -32,6 +32,7 @@ def summarise(
     curves: Mapping[str, Mapping[int, Curve]] | None = None,
     published: Published | None = None,
     detect: float = 1.0,
+    remarks: Sequence[str] = (),
 ) -> Comparison:
     """Compare finished runs: ``results[scheme][seed]`` is a ``result.json``.
 
@@ -45,6 +46,7 @@ def summarise(
         curves: Test accuracy over time, by scheme and seed; without, ``epochs_to_baseline`` is None.
         published: What a paper reports.
         detect: How many points ``Contrast.seeds_needed`` is about; above 0.
+        remarks: On how the runs were made.
 
     Raises:
         ValueError: No scheme, or ``detect`` is not above 0.
@@ -77,6 +79,7 @@ def summarise(
         ),
         contrasts=tuple(_judged(contrasts, detect)),
         failures=tuple(failures),
+        remarks=tuple(remarks),
         detect=detect,
         published=published,
     )

@@ -13,7 +13,7 @@ from torchreaper.lab.objects import call, guess, reason
 
 LIBRARIES = ("timm", "torchvision")
 _LINKS = "hf-hub", "hf_hub", "local-dir"  # in front of timm's names: weights and settings from elsewhere
-_TORCHVISION = "pip install the torchvision build that belongs to this torch (pytorch.org/get-started), or use timm"
+_TORCHVISION = "install the build of torchvision that belongs to this torch, see pytorch.org/get-started"
 
 
 def library_of(name: str) -> str | None:
@@ -65,4 +65,6 @@ def _import(module: str, name: str, argument: str, remedy: str) -> Any:
     try:
         return importlib.import_module(module)
     except Exception as error:  # a torchvision of another torch raises RuntimeError
+        if "torchvision::" in str(error):  # timm imports it too
+            remedy = _TORCHVISION
         raise UserError(f"{argument}={name!r}: {module} cannot be imported ({reason(error)}); {remedy}") from error
