@@ -297,7 +297,9 @@ def show_table(console: Console, heads: Sequence[str], rows: Sequence[Sequence[s
         rows = [[cell.replace(" [", "\n[") for cell in row] for row in rows]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for number, head in enumerate(heads):
-        table.add_column(Text(head), justify="left" if words or number == 0 else "right")
+        # The first column holds what is typed in the next command: its words are never cut.
+        least = max(len(word) for row in [heads, *rows] for word in row[0].split()) if number == 0 else None
+        table.add_column(Text(head), justify="left" if words or number == 0 else "right", min_width=least)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     console.print(table)
