@@ -288,14 +288,16 @@ def say(console: Console, text: str) -> None:
 
 
 def show_table(console: Console, heads: Sequence[str], rows: Sequence[Sequence[str]], *, words: bool = False) -> None:
-    """A table, its first column to the left, the others to the right; intervals get a line where it is narrow.
+    """A table, its first column to the left, the others to the right; where it is narrow, brackets get a line.
 
     ``words``: all columns to the left, as is usual where they hold no numbers.
     """
     widths = [max(map(len, column)) for column in zip(heads, *rows)]
-    if sum(widths) + 2 * len(widths) > console.width:
-        rows = [[cell.replace(" [", "\n[") for cell in row] for row in rows]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    narrow = sum(widths) + 3 * len(widths) > console.width
+    if narrow:
+        rows = [[row[0], *(cell.replace(" [", "\n[").replace(" (", "\n(") for cell in row[1:])] for row in rows]
+    padding = (0, 1, 0, 0) if narrow else (0, 1)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=padding, header_style="bold")
     for number, head in enumerate(heads):
         # The first column holds what is typed in the next command: its words are never cut.
         least = max(len(word) for row in [heads, *rows] for word in row[0].split()) if number == 0 else None
