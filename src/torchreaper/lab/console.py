@@ -299,9 +299,8 @@ def show_table(console: Console, heads: Sequence[str], rows: Sequence[Sequence[s
     padding = (0, 1, 0, 0) if narrow else (0, 1)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=padding, header_style="bold")
     for number, head in enumerate(heads):
-        # The first column holds what is typed in the next command: its words are never cut.
-        least = max(len(word) for row in [heads, *rows] for word in row[0].split()) if number == 0 else None
-        table.add_column(Text(head), justify="left" if words or number == 0 else "right", min_width=least)
+        # The first column holds names, to be typed in the next command: the others give way.
+        table.add_column(Text(head), justify="left" if words or number == 0 else "right", no_wrap=number == 0)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     console.print(table)
