@@ -41,9 +41,7 @@ def test_layers_are_chosen_by_name():
     dropped = {}
     for layers in (None, "0", ["0", "6"], "[036]"):
         scheme = parse({"name": "dropout", "layers": layers}).attach(setup(model))
-        dropped[str(layers)] = [
-            name for name in ("0", "3", "6") if hooks_on(dict(model.named_modules())[name])
-        ]
+        dropped[str(layers)] = [name for name in ("0", "3", "6") if hooks_on(dict(model.named_modules())[name])]
         if layers == "0":
             assert (read_by(model[0], model.train(), images) == 0).any()
         scheme.close()

@@ -48,9 +48,7 @@ def test_both_become_the_same_mean_layer_by_layer():
             continue
         assert torch.equal(value, partner.state_dict()[name])
         layer = {"0": "0", "1": "0", "3": "3", "6": "3"}[name[0]]  # a convolution, and what follows it
-        shares[layer] = share_of_own(
-            entropy(ours[f"{layer}.weight"]), entropy(theirs[f"{layer}.weight"]), a=0.4, c=500
-        )
+        shares[layer] = share_of_own(entropy(ours[f"{layer}.weight"]), entropy(theirs[f"{layer}.weight"]), a=0.4, c=500)
         torch.testing.assert_close(value, shares[layer] * ours[name] + (1 - shares[layer]) * theirs[name])
     assert shares["0"] != shares["3"]
     assert all(0.3 < share < 0.7 for share in shares.values())
