@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from torchreaper.lab import data, models, schemes, snapshots, teachers
 from torchreaper.lab.environment import environment, machine, make_fabric, own_random_numbers, rng_state, set_rng_state
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.files import Json
+from torchreaper.lab.locking import locked
 from torchreaper.lab.measures import convolutions, evaluate, event, fingerprint, overlap_by_layer
 from torchreaper.lab.optim import build_optimizer, build_schedule, reapply
 from torchreaper.lab.progress import NullProgress, Progress
@@ -38,6 +40,7 @@ def train(
     progress: Progress | None = None,
     device: str = "auto",
     resume: bool = True,
+    jobs: int = 1,
 ) -> Json:
     """Train one network, or go on with it, or return what is there already.
 
@@ -50,12 +53,14 @@ def train(
         progress: Is told what happens; None: only notes, to the log.
         device: "auto", "cpu", "cuda" or "mps".
         resume: False: delete what an earlier run left in the folder.
+        jobs: How many runs share the machine; it is written down, as it makes the seconds mean less.
 
     Returns:
         The content of `result.json`.
 
     Raises:
-        UserError: Something in the recipe, the data or the folder is wrong; nothing was written.
+        UserError: Something in the recipe, the data or the folder is wrong, or another process trains in the folder;
+            nothing was written.
         RunFailed: The run cannot go on (the loss is not finite, ...); its last good checkpoint is kept.
     """
     progress = progress or NullProgress()
@@ -64,8 +69,9 @@ def train(
     if resume and (result := folder.look()) is not None:
         return result
     taught = _taught(recipe, spec, seed, out, progress, device)
-    with own_random_numbers(seed):
+    with own_random_numbers(seed), ExitStack() as stack:
         run = Run(recipe, spec, seed=seed, device=device, progress=progress, teacher=taught)
+        stack.enter_context(locked(folder.path))
         folder.open(written, resume=resume)
         checkpoint = folder.load(progress.note)
         done = 0
@@ -74,7 +80,7 @@ def train(
             done = checkpoint["epoch"]
         folder.align(checkpoint, progress.note)
         here = environment(device=run.fabric.device, precision=recipe.precision, base=recipe.base)
-        folder.environment(here, epoch=done)
+        folder.environment({**here, "jobs": jobs}, epoch=done)
         progress.start_run(f"{recipe.name} / {scheme} / seed {seed}", run.epochs, run.steps, done)
         for epoch in range(done + 1, run.epochs + 1):
             metrics, events, snapshot = run.epoch(epoch, progress)
@@ -138,7 +144,8 @@ class Run:
         self.fabric = make_fabric(device, recipe.precision)
         train = dataset.train
         self.classes = len(dataset.classes)
-        self.shape = tuple(train.images.shape[1:])
+        self.shape = train.shape
+        data.check_augmentation(train, recipe.augment)
         self.module = self._network(recipe, seed)
         self.optimizer = build_optimizer(recipe.optim, self.module.parameters())
         # The wrapped model and optimizer do the same in the precision asked for; states and hooks are the inner ones'.
@@ -175,13 +182,14 @@ class Run:
             classes=self.classes,
             image_size=(height, width),
             generator_seed=seed,
+            base=recipe.base,
         )
 
     def _setup(self, spec: schemes.Spec) -> schemes.Setup:
         """What the scheme is put to work on."""
 
         def sibling(seed: int) -> tuple[nn.Module, Optimizer]:
-            network = self._network(self.recipe, seed).to(self.fabric.device)
+            network = self._network(self.recipe, seed).to(self.fabric.device, self.mean.dtype)
             return network, build_optimizer(self.recipe.optim, network.parameters())
 
         def drawn(seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -190,13 +198,14 @@ class Run:
         teacher = None
         if wanted := teachers.recipe_of(self.recipe, spec):
             # Without weights where a comparison only asks whether all can be built.
-            teacher = self._network(wanted, self.seed).to(self.fabric.device).requires_grad_(False).eval()
+            teacher = self._network(wanted, self.seed).to(self.fabric.device, self.mean.dtype)
+            teacher.requires_grad_(False).eval()
             if self.teacher is not None:
                 teacher.load_state_dict(self.teacher.weights)
         return schemes.Setup(
             model=self.module,
             optimizer=self.optimizer,
-            example_inputs=data.normalise(self.train.images[:2], self.mean, self.std),
+            example_inputs=data.first(self.train, 2, self.mean, self.std),
             seed=data.epoch_seed(self.seed, 0, "scheme"),
             batches=data.FixedBatches.held_out(self.train, self.validation, mean=self.mean, std=self.std),
             training=data.FixedBatches(self.train, "training", self.mean, self.std),
@@ -204,13 +213,15 @@ class Run:
             sibling=sibling,
             drawn=drawn,
             autocast=self.fabric.autocast,
+            grad_clip=self.recipe.grad_clip,
             teacher=teacher,
         )
 
     @property
     def judged(self) -> nn.Module:
         """The network that counts: the scheme's, where it keeps one, else the one that is trained."""
-        return self.scheme.network or self.module
+        network = self.scheme.network
+        return self.module if network is None else network
 
     def epoch(self, epoch: int, progress: Progress) -> tuple[Json, list[Json], Json | None]:
         """Train epoch number `epoch` (from 1), judge the network, then let the scheme act.
@@ -221,13 +232,17 @@ class Run:
         phase, dropped = self.scheme.phase, self.scheme.dropped
         start = time.perf_counter()
         trained = self._train(epoch, progress)
-        self.scheme.trained()
+        try:
+            self.scheme.trained()
+        except tr.ReaperError as error:
+            raise RunFailed(f"epoch {epoch}: {error}") from error
         seconds = time.perf_counter() - start
         # Before the scheme's step: filters that have just come back are not what this epoch trained.
         test_loss, test_accuracy = self._judged(self.test, epoch, "test")
         validation = self._judged(self.validation, epoch, "validation")[1] if self.validation else None
         overlaps, total = overlap_by_layer(self.layers, self.filters, dropped)
-        if self.recipe.report == "validation" and phase == "full":
+        counts = self.scheme.counts
+        if self.recipe.report == "validation" and counts:
             self._choose(epoch, validation, test_accuracy)
         snapshot = None
         if snapshots.due(epoch, every=self.recipe.snapshots, epochs=self.epochs):
@@ -244,6 +259,8 @@ class Run:
         metrics = {
             "epoch": epoch,
             "phase": phase,
+            # Whether the network judged here is one that the scheme could end with.
+            "counts": counts,
             **trained,
             "validation_accuracy": validation,
             "test_accuracy": test_accuracy,
@@ -287,6 +304,7 @@ class Run:
         """All that the rest of the run depends on."""
         return {
             "model": self.module.state_dict(),
+            **({} if self.judged is self.module else {"network": self.judged.state_dict()}),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "precision": self.fabric.strategy.precision.state_dict(),
@@ -345,13 +363,8 @@ class Run:
 
     def _batches(self, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The training batches of an epoch, augmented and normalised, in the order of (seed, epoch)."""
-        crops = data.epoch_generator(seed, epoch, "augment")
-        # A last batch of a few images would be a full step on noise, right before the network is judged.
-        for index in data.batches(
-            self.train, batch=self.recipe.batch, seed=seed, epoch=epoch, shuffle=True, drop_last=True
-        ):
-            images = data.augment(self.train.images[index], self.recipe.augment, crops)
-            yield data.normalise(images, self.mean, self.std), self.train.labels[index]
+        batch, augment = self.recipe.batch, self.recipe.augment
+        return data.training(self.train, self.mean, self.std, batch=batch, augment=augment, seed=seed, epoch=epoch)
 
     def _step(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """One optimizer step; returns the batch's loss and its number of right answers, both on the device."""
@@ -364,8 +377,8 @@ class Run:
                 self.model, self.stepper, max_norm=self.recipe.grad_clip, error_if_nonfinite=False
             )
         self.stepper.step()
-        self.schedule.step()
         self.scheme.stepped(batch)
+        self.schedule.step()
         # Of mixed images the one that has the larger share counts.
         classes = aims if aims.ndim == 1 else aims.argmax(1)
         return loss.detach(), (batch.outputs.detach().argmax(1) == classes).sum()
@@ -379,10 +392,10 @@ class Run:
         self.fabric.backward(loss)
         return batch, loss
 
-    def _judged(self, split: data.Split, epoch: int, what: str) -> tuple[float, float]:
+    def _judged(self, split: data.Readable, epoch: int, what: str) -> tuple[float, float]:
         loss, accuracy = evaluate(
             self.fabric,
-            self.scheme.network or self.model,
+            self.model if self.judged is self.module else self.judged,
             split,
             mean=self.mean,
             std=self.std,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
+
+import yaml
 
 from torchreaper.lab import settings
 from torchreaper.lab.errors import UserError
@@ -37,6 +40,7 @@ __all__ = [
     "StandardSpec",
     "TogetherSpec",
     "cross_entropy",
+    "describe",
     "options_of",
     "parse",
 ]
@@ -86,6 +90,18 @@ def parse(options: Mapping[str, Any], *, where: str = "scheme") -> Spec:
         near = settings.did_you_mean(str(name), SCHEMES)
         raise UserError(f"{where}.name={settings.show(name)}: unknown scheme; {near}")
     return settings.parse(spec, options, at=where)
+
+
+def describe(spec: type[Spec]) -> list[str]:
+    """What a scheme does, where it comes from, and its options with their defaults, as lines of text."""
+    fields = {key: field for key, field in spec.model_fields.items() if key != "name"}
+    source = f" ({spec.source})" if spec.source else ""
+    lines = [f"{spec.summary}{source}", "", *inspect.cleandoc(spec.__doc__ or "").splitlines()]
+    if fields:
+        lines += ["", "Options and their defaults, as they stand in a recipe:"]
+        defaults = spec.model_construct().model_dump(mode="json", exclude={"name"})
+        lines += yaml.safe_dump(defaults, sort_keys=False, default_flow_style=False).splitlines()
+    return lines
 
 
 def _together(name: str, options: Mapping[str, Any], where: str) -> Spec:
