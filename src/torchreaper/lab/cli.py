@@ -1,4 +1,4 @@
-"""The command ``reaper``: train, compare, inspect, analyze.
+"""The command ``reaper``: train, compare, report, inspect, analyze.
 
 Only the package itself is imported before a command needs more: data, plotting and statistics libraries take seconds.
 """
@@ -45,6 +45,7 @@ EXAMPLES = """\b
 Examples:
   reaper train recipes/demo.yaml
   reaper compare recipes/demo.yaml --schemes standard,repr --seeds 3
+  reaper report runs/demo
   reaper inspect resnet20 --fraction 0.3
   reaper analyze runs/demo
 """
@@ -56,6 +57,11 @@ EXAMPLE_COMPARE = """\b
 Examples:
   reaper compare recipes/demo.yaml --schemes standard,repr --seeds 3 --out runs
   reaper compare recipes/demo.yaml --seeds 5 --jobs 2
+"""
+EXAMPLE_REPORT = """\b
+Examples:
+  reaper report runs/demo
+  reaper report runs --out all.html
 """
 
 
@@ -187,8 +193,30 @@ def compare(
             screen.say(console, note)
         drawn = report.draw(out, loaded.name, {summary.scheme: summary.seeds for summary in comparison.schemes})
         screen.show_paths(console, [out / loaded.name / f"{found.NAME}.md", *drawn])
+        screen.say(console, f"As one page: reaper report {out / loaded.name}")
         if comparison.failures:
             raise typer.Exit(FAILED)
+
+
+@app.command(epilog=EXAMPLE_REPORT, short_help="Make one HTML page of a comparison, to look at and to send.")
+def report(
+    target: Annotated[
+        Path,
+        typer.Argument(metavar="OUT", help="What compare wrote, such as runs/demo; or a folder of several such."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where the page goes.", show_default="report.html in OUT")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Make one HTML page of what compare and analyze wrote; of unfinished runs, what there is.
+
+    The page needs no network and holds all it shows: about 5 MB, most of it the plotting library.
+    """
+    with guarded(debug):
+        from torchreaper.lab.report.page import write_page
+
+        screen.show_paths(screen.stdout(), [write_page(target, out)[0]])
 
 
 WHAT_ANALYZE = "Which filters overlap, which matter, which criterion knows it?"

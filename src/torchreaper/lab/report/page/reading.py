@@ -105,7 +105,7 @@ def read(folder: Path) -> Folder:
     pictures = sorted((folder / ANALYSIS).glob("*.png"))
     text = folder / ANALYSIS / "analysis.md"
     return Folder(
-        name=str(found.get("recipe") or folder.absolute().name),
+        name=folder.absolute().name,
         found=found,
         notes=notes,
         warnings=_warnings(there, runs),
@@ -189,4 +189,4 @@ def _listed(texts: Iterable[str], most: int = 6) -> str:
 def parts(found: Mapping[str, Any], key: str) -> list[Json]:
     """The objects in a list of ``comparison.json``; none where it has no such list."""
     value = found.get(key)
-    return [part for part in value if isinstance(part, dict)] if isinstance(value, list) else []
+    return [part for part in value if isinstance(part, dict)] if isinstance(value, (list, tuple)) else []

@@ -73,7 +73,7 @@ def every_number(found: Json) -> Table:
     keys = list(dict.fromkeys(key for column in columns for key in column))
     return Table(
         "Every number of comparison.json, in percent and points",
-        ["", *(str(one.get("scheme")) for one in schemes)],
+        ["number", *(str(one.get("scheme")) for one in schemes)],
         [[key, *(column.get(key, "") for column in columns)] for key in keys],
     )
 
@@ -112,7 +112,7 @@ def environment_table(folder: Folder) -> Table:
             rows.append([ENVIRONMENT[key], f"{min(values)} to {max(values)}"])
         elif values:
             rows.append([ENVIRONMENT.get(key, key), _per_run(values)])
-    return Table("Where and how it was run", ["", "value"], rows)
+    return Table("Where and how it was run", ["what", "value"], rows)
 
 
 def _plain(key: str, value: Any) -> str:
