@@ -296,6 +296,7 @@ def show_table(console: Console, heads: Sequence[str], rows: Sequence[Sequence[s
     narrow = sum(widths) + 3 * len(widths) > console.width
     if narrow:
         rows = [[row[0], *(cell.replace(" [", "\n[").replace(" (", "\n(") for cell in row[1:])] for row in rows]
+        heads = [head.replace(" ", "\n", 1) for head in heads]
     padding = (0, 1, 0, 0) if narrow else (0, 1)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=padding, header_style="bold")
     for number, head in enumerate(heads):
