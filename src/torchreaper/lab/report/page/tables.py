@@ -47,7 +47,7 @@ def comparison_table(found: Json) -> Table:
         ("p", lambda _, other: _p(_inner(other, "accuracy").get("p"))),
         ("p, Holm", lambda _, other: _p(other.get("p_holm"))),
         (f"gap minus {baseline}, points", lambda _, other: interval(other.get("gap"), signed=True)),
-        ("epochs to baseline", lambda one, other: _reached(other.get("epochs_to_baseline"))),
+        ("epochs to baseline", lambda one, _: _reached(one.get("epochs_to_baseline"))),
         ("epochs", lambda one, _: _count(one.get("epochs"))),
         ("run", lambda one, _: duration(one["seconds"]) if _is_number(one.get("seconds")) else ""),
         ("time ratio", lambda _, other: _number(other.get("wall_clock"), "x {:.2f}")),
