@@ -12,7 +12,16 @@ from typing import Annotated
 import typer
 
 from torchreaper.lab import console as screen
-from torchreaper.lab.cli_looking import EXAMPLE_ANALYZE, EXAMPLE_INSPECT, EXAMPLE_SCHEMES, analyze, inspect, schemes
+from torchreaper.lab.cli_looking import (
+    EXAMPLE_ANALYZE,
+    EXAMPLE_INSPECT,
+    EXAMPLE_RECIPES,
+    EXAMPLE_SCHEMES,
+    analyze,
+    inspect,
+    recipes,
+    schemes,
+)
 from torchreaper.lab.command_line import (
     FAILED,
     WRONG,
@@ -214,3 +223,4 @@ WHAT_ANALYZE = "Which filters overlap, which matter, which criterion knows it?"
 app.command(epilog=EXAMPLE_ANALYZE, short_help=WHAT_ANALYZE)(analyze)
 app.command(epilog=EXAMPLE_INSPECT, short_help="Show the filters of a network and which would go.")(inspect)
 app.command(epilog=EXAMPLE_SCHEMES, short_help="Which schemes there are, and their options.")(schemes)
+app.command(epilog=EXAMPLE_RECIPES, short_help="Which recipes there are, and what a paper reports for them.")(recipes)
