@@ -25,9 +25,10 @@ INSIDE = {
     ],
 }
 LAB = [
-    *("cli", "command_line", "console", "report", "compare", "execution", "comparison", "analyze", "statistics"),
-    *("inspection", "starting", "run", "teachers", "optim", "environment", "measures", "progress", "runs", "snapshots"),
-    *("published", "recipe", "schemes", "data", "models", "settings", "files", "errors"),
+    *("cli", "cli_looking", "command_line", "console", "report", "compare", "execution", "comparison", "analyze"),
+    *("statistics", "inspection", "starting", "run", "training", "teachers", "optim", "environment", "measures"),
+    *("progress", "locking", "runs", "snapshots", "recipe", "published", "schemes", "data", "models", "objects"),
+    *("settings", "files", "errors"),
 ]
 FILES = sorted(p.relative_to(SOURCE) for p in SOURCE.rglob("*.py"))
 

@@ -16,6 +16,7 @@ from tests.lab.tiny import recipe
 from torchreaper.lab import runs
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.files import read_json
+from torchreaper.lab.progress import NullProgress
 from torchreaper.lab.recipe import load_recipe
 from torchreaper.lab.run import train
 from torchreaper.lab.runs import RunFolder, folder_of, read_events, read_metrics, read_recipe, read_result, run_of
@@ -193,6 +194,26 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         os.replace(other.path / name, folder.path / name)
     with pytest.raises(UserError, match="another recipe: seed is 1 there, 0 here"):
         loaded(folder)
+
+
+def test_a_run_begun_before_a_key_was_thought_of_goes_on_with_its_default(tmp_path):
+    class Stop(NullProgress):
+        def epoch(self, metrics):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe(), scheme="repr", seed=0, out=tmp_path, progress=Stop())
+    folder = folder_of(tmp_path, "tiny", "repr", 0)
+    values = yaml.safe_load((folder / "recipe.yaml").read_text())
+    del values["schedule"]["low"], values["precision"]
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(values))
+    state = torch.load(folder / "last.pt", weights_only=True)
+    del state["run"]["schedule"]["low"], state["run"]["precision"]
+    runs.save_checkpoint(folder, state)
+    with pytest.raises(UserError, match="another recipe: precision is '32-true' there, '64-true' here"):
+        train(recipe(precision="64-true"), scheme="repr", seed=0, out=tmp_path)
+    result = train(recipe(), scheme="repr", seed=0, out=tmp_path)
+    assert result["fingerprint"] == train(recipe(), scheme="repr", seed=0, out=tmp_path / "other")["fingerprint"]
 
 
 def test_a_whole_file_that_is_no_checkpoint_is_an_error(tmp_path):

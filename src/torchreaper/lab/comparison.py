@@ -79,6 +79,8 @@ class Comparison:
     schemes: tuple[Summary, ...]
     contrasts: tuple[Contrast, ...]
     failures: tuple[Failure, ...] = ()
+    #: What a reader has to know of how the runs were made, in sentences.
+    remarks: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as in ``comparison.json``."""
@@ -206,6 +208,7 @@ def notes(comparison: Comparison) -> list[str]:
             f"{len(comparison.contrasts)} schemes are compared with {comparison.baseline}; "
             "the p-values are not corrected for that."
         )
+    lines.extend(comparison.remarks)
     lines.extend(f"Failed: {failure.scheme}, seed {failure.seed}: {failure.reason}" for failure in comparison.failures)
     return lines
 

@@ -43,7 +43,7 @@ def inspect(
         UserError: No such network, wrong options, or a criterion that reads images without a recipe.
         ReaperError: What the method refuses.
     """
-    own = {} if recipe is None else recipe.scheme
+    own = {} if recipe is None else _of_repr(recipe.scheme)
     choice: dict[str, Any] = {key: own[key] for key in _CHOICE if key in own}
     choice |= {key: value for key, value in asked.items() if value is not None}
     criterion, images = choice.pop("criterion", "orthogonality"), choice.pop("images", None)
@@ -58,7 +58,13 @@ def inspect(
             found = _shape_of_data(recipe)
             size, classes = size or found[0], classes or found[1]
     network = models.build(
-        name, options, in_channels=size[0], classes=classes, image_size=size[1:], generator_seed=seed
+        name,
+        options,
+        in_channels=size[0],
+        classes=classes,
+        image_size=size[1:],
+        generator_seed=seed,
+        base=None if recipe is None else recipe.base,
     )
     which = {key: own[key] for key in ("skip", "include", "scope") if key in own}
     bank = tr.find_filters(network, torch.zeros(2, *size), seed=seed, **which)
@@ -69,6 +75,12 @@ def inspect(
         spec = RePrSpec(criterion=criterion, images=images)
         criterion = spec.ranking(batches, seed=data.epoch_seed(seed, 0, "scheme"))
     return bank, bank.preview(criterion=criterion, **choice)
+
+
+def _of_repr(scheme: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options of RePr in a recipe's own scheme, alone or together with others; none of another's."""
+    found = scheme if scheme["name"] == "repr" else scheme.get("parts", {}).get("repr", {})
+    return dict(found)
 
 
 def options_of_network(overrides: Iterable[str], argument: str = "set") -> dict[str, Any]:
@@ -93,5 +105,4 @@ def _shape_of_data(recipe: Recipe) -> tuple[Size, int]:
         )
     except UserError:  # fewer images, more classes, or what is wrong with the data
         found = data.load(recipe.data, recipe.base)
-    channels, height, width = found.train.images.shape[1:]
-    return (channels, height, width), len(found.classes)
+    return found.train.shape, len(found.classes)

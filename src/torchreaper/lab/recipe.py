@@ -46,15 +46,19 @@ class ScheduleSpec(Settings):
 
     Attributes:
         name: "constant"; "step": times ``gamma`` after each epoch of ``milestones``; "halving": times ``factor``
-            after every ``every`` optimizer steps; "cosine": to 0 at the last epoch.
+            after every ``every`` optimizer steps; "cosine": to 0 at the last epoch; "cyclic": in straight lines from
+            ``low`` times the rate up to it and back, once in ``period`` epochs (Smith 2017, triangular); "restarts":
+            along a cosine to 0, anew every ``period`` epochs (Loshchilov and Hutter 2017).
         warmup: epochs in which the rate first rises to its value.
     """
 
-    name: Literal["constant", "step", "halving", "cosine"] = "constant"
+    name: Literal["constant", "step", "halving", "cosine", "cyclic", "restarts"] = "constant"
     milestones: Annotated[tuple[int, ...], Field(strict=False)] = ()
     gamma: float = Field(default=0.1, gt=0)
     every: int | None = Field(default=None, ge=1)
     factor: float = Field(default=0.5, gt=0)
+    period: int | None = Field(default=None, ge=1)
+    low: float = Field(default=0.1, ge=0, lt=1)
     warmup: int = Field(default=0, ge=0)
 
     @field_validator("milestones")
@@ -66,15 +70,19 @@ class ScheduleSpec(Settings):
 
     @model_validator(mode="after")
     def _together(self) -> ScheduleSpec:
-        owner = {"milestones": "step", "gamma": "step", "every": "halving", "factor": "halving"}
-        for key, name in owner.items():
+        step, halving, cyclic = ("step",), ("halving",), ("cyclic",)
+        owners = {"milestones": step, "gamma": step, "every": halving, "factor": halving, "low": cyclic}
+        for key, names in {**owners, "period": ("cyclic", "restarts")}.items():
             value = getattr(self, key)
-            if self.name != name and value != type(self).model_fields[key].default:
-                raise UserError(f"{key}={show(value)}: has no effect with name: {self.name}; it belongs to {name}")
+            if self.name not in names and value != type(self).model_fields[key].default:
+                of = " and ".join(names)
+                raise UserError(f"{key}={show(value)}: has no effect with name: {self.name}; it belongs to {of}")
         if self.name == "step" and not self.milestones:
             raise UserError("milestones: is missing; name the epochs after which the learning rate falls")
         if self.name == "halving" and self.every is None:
             raise UserError("every: is missing; after how many optimizer steps does the learning rate fall?")
+        if self.name in ("cyclic", "restarts") and self.period is None:
+            raise UserError("period: is missing; how many epochs does a cycle of the learning rate take?")
         return self
 
 
@@ -84,7 +92,8 @@ class Recipe(Settings):
     Attributes:
         name: names the run folder. epochs: of training. batch: training images per step.
         data, model, optim, schedule: see ``DataSpec``, ``ModelSpec``, ``OptimSpec``, ``ScheduleSpec``.
-        augment: "none" or "crop-flip". precision: as Lightning Fabric names it. eval_batch: images at a time.
+        augment: "none", "crop-flip", or, of images that are not in memory, "resized-crop".
+        precision: as Lightning Fabric names it. eval_batch: images at a time.
         grad_clip: largest norm of the gradient; None: not clipped.
         report: the test accuracy that counts: of the "last" epoch, or of the epoch that is best on "validation".
         snapshots: keep the network's weights after each so-many-th epoch and after the last, in the run's folder; see
@@ -142,29 +151,58 @@ class Recipe(Settings):
         if not isinstance(values, Mapping):
             return values
         values = dict(values)
-        if isinstance(values.get("scheme"), Mapping):
-            values["scheme"] = lab_schemes.parse(values["scheme"], where="scheme").model_dump(mode="json")
-        if isinstance(values.get("schemes"), Mapping):
-            values["schemes"] = {k: _complete(k, v) for k, v in values["schemes"].items()}
+        scheme, others = values.get("scheme", {}), values.get("schemes", {})
+        if not isinstance(scheme, Mapping) or not isinstance(others, Mapping):
+            return values
+        if "scheme" in values:
+            own = lab_schemes.options_of(scheme["name"], scheme, others) if "name" in scheme else scheme
+            values["scheme"] = lab_schemes.parse(own, where="scheme").model_dump(mode="json")
+        if "schemes" in values:
+            values["schemes"] = {key: _complete(key, scheme, others) for key in others}
         return values
 
     @model_validator(mode="after")
     def _together(self) -> Recipe:
         if self.report == "validation" and not self.data.validation:
             raise UserError("report='validation': needs images to validate on; set data.validation")
+        if self.augment == "resized-crop" and (self.data.size is None or self.data.memory):
+            raise UserError("augment='resized-crop': cuts images as stored; set data.size and data.memory: false")
         if self.schedule.warmup >= self.epochs:
             raise UserError(f"schedule.warmup={self.schedule.warmup}: must be less than epochs={self.epochs}")
         if late := [epoch for epoch in self.schedule.milestones if epoch >= self.epochs]:
             raise UserError(f"schedule.milestones: {late[0]} has no effect with epochs={self.epochs}")
-        lab_schemes.parse(self.scheme).check(self.epochs)
+        self._check(self.scheme)
         for key, options in self.schemes.items():
             if key == self.scheme["name"]:
                 raise UserError(f"schemes.{key}: has no effect, the recipe's own scheme has that name; rename it")
             try:
-                lab_schemes.parse(options).check(self.epochs)
+                self._check(options)
             except UserError as error:
                 raise UserError(f"schemes.{key}: {error}") from None
         return self
+
+    def _check(self, options: Mapping[str, Any]) -> lab_schemes.Spec:
+        """The scheme with these options, which the epochs hold, and whose teacher makes a recipe."""
+        spec = lab_schemes.parse(options)
+        spec.check(self.epochs)
+        for teacher in spec.teachers():
+            self.teacher(teacher)
+        return spec
+
+    def teacher(self, changes: Mapping[str, Any]) -> Recipe:
+        """The recipe of a teacher: this one with `changes`, standard training, and a name of its own.
+
+        Raises ``UserError`` where that makes no recipe.
+        """
+        # What changes no number of the teacher's training must not make it another teacher.
+        own = {"scheme": {"name": "standard"}, "schemes": {}, "snapshots": None, "report": "last", "seeds": 1}
+        values = {**self.canonical(), **own, **changes, "name": "teacher"}
+        try:
+            found = parse(Recipe, values)
+        except UserError as error:
+            raise UserError(f"scheme.teacher: {error}") from None
+        name = re.sub(r"[^A-Za-z0-9._+-]", "-", found.model.name)[:60]
+        return parse(Recipe, {**found.canonical(), "name": f"teacher-{name}-{found.fingerprint()[:8]}"}).at(self._base)
 
     def scheme_spec(self, key: str) -> lab_schemes.Spec:
         """The scheme that ``key`` stands for: the recipe's own, one of ``schemes``, or one with its defaults.
@@ -172,12 +210,10 @@ class Recipe(Settings):
         Raises ``UserError`` for a key that is none of them, and for a schedule that the epochs do not hold.
         """
         options = lab_schemes.options_of(key, self.scheme, self.schemes)
-        if options["name"] not in lab_schemes.SCHEMES:
+        if lab_schemes.PLUS not in options["name"] and options["name"] not in lab_schemes.SCHEMES:
             known = dict.fromkeys([*lab_schemes.SCHEMES, *self.schemes])
             raise UserError(f"scheme={key!r}: unknown scheme; {did_you_mean(key, known)}")
-        spec = lab_schemes.parse(options)
-        spec.check(self.epochs)
-        return spec
+        return self._check(options)
 
     def every_scheme(self) -> list[str]:
         """The keys of all schemes there are: standard, the recipe's own, and those of ``schemes``."""
@@ -308,11 +344,13 @@ def _with_override(values: dict[str, Any], override: str) -> dict[str, Any]:
     return result
 
 
-def _complete(key: Any, options: Any) -> Any:
+def _complete(key: Any, scheme: Mapping[str, Any], schemes: Mapping[str, Any]) -> Any:
     if not isinstance(key, str) or not _SAFE.fullmatch(key):
         raise UserError(f"schemes: {key!r} names a folder: letters, digits, '.', '_', '+' and '-' only")
     if key == ALL:
         raise UserError(f"schemes.{ALL}: is the word for all schemes together in reaper compare; rename it")
-    if not isinstance(options, Mapping):
-        return options
-    return lab_schemes.parse({"name": key, **options}, where=f"schemes.{key}").model_dump(mode="json")
+    if not isinstance(schemes[key], Mapping):
+        return schemes[key]
+    whole = {name: options for name, options in schemes.items() if isinstance(options, Mapping)}
+    own = {} if scheme.get("name") == key else scheme  # refused below
+    return lab_schemes.parse(lab_schemes.options_of(key, own, whole), where=f"schemes.{key}").model_dump(mode="json")

@@ -152,7 +152,7 @@ class RunFolder:
 
     def check(self, there: Json) -> None:
         """Raise `UserError` where `there`, the run that was found here, is another than this one."""
-        differences = list(_differences(there, self.run))
+        differences = list(_differences(_completed(there), self.run))
         if differences:
             more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
             raise UserError(
@@ -228,6 +228,15 @@ def run_of(recipe: Json, *, seed: int) -> Json:
     return {**{key: value for key, value in recipe.items() if key not in _NOT_OF_THE_RUN}, "seed": seed}
 
 
+def _completed(run: Json) -> Json:
+    """A run that an older version wrote, with what recipes have learnt to say since: the defaults it was run with."""
+    recipe = {key: value for key, value in run.items() if key != "seed"}
+    try:
+        return run_of(parse(Recipe, recipe).canonical(), seed=run["seed"])
+    except (UserError, KeyError):
+        return run
+
+
 def save_checkpoint(folder: Path, state: Json) -> None:
     """Make `state` the folder's `last.pt`, the one before its `previous.pt`.
 
@@ -266,6 +275,12 @@ def load_checkpoint(folder: Path, note: Callable[[str], None], *, mend: bool = T
         if mend:
             os.replace(path, path.with_name(path.name + DAMAGED))
     return None
+
+
+def judged_weights(checkpoint: Json) -> dict[str, Any]:
+    """The weights of the network that counts: an average, where the scheme keeps one, else those that are trained."""
+    found: dict[str, Any] = checkpoint.get("network", checkpoint["model"])
+    return found
 
 
 def _unpack(path: Path, data: bytes) -> Json:

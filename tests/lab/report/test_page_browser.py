@@ -119,7 +119,9 @@ def test_metric_band_and_single_seeds_are_chosen(browser, page, made_up):
 def test_phases_are_shaded_and_the_map_shows_what_was_dropped(browser, page, made_up):
     open_page(browser, page)
     draw_all(browser)
-    shapes = browser.execute_script("return document.getElementById('c0-curves').layout.shapes.map((s) => [s.x0, s.x1])")
+    shapes = browser.execute_script(
+        "return document.getElementById('c0-curves').layout.shapes.map((s) => [s.x0, s.x1])"
+    )
     assert shapes == [[3, 5], [8, 10]]
     cells = browser.execute_script("return document.getElementById('c0-map').data[0].z.map((row) => [...row])")
     lines = made_up.metrics(0)

@@ -8,10 +8,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.lab.schemes import setups
+from tests.lab.schemes.setups import pictures
 from torch import nn
 
 import torchreaper as tr
-from torchreaper.lab.data import FixedBatches, Split
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.schemes import RePrSpec, parse
 
@@ -27,13 +28,7 @@ def network(width=8):
 def attach(model, **options):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     spec = RePrSpec(**{"full": 1, "sub": 2, "cycles": 2, "fraction": 0.5, **options})
-    return spec.attach(model, optimizer, torch.zeros(2, 1, 8, 8), seed=1, batches=pictures()), optimizer
-
-
-def pictures(count=40):
-    images = torch.randint(256, (count, 1, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    split = Split(images, torch.arange(count) * 10 // count)  # sorted by class
-    return FixedBatches(split, "validation", torch.tensor([0.5]), torch.tensor([0.25]), batch=16)
+    return setups.attach(spec, model, optimizer), optimizer
 
 
 @given(full=counts, sub=counts, cycles=st.integers(0, 5), epochs=st.integers(1, 400))

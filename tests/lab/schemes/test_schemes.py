@@ -20,7 +20,7 @@ def test_a_spec_is_its_own_plain_values(name):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({}, "scheme.name: is missing; choose one of standard, repr"),
+        ({}, "scheme.name: is missing; choose one of standard, repr, dsd"),
         ({"name": "rep"}, "scheme.name='rep': unknown scheme; did you mean 'repr'?"),
         ({"name": 3}, "scheme.name=3: unknown scheme"),
         ({"name": "repr", "fration": 0.3}, "scheme.fration: unknown key; did you mean scheme.fraction?"),

@@ -2,24 +2,21 @@
 
 import torch
 import torch.nn.functional as F
+from tests.lab.schemes.setups import attach
 from torch import nn
 
-from torchreaper.lab.data import FixedBatches, Split
-from torchreaper.lab.schemes import StandardSpec
-
-NOTHING = Split(torch.zeros(0, 1, 8, 8, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64))
-UNREAD = FixedBatches(NOTHING, "training", torch.zeros(1), torch.ones(1), batch=4)
+from torchreaper.lab.schemes import Batch, StandardSpec, cross_entropy
 
 
 def test_it_is_the_network_all_the_time():
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 10))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    scheme = StandardSpec().attach(model, optimizer, torch.zeros(2, 1, 8, 8), seed=0, batches=UNREAD)
+    scheme = attach(StandardSpec(), model)
     StandardSpec().check(epochs=1)
-    for _ in range(100):
+    for epoch in range(100):
         assert scheme.step() is None
-        assert (scheme.phase, scheme.dropped, scheme.bank) == ("full", {}, None)
+        assert (scheme.phase, scheme.dropped, scheme.bank, scheme.network) == ("full", {}, None, None)
+        assert scheme.epoch == epoch + 1
     scheme.load_state_dict(scheme.state_dict())
     scheme.close()
     after = model.state_dict()
@@ -28,9 +25,15 @@ def test_it_is_the_network_all_the_time():
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
-def test_its_loss_is_cross_entropy():
+def test_its_loss_is_cross_entropy_and_its_images_are_the_images():
     outputs, targets = torch.randn(7, 10), torch.randint(10, (7,))
-    model = nn.Linear(3, 10)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    scheme = StandardSpec().attach(model, optimizer, torch.zeros(1, 3), seed=0, batches=UNREAD)
-    assert torch.equal(scheme.loss(model, torch.zeros(7, 3), targets, outputs), F.cross_entropy(outputs, targets))
+    model = nn.Linear(64, 10)
+    scheme = attach(StandardSpec(), model)
+    images = torch.zeros(7, 64)
+    mixed, aims = scheme.mix(images, targets)
+    assert mixed is images
+    assert aims is targets
+    batch = Batch(model, mixed, aims, outputs)
+    loss = cross_entropy(batch, scheme.label_smoothing)
+    assert scheme.loss(batch, loss) is loss
+    assert torch.equal(loss, F.cross_entropy(outputs, targets))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch.nn.functional as F
@@ -15,13 +17,79 @@ from torchreaper.lab.data import FixedBatches
 from torchreaper.lab.settings import Settings
 
 Phase = Literal["full", "sub"]
+Images = Float[Tensor, "batch channels height width"]
+#: Classes, or where images are mixed the probability of each class.
+Targets = Int[Tensor, " batch"] | Float[Tensor, "batch classes"]
+
+
+@dataclass(eq=False)
+class Setup:
+    """What a scheme is put to work on, in one run.
+
+    Attributes:
+        model: the network, on its device, its weights drawn.
+        optimizer: of its parameters.
+        example_inputs: one small batch [n, c, h, w], only to find channels.
+        seed: of the scheme's own random draws.
+        batches: the images that criteria read; nothing is loaded or computed unless one does.
+        training: all training images, as they are without augmentation.
+        lengths: epochs of each training, see `Spec.lengths`.
+        sibling: makes another network like `model`, on its device, with its optimizer; the weights are drawn from the
+            given seed.
+        drawn: the batches (images, classes) of an epoch in the order, and with the augmentation, of the given seed.
+        autocast: the precision that the network is trained in, as a context.
+        grad_clip: largest norm of the gradient; None: not clipped.
+        teacher: the network that `Spec.teachers` asked for, trained, in evaluation mode.
+        followers: copies of `model` that average its parameters; a scheme that makes one adds it, those that change
+            tensors (RePr) are attached later and take the copies along.
+    """
+
+    model: nn.Module
+    optimizer: Optimizer
+    example_inputs: Tensor
+    seed: int
+    batches: FixedBatches
+    training: FixedBatches
+    lengths: tuple[int, ...]
+    sibling: Callable[[int], tuple[nn.Module, Optimizer]]
+    drawn: Callable[[int, int], Iterator[tuple[Tensor, Tensor]]]
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    grad_clip: float | None = None
+    teacher: nn.Module | None = None
+    followers: list[nn.Module] = field(default_factory=list)
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the run."""
+        return sum(self.lengths)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training batch and what the network made of it. `targets` are those that `Attached.mix` gave."""
+
+    model: Callable[..., Tensor]
+    images: Images
+    targets: Targets
+    outputs: Float[Tensor, "batch classes"]
 
 
 class Attached:
     """A scheme at work in one run. The training loop calls these; a scheme overrides what it changes.
 
-    Inherit from it: every member has the behaviour of standard training.
+    Inherit from it: every member has the behaviour of standard training. In an optimizer step the loop calls, in
+    this order: `mix`, `loss`, `gradients`, `stepped`; at the end of an epoch `trained`, and after the network was
+    judged `step`.
+
+    Attributes:
+        epoch: how many epochs have ended.
+        label_smoothing: of the cross entropy.
+        lr_factor: what the schedule's learning rate is multiplied by.
     """
+
+    epoch: int = 0
+    label_smoothing: float = 0.0
+    lr_factor: float = 1.0
 
     @property
     def phase(self) -> Phase:
@@ -38,26 +106,49 @@ class Attached:
         """The filters the scheme ranks, where it ranks any."""
         return None
 
-    def loss(
-        self,
-        model: Callable[..., Tensor],
-        images: Float[Tensor, "batch channels height width"],
-        targets: Int[Tensor, " batch"],
-        outputs: Float[Tensor, "batch classes"],
-    ) -> Float[Tensor, ""]:
-        """The loss of one training batch, averaged over its images: cross entropy."""
-        return F.cross_entropy(outputs, targets)
+    @property
+    def network(self) -> nn.Module | None:
+        """The network that is judged and kept, where it is not the one that is trained."""
+        return None
+
+    @property
+    def counts(self) -> bool:
+        """Whether the network that is judged now is one that the scheme could end with; not a part of it, say."""
+        return self.phase == "full"
+
+    def mix(self, images: Images, targets: Targets) -> tuple[Images, Targets]:
+        """The batch that is trained on, from the one that was drawn."""
+        return images, targets
+
+    def loss(self, batch: Batch, loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """The loss of a batch, averaged over its images, from the cross entropy `loss`."""
+        return loss
+
+    def gradients(self, again: Callable[[], object]) -> None:
+        """Change the gradients of a step; `again` computes them anew, with the weights as they are then."""
+
+    def stepped(self, batch: Batch) -> None:
+        """The optimizer has stepped."""
+
+    def trained(self) -> None:
+        """The last step of an epoch is done; the network is about to be judged."""
 
     def step(self) -> tr.Transition | None:
         """End an epoch; return the transition that this was the moment for."""
+        self.epoch += 1
+        return self.ended(self.epoch)
+
+    def ended(self, epoch: int) -> tr.Transition | None:
+        """What there is to do at the end of epoch number `epoch`, from 1."""
         return None
 
     def state_dict(self) -> dict[str, Any]:
         """What resuming needs beyond the model's and the optimizer's states: tensors and plain values."""
-        return {}
+        return {"epoch": self.epoch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state`; the model's and the optimizer's own states are loaded before."""
+        self.epoch = state["epoch"]
 
     def close(self) -> None:
         """Take everything off the model that `Spec.attach` put on it."""
@@ -69,20 +160,32 @@ class Spec(Settings):
     name: str
     #: One line for help texts.
     summary: ClassVar[str] = ""
+    #: Where the scheme comes from: paper and section.
+    source: ClassVar[str] = ""
+    #: What the scheme has a hand on; two schemes with a hand on the same thing cannot be combined.
+    hands: ClassVar[frozenset[str]] = frozenset()
+    #: When it is attached in a combination, lowest first: copies of the network, then what traces it, then the rest.
+    turn: ClassVar[int] = 2
 
     def check(self, epochs: int) -> None:
         """Raise `UserError` where the scheme cannot be run in a recipe of `epochs` epochs."""
 
-    def attach(
-        self, model: nn.Module, optimizer: Optimizer, example_inputs: Tensor, *, seed: int, batches: FixedBatches
-    ) -> Attached:
-        """Put the scheme to work.
+    def lengths(self, epochs: int) -> tuple[int, ...]:
+        """The epochs of the trainings that follow each other in one run of a recipe of `epochs` epochs.
 
-        Args:
-            model: The network, on its device, its weights drawn.
-            optimizer: The optimizer of its parameters.
-            example_inputs: One small batch [n, c, h, w], only to find channels.
-            seed: Of the scheme's own random draws.
-            batches: The images that criteria read; nothing is loaded or computed unless one does.
+        Each goes through the recipe's learning rate schedule once, stretched or pressed to its length.
         """
+        return (epochs,)
+
+    def teachers(self) -> tuple[dict[str, Any], ...]:
+        """The networks that have to be trained before: changes to the recipe, such as its `model`."""
+        return ()
+
+    def attach(self, setup: Setup) -> Attached:
+        """Put the scheme to work."""
         raise NotImplementedError
+
+
+def cross_entropy(batch: Batch, smoothing: float = 0.0) -> Float[Tensor, ""]:
+    """Cross entropy, averaged over the images of a batch."""
+    return F.cross_entropy(batch.outputs, batch.targets, label_smoothing=smoothing)

@@ -6,13 +6,11 @@ import warnings
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
-from torch import Tensor, nn
-from torch.optim import Optimizer
 
 import torchreaper as tr
 from torchreaper.lab.data import FixedBatches, epoch_seed
 from torchreaper.lab.errors import UserError
-from torchreaper.lab.schemes.base import Attached, Phase, Spec
+from torchreaper.lab.schemes.base import Attached, Phase, Setup, Spec
 from torchreaper.lab.settings import Settings, did_you_mean
 
 #: How many images a criterion reads where the recipe does not say: the paper's number, for its oracle.
@@ -95,8 +93,8 @@ class RePrTraining(Attached):
         """The filters that are ranked, and those that are not."""
         return self._scheme.bank
 
-    def step(self) -> tr.Transition | None:
-        """End an epoch: at the end of a phase, drop the worst filters or bring them back."""
+    def ended(self, epoch: int) -> tr.Transition | None:
+        """At the end of a phase, drop the worst filters or bring them back."""
         with warnings.catch_warnings():
             # It stands in the transition's notes, which the run writes down and shows.
             warnings.simplefilter("ignore", tr.OneLayerWarning)
@@ -104,11 +102,12 @@ class RePrTraining(Attached):
 
     def state_dict(self) -> dict[str, Any]:
         """Step, cycle, dropped filters and generator state."""
-        return self._scheme.state_dict()
+        return {**super().state_dict(), "repr": self._scheme.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state`, inside a sub-network phase too: the filters dropped then are dropped again."""
-        self._scheme.load_state_dict(state)
+        super().load_state_dict(state)
+        self._scheme.load_state_dict(state["repr"])
 
     def close(self) -> None:
         """Take every hook off the model and the optimizer."""
@@ -123,6 +122,9 @@ class RePrSpec(Spec):
     """
 
     summary: ClassVar[str] = "drop the filters that overlap most, train without them, bring them back"
+    source: ClassVar[str] = "Prakash et al. 2019, algorithm 1"
+    hands: ClassVar[frozenset[str]] = frozenset({"weights"})
+    turn: ClassVar[int] = 1
     name: Literal["repr"] = "repr"
     full: Annotated[int, Field(ge=1)] = 20
     sub: Annotated[int, Field(ge=1)] = 10
@@ -183,20 +185,19 @@ class RePrSpec(Spec):
         count = self.images or min(IMAGES, there)
         return tr.criteria.make(self.criterion, batches.take(count, seed=epoch_seed(seed, 0, "images")))
 
-    def attach(
-        self, model: nn.Module, optimizer: Optimizer, example_inputs: Tensor, *, seed: int, batches: FixedBatches
-    ) -> Attached:
-        """Put RePr to work on `model`; what it cannot work with is a `UserError`."""
+    def attach(self, setup: Setup) -> Attached:
+        """Put RePr to work on the network; what it cannot work with is a `UserError`."""
         built = {"name", "criterion", "images", "reinit"}
         options = {key: getattr(self, key) for key in type(self).model_fields if key not in built}
         try:
             scheme = tr.RePr(
-                model,
-                optimizer,
-                example_inputs,
-                criterion=self.ranking(batches, seed=seed),
+                setup.model,
+                setup.optimizer,
+                setup.example_inputs,
+                criterion=self.ranking(setup.batches, seed=setup.seed),
                 reinit=self.reinit.build(),
-                seed=seed,
+                followers=setup.followers,
+                seed=setup.seed,
                 **options,
             )
         except tr.ReaperError as error:

@@ -4,15 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from torch import Tensor, nn
-from torch.optim import Optimizer
-
-from torchreaper.lab.data import FixedBatches
-from torchreaper.lab.schemes.base import Attached, Spec
-
-
-class StandardTraining(Attached):
-    """Changes nothing."""
+from torchreaper.lab.schemes.base import Attached, Setup, Spec
 
 
 class StandardSpec(Spec):
@@ -21,8 +13,6 @@ class StandardSpec(Spec):
     summary: ClassVar[str] = "the whole network, all the time"
     name: Literal["standard"] = "standard"
 
-    def attach(
-        self, model: nn.Module, optimizer: Optimizer, example_inputs: Tensor, *, seed: int, batches: FixedBatches
-    ) -> Attached:
+    def attach(self, setup: Setup) -> Attached:
         """Put the scheme to work: there is nothing to do."""
-        return StandardTraining()
+        return Attached()

@@ -1,0 +1,65 @@
+"""Teachers: networks that a scheme learns from, trained first, each in a run of its own.
+
+A teacher's run lies beside those of the comparison, `<out>/<recipe>/teacher-<model>-<hash>/standard/seed-<k>`: the
+schemes that learn from the same teacher share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torchreaper.lab.errors import UserError
+from torchreaper.lab.files import Json
+from torchreaper.lab.recipe import Recipe
+from torchreaper.lab.runs import folder_of, judged_weights, load_checkpoint
+from torchreaper.lab.schemes import Spec
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A run that has to be finished before: `recipe` with standard training, below `out`, with the run's own seed."""
+
+    recipe: Recipe
+    out: Path
+
+
+@dataclass(frozen=True, eq=False)
+class Taught:
+    """What a finished teacher gives: its weights, and the seconds its training took."""
+
+    weights: dict[str, Any]
+    seconds: float
+
+
+def recipe_of(recipe: Recipe, spec: Spec) -> Recipe | None:
+    """The recipe of the scheme's teacher; None where it needs none.
+
+    Raises:
+        UserError: What the scheme says of its teacher makes no recipe.
+    """
+    wanted = spec.teachers()
+    return recipe.teacher(wanted[0]) if wanted else None
+
+
+def needed(recipe: Recipe, spec: Spec, out: Path) -> Teacher | None:
+    """The run that has to be finished before a run of `recipe` with `spec` in `out`; None where it needs none."""
+    found = recipe_of(recipe, spec)
+    return None if found is None else Teacher(found, Path(out) / recipe.name)
+
+
+def load(teacher: Teacher, result: Json, seed: int, note: Callable[[str], None]) -> Taught:
+    """The weights of a finished teacher.
+
+    Raises:
+        UserError: They are gone, or damaged.
+    """
+    folder = folder_of(teacher.out, teacher.recipe.name, "standard", seed)
+    state = load_checkpoint(folder, note, mend=False)
+    if state is None:
+        raise UserError(
+            f"{folder}: the teacher is trained, but its checkpoint is gone; delete that folder and run again"
+        )
+    return Taught(judged_weights(state), float(result["seconds"]))
