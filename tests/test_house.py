@@ -27,8 +27,8 @@ INSIDE = {
 LAB = [
     *("cli", "cli_looking", "command_line", "console", "report", "compare", "execution", "comparison", "analyze"),
     *("statistics", "inspection", "starting", "run", "training", "teachers", "optim", "environment", "measures"),
-    *("progress", "locking", "runs", "snapshots", "recipe", "published", "schemes", "data", "models", "objects"),
-    *("settings", "files", "errors"),
+    *("progress", "locking", "runs", "snapshots", "library", "recipe", "published", "schemes", "data", "models"),
+    *("objects", "settings", "files", "errors"),
 ]
 FILES = sorted(p.relative_to(SOURCE) for p in SOURCE.rglob("*.py"))
 

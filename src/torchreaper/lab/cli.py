@@ -139,6 +139,15 @@ def compare(
     seeds: Annotated[
         int | None, typer.Option(metavar="N", help="Seeds of each scheme.", show_default="the recipe's")
     ] = None,
+    detect: Annotated[
+        float,
+        typer.Option(
+            metavar="POINTS",
+            min=0.01,
+            max=100,
+            help="Difference worth seeing: where none shows, say how many seeds it takes.",
+        ),
+    ] = 1.0,
     profile: Profile = None,
     overrides: Overrides = None,
     out: Out = Path("runs"),
@@ -169,7 +178,9 @@ def compare(
         use_threads(threads)
         console = screen.stdout()
         with screen.progress_on(console, quiet=quiet, runs=comparing.to_do(loaded, names, count, out)) as progress:
-            comparison = comparing.compare(loaded, names, count, out, progress, device=device, executor=executor)
+            comparison = comparing.compare(
+                loaded, names, count, out, progress, device=device, executor=executor, detect=detect
+            )
         from torchreaper.lab import report
 
         screen.show_table(console, *found.table(comparison))

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
 from torchreaper.lab import teachers
-from torchreaper.lab.comparison import Comparison, Failure, Result, summarise, write
+from torchreaper.lab.comparison import Comparison, Failure, Result, read_curves, summarise, write
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.execution import Executor, Here, Job, Plan, perform
 from torchreaper.lab.files import read_json
 from torchreaper.lab.progress import NullProgress, Progress
 from torchreaper.lab.recipe import ALL, Recipe
-from torchreaper.lab.run import Run, finished
+from torchreaper.lab.run import finished
 from torchreaper.lab.runs import ENVIRONMENT, RunFailed, folder_of
+from torchreaper.lab.training import Run
 
 
 def compare(
@@ -27,11 +27,12 @@ def compare(
     *,
     device: str = "auto",
     executor: Executor | None = None,
+    detect: float = 1.0,
 ) -> Comparison:
     """Run every scheme with the seeds 0 to ``seeds - 1`` and compare them.
 
     A run that is finished in ``out`` is not repeated, one that was killed goes on. A run that fails is put
-    into ``failures``, the others go on. ``comparison.json``, ``.md`` and ``.csv`` go to ``out / recipe.name``.
+    into ``failures``, the others go on. ``comparison.json``, ``.md`` and two ``.csv`` go to ``out / recipe.name``.
 
     Args:
         recipe: What to run.
@@ -42,6 +43,7 @@ def compare(
         device: As in ``run.train``.
         executor: Where the runs go on; None: here, one after the other. With worker processes a script must call this
             below ``if __name__ == "__main__":``.
+        detect: The difference, in points, for which the seeds needed are told.
 
     Raises:
         UserError: A scheme twice, unknown or with wrong options, no seed, or a run that cannot be begun.
@@ -59,9 +61,18 @@ def compare(
         results[scheme][seed] = result
         progress.end_run(result)
     failures = _run(jobs, results, progress, executor)
-    comparison = summarise(results, recipe=recipe.name, failures=failures)
-    comparison = replace(comparison, remarks=_remarks(recipe, results, out))
-    write(comparison, results, Path(out) / recipe.name)
+    folder = Path(out) / recipe.name
+    curves = read_curves(folder, results)
+    comparison = summarise(
+        results,
+        recipe=recipe.name,
+        failures=failures,
+        curves=curves,
+        published=recipe.published,
+        detect=detect,
+        remarks=_remarks(recipe, results, out),
+    )
+    write(comparison, results, folder, curves=curves)
     return comparison
 
 
