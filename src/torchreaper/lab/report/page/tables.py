@@ -48,7 +48,7 @@ def comparison_table(found: Json) -> Table:
         ("p", lambda _, other: _p(_inner(other, "accuracy").get("p"))),
         ("p, Holm", lambda _, other: _p(other.get("p_holm"))),
         (f"gap minus {baseline}, points", lambda _, other: interval(other.get("gap"), signed=True)),
-        ("epochs to baseline", lambda one, _: _reached(_inner(one, "epochs_to_baseline"))),
+        ("to baseline, epochs", lambda one, _: _reached(_inner(one, "epochs_to_baseline"))),
         ("epochs", lambda one, _: _count(one.get("epochs")) if len(epochs) > 1 else ""),
         ("run", lambda one, _: _time(one)),
         ("time ratio", lambda _, other: _number(other.get("wall_clock"), "x {:.2f}")),
