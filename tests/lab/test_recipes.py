@@ -187,7 +187,7 @@ def test_quick_says_at_which_step_the_last_filters_return(name, profile):
     """The comment above a quick profile, against what it makes."""
     recipe = load(name, profile)
     said = re.findall(
-        r"At ([\d,]+) steps an epoch.*?at\s+(?:#\s+)?step\s+(?:#\s+)?([\d,]+)(?: of ([\d,]+))?", TEXTS[name], re.S
+        r"[Aa]t ([\d,]+) steps an epoch.*?at\s+(?:#\s+)?step\s+(?:#\s+)?([\d,]+)(?: of ([\d,]+))?", TEXTS[name], re.S
     )
     assert len(said) == 1
     each, at, of = (int(number.replace(",", "")) if number else None for number in said[0])

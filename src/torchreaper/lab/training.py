@@ -116,6 +116,7 @@ class Run:
             drawn=drawn,
             autocast=self.fabric.autocast,
             grad_clip=self.recipe.grad_clip,
+            base=self.recipe.base,
             teacher=teacher,
         )
 
