@@ -279,7 +279,7 @@ def load_checkpoint(folder: Path, note: Callable[[str], None], *, mend: bool = T
 
 def judged_weights(checkpoint: Json) -> dict[str, Any]:
     """The weights of the network that counts: an average, where the scheme keeps one, else those that are trained."""
-    found: dict[str, Any] = checkpoint.get("network", checkpoint["model"])
+    found: dict[str, Any] = checkpoint["network" if "network" in checkpoint else "model"]
     return found
 
 
