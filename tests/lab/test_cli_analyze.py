@@ -192,7 +192,10 @@ WRONG = {
         ["model.pt", "--recipe", "tiny.yaml", "--set", "model.options.width=7"],
         r"model\.pt: its weights do not fit CNet \(",
     ),
-    "no-module": (["model.pt", "--recipe", "tiny.yaml", "--model", "no:make"], r"model='no:make': no cannot be import"),
+    "no-module": (
+        ["model.pt", "--recipe", "tiny.yaml", "--model", "no:make"],
+        r"model.name='no:make': no cannot be import",
+    ),
     "no-checkpoint": (["tiny.yaml", "--recipe", "tiny.yaml"], r"tiny\.yaml: torch cannot read it as weights"),
     "twice": (["runs/tiny/repr", "runs/tiny/repr/"], r"targets: runs/tiny/repr is named twice"),
     "criterion": (["runs/tiny", "--criteria", "magic"], r"criteria='magic': unknown; choose from "),

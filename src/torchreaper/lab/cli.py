@@ -1,4 +1,4 @@
-"""The command ``reaper``: train, compare, inspect, analyze.
+"""The command ``reaper``: train, compare, report, inspect, analyze.
 
 Only the package itself is imported before a command needs more: data, plotting and statistics libraries take seconds.
 """
@@ -36,6 +36,7 @@ EXAMPLES = """\b
 Examples:
   reaper train recipes/demo.yaml
   reaper compare recipes/demo.yaml --schemes standard,repr --seeds 3
+  reaper report runs/demo
   reaper inspect resnet20 --fraction 0.3
   reaper analyze runs/demo
 """
@@ -44,8 +45,14 @@ Example:
   reaper train recipes/demo.yaml --scheme repr --seed 1 --set optim.lr=0.05
 """
 EXAMPLE_COMPARE = """\b
-Example:
+Examples:
   reaper compare recipes/demo.yaml --schemes standard,repr --seeds 3 --out runs
+  reaper compare recipes/demo.yaml --seeds 5 --jobs 2
+"""
+EXAMPLE_REPORT = """\b
+Examples:
+  reaper report runs/demo
+  reaper report runs --out all.html
 """
 
 
@@ -128,11 +135,27 @@ def compare(
     seeds: Annotated[
         int | None, typer.Option(metavar="N", help="Seeds of each scheme.", show_default="the recipe's")
     ] = None,
+    detect: Annotated[
+        float,
+        typer.Option(
+            metavar="POINTS",
+            min=0.01,
+            max=100,
+            help="Difference worth seeing: where none shows, say how many seeds it takes.",
+        ),
+    ] = 1.0,
     profile: Profile = None,
     overrides: Overrides = None,
     out: Out = Path("runs"),
     device: Device = "auto",
     threads: Threads = None,
+    jobs: Annotated[
+        int, typer.Option(metavar="N", help="Runs at once, each in a process of its own; they share cores and GPU.")
+    ] = 1,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="[ADDRESS]", help="Run on a Ray cluster; without address on one started here."),
+    ] = None,
     debug: Debug = False,
     quiet: Quiet = False,
 ) -> None:
@@ -142,14 +165,18 @@ def compare(
         count = loaded.seeds if seeds is None else seeds
         from torchreaper.lab import compare as comparing
         from torchreaper.lab import comparison as found
+        from torchreaper.lab.execution import choose
 
+        executor = choose(jobs=jobs, ray=ray, threads=threads)
         names = comparing.named(loaded, schemes)
         comparing.check(loaded, names, count)
         check_out(out)
         use_threads(threads)
         console = screen.stdout()
-        with screen.progress_on(console, quiet=quiet, runs=len(names) * count) as progress:
-            comparison = comparing.compare(loaded, names, count, out, progress, device=device)
+        with screen.progress_on(console, quiet=quiet, runs=comparing.to_do(loaded, names, count, out)) as progress:
+            comparison = comparing.compare(
+                loaded, names, count, out, progress, device=device, executor=executor, detect=detect
+            )
         from torchreaper.lab import report
 
         screen.show_table(console, *found.table(comparison))
@@ -157,8 +184,30 @@ def compare(
             screen.say(console, note)
         drawn = report.draw(out, loaded.name, {summary.scheme: summary.seeds for summary in comparison.schemes})
         screen.show_paths(console, [out / loaded.name / f"{found.NAME}.md", *drawn])
+        screen.say(console, f"As one page: reaper report {out / loaded.name}")
         if comparison.failures:
             raise typer.Exit(FAILED)
+
+
+@app.command(epilog=EXAMPLE_REPORT, short_help="Make one HTML page of a comparison, to look at and to send.")
+def report(
+    target: Annotated[
+        Path,
+        typer.Argument(metavar="OUT", help="What compare wrote, such as runs/demo; or a folder of several such."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where the page goes.", show_default="report.html in OUT")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Make one HTML page of what compare and analyze wrote; of unfinished runs, what there is.
+
+    The page needs no network and holds all it shows: about 5 MB, most of it the plotting library.
+    """
+    with guarded(debug):
+        from torchreaper.lab.report.page import write_page
+
+        screen.show_paths(screen.stdout(), [write_page(target, out)[0]])
 
 
 WHAT_ANALYZE = "Which filters overlap, which matter, which criterion knows it?"

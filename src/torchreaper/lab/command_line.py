@@ -40,6 +40,7 @@ class OneLine(TyperGroup):
         **extra: Any,
     ) -> Any:
         """Run the command; with ``standalone_mode`` end the process with its exit code."""
+        args = with_ray_address(sys.argv[1:] if args is None else args)
         run = functools.partial(super().main, args, prog_name, complete_var, False, windows_expand_args, **extra)
         if not standalone_mode:
             return run()
@@ -51,6 +52,14 @@ class OneLine(TyperGroup):
             print(f"error: {_one_line(error.format_message())}", file=sys.stderr)
             sys.exit(getattr(error, "exit_code", WRONG))
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def with_ray_address(args: Sequence[str]) -> list[str]:
+    """``--ray`` may stand without an address: then it means a cluster of its own."""
+    return [
+        "--ray=local" if arg == "--ray" and all(after.startswith("-") for after in args[place : place + 1]) else arg
+        for place, arg in enumerate(args, 1)
+    ]
 
 
 RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).", show_default=False)]

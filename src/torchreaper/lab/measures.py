@@ -26,7 +26,7 @@ def convolutions(model: nn.Module) -> dict[str, Convolution]:
 def evaluate(
     fabric: Fabric,
     model: nn.Module,
-    split: data.Split,
+    split: data.Readable,
     *,
     mean: Float[Tensor, " channels"],
     std: Float[Tensor, " channels"],
@@ -37,9 +37,8 @@ def evaluate(
     loss = torch.zeros((), dtype=mean.dtype, device=mean.device)
     right = torch.zeros((), dtype=torch.int64, device=mean.device)
     with torch.no_grad(), fabric.autocast():
-        for index in data.batches(split, batch=batch, seed=0, epoch=0, shuffle=False):
-            outputs = model(data.normalise(split.images[index], mean, std)).to(mean.dtype)
-            targets = split.labels[index]
+        for images, targets in data.judging(split, mean, std, batch=batch):
+            outputs = model(images).to(mean.dtype)
             loss += F.cross_entropy(outputs, targets, reduction="sum")
             right += (outputs.argmax(1) == targets).sum()
     return loss.item() / len(split), int(right.item()) / len(split)

@@ -16,6 +16,7 @@ from torchreaper.lab import schemes as lab_schemes
 from torchreaper.lab.data import Augmentation, DataSpec
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.models import ModelSpec
+from torchreaper.lab.published import Published
 from torchreaper.lab.settings import Settings, did_you_mean, parse, show
 
 #: What stands for every scheme of a recipe in ``reaper compare --schemes``; no scheme can be called that.
@@ -92,7 +93,8 @@ class Recipe(Settings):
     Attributes:
         name: names the run folder. epochs: of training. batch: training images per step.
         data, model, optim, schedule: see ``DataSpec``, ``ModelSpec``, ``OptimSpec``, ``ScheduleSpec``.
-        augment: "none" or "crop-flip". precision: as Lightning Fabric names it. eval_batch: images at a time.
+        augment: "none", "crop-flip", or, of images that are not in memory, "resized-crop".
+        precision: as Lightning Fabric names it. eval_batch: images at a time.
         grad_clip: largest norm of the gradient; None: not clipped.
         report: the test accuracy that counts: of the "last" epoch, or of the epoch that is best on "validation".
         snapshots: keep the network's weights after each so-many-th epoch and after the last, in the run's folder; see
@@ -102,6 +104,16 @@ class Recipe(Settings):
         scheme: the recipe's own scheme and its options, all of them once checked.
         schemes: options of others to compare with, by key: ``{dsd: {...}}`` or, for a second setting of one
             scheme, ``{repr-random: {name: repr, criterion: random}}``.
+        published: what a paper reports for these schemes, see ``Published``; printed beside what was measured, and no
+            part of what makes a run the same::
+
+                published:
+                  unit: error %                 # or: accuracy %
+                  source: Prakash et al. 2019, table of CIFAR networks
+                  data: CIFAR-10                # optional
+                  values: {standard: 27.9, repr: 23.6}
+
+            A profile that makes the numbers meaningless takes them away by ``published: null``.
         profiles: named changes to all of the above; ``load_recipe(profile=...)`` makes them.
     """
 
@@ -121,6 +133,7 @@ class Recipe(Settings):
     seeds: int = Field(default=3, ge=1)
     scheme: dict[str, Any] = Field(default_factory=lambda: {"name": "standard"})
     schemes: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    published: Published | None = None
     profiles: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     _base: Path = PrivateAttr(default=Path())
@@ -164,6 +177,8 @@ class Recipe(Settings):
     def _together(self) -> Recipe:
         if self.report == "validation" and not self.data.validation:
             raise UserError("report='validation': needs images to validate on; set data.validation")
+        if self.augment == "resized-crop" and (self.data.size is None or self.data.memory):
+            raise UserError("augment='resized-crop': cuts images as stored; set data.size and data.memory: false")
         if self.schedule.warmup >= self.epochs:
             raise UserError(f"schedule.warmup={self.schedule.warmup}: must be less than epochs={self.epochs}")
         if late := [epoch for epoch in self.schedule.milestones if epoch >= self.epochs]:
@@ -176,6 +191,8 @@ class Recipe(Settings):
                 self._check(options)
             except UserError as error:
                 raise UserError(f"schemes.{key}: {error}") from None
+        if self.published is not None:
+            self.published.check(dict.fromkeys([*self.every_scheme(), *lab_schemes.SCHEMES]))
         return self
 
     def _check(self, options: Mapping[str, Any]) -> lab_schemes.Spec:
@@ -217,8 +234,11 @@ class Recipe(Settings):
         return list(dict.fromkeys(["standard", str(self.scheme["name"]), *self.schemes]))
 
     def canonical(self) -> dict[str, Any]:
-        """The recipe as plain JSON values, every default filled in, without profiles; reading it gives it back."""
-        return self.model_dump(mode="json", exclude={"profiles"})
+        """The recipe as plain JSON values, every default filled in; reading it gives it back.
+
+        Without what no run depends on: profiles, and what was published.
+        """
+        return self.model_dump(mode="json", exclude={"profiles", "published"})
 
     def fingerprint(self) -> str:
         """SHA-256 of ``canonical``, in hexadecimal."""

@@ -176,7 +176,7 @@ def test_wrong_images_are_refused_with_their_row(make, tmp_path):
     spec = make([*good[:5], b"broken", *good[6:]])
     text = refused(spec, tmp_path)
     assert text.startswith("data.train: row 5: image cannot be decoded (cannot identify image file")
-    assert text.endswith("; mend or remove the row")
+    assert text.endswith("; mend or remove it")
     spec = make([*good[:5], good[5][:-40], *good[6:]])
     assert refused(spec, tmp_path).startswith("data.train: row 5: image cannot be decoded (")
     spec = make([*good[:5], None, *good[6:]])
@@ -185,11 +185,11 @@ def test_wrong_images_are_refused_with_their_row(make, tmp_path):
     assert refused(spec, tmp_path) == ("data.train: row 5: image mode I;16 is not 8 bits a channel; make it RGB")
     spec = make([*good[:5], make.png(np.zeros((6, 7), np.uint8)), *good[6:]])
     assert refused(spec, tmp_path) == (
-        "data.train: row 5: image of 6x7 pixels, others have 6x6; all must have one size"
+        "data.train: row 5: image of 6x7 pixels, others have 6x6; set data.size to bring all to one size"
     )
     spec = make(good, test_images=make.pictures(4, side=5))
     assert refused(spec, tmp_path) == (
-        "data.test: images of 5x5 pixels, those of data.train have 6x6; all must have one size"
+        "data.test: images of 5x5 pixels, those of data.train have 6x6; set data.size to bring all to one size"
     )
 
 

@@ -10,7 +10,11 @@ PARQUET = {"name": "parquet", "train": "a", "test": "b"}
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"name": "digit"}, "data.name='digit': must be 'digits', 'parquet' or 'hub'"),
+        (
+            {"name": "digit"},
+            "data.name='digit': unknown data; did you mean 'digits'? known: digits, folder, parquet, hub, "
+            "package.module:callable",
+        ),
         ({"name": "digits", "train": "x"}, "data.train='x': has no effect with name='digits'; leave it out"),
         ({"name": "digits", "label": "y"}, "data.label='y': has no effect with name='digits'; leave it out"),
         ({"name": "parquet", "train": "x"}, "data.test: is missing; name='parquet' needs it"),

@@ -123,7 +123,7 @@ def analyze(
         both = f"targets: {source.path} and {first[0]}"
         if layers != first[1]:
             raise UserError(f"{both} are networks with different layers; analyse them one at a time")
-        if not _same(batches.split, first[2].split):
+        if not batches.split.same(first[2].split):
             raise UserError(
                 f"{both} have different {batches.what} images; choose another split, or analyse them one at a time"
             )
@@ -159,10 +159,6 @@ def _open(
     for name in settings.layers or ():
         bank[name]  # an error where there is no such layer
     return epoch, bank, batches
-
-
-def _same(one: data.Split, other: data.Split) -> bool:
-    return one is other or (torch.equal(one.labels, other.labels) and torch.equal(one.images, other.images))
 
 
 def _once(note: Callable[[str], None]) -> Callable[[str], None]:

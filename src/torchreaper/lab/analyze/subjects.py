@@ -31,7 +31,7 @@ class Source:
         path: a run folder, or a checkpoint file.
         seed: the run's; 0 of a checkpoint.
         recipe: of the run, or the one that was named: says which data, and which network unless ``model`` does.
-        model: ``package.module:callable`` or a name of the zoo; ``None``: the recipe's.
+        model: a name as in ``ModelSpec``, such as ``package.module:callable``; ``None``: the recipe's.
         options: of that model.
     """
 
@@ -56,16 +56,15 @@ class Source:
         name, options = self.model or self.recipe.model.name, self.options
         if options is None:
             options = {} if self.model else self.recipe.model.options
-        if models.is_callable(name):
-            return models.build_callable(name, options)
-        images = self.dataset.train.images
+        channels, height, width = self.dataset.train.shape
         return models.build(
             name,
             options,
-            in_channels=images.shape[1],
+            in_channels=channels,
             classes=len(self.dataset.classes),
-            image_size=(images.shape[2], images.shape[3]),
+            image_size=(height, width),
             generator_seed=self.seed,
+            base=self.recipe.base,
         )
 
     def last(self, note: Callable[[str], None]) -> tuple[int | None, Mapping[str, Tensor]]:
@@ -125,7 +124,7 @@ def find_subjects(
     Args:
         targets: run folders, folders of runs (of a scheme's seeds, of a recipe's schemes), or checkpoint files.
         recipe: for checkpoint files: says which data, and which network.
-        model: for checkpoint files: a name of the zoo or ``package.module:callable``, in place of the recipe's.
+        model: for checkpoint files: a name as in ``ModelSpec``, in place of the recipe's.
         options: of that model.
 
     Raises:

@@ -1,14 +1,19 @@
 """Images: where they come from, how they are split, and how an epoch goes through them."""
 
-from torchreaper.lab.data.batches import Augmentation as Augmentation
+from torchreaper.lab.data.augment import Augmentation as Augmentation
+from torchreaper.lab.data.augment import augment as augment
+from torchreaper.lab.data.augment import epoch_generator as epoch_generator
+from torchreaper.lab.data.augment import epoch_seed as epoch_seed
 from torchreaper.lab.data.batches import FixedBatches as FixedBatches
-from torchreaper.lab.data.batches import augment as augment
 from torchreaper.lab.data.batches import batches as batches
-from torchreaper.lab.data.batches import epoch_generator as epoch_generator
-from torchreaper.lab.data.batches import epoch_seed as epoch_seed
+from torchreaper.lab.data.batches import check_augmentation as check_augmentation
+from torchreaper.lab.data.batches import first as first
+from torchreaper.lab.data.batches import judging as judging
 from torchreaper.lab.data.batches import normalise as normalise
+from torchreaper.lab.data.batches import training as training
 from torchreaper.lab.data.load import load as load
 from torchreaper.lab.data.spec import DataSpec as DataSpec
 from torchreaper.lab.data.split import Dataset as Dataset
+from torchreaper.lab.data.split import Readable as Readable
 from torchreaper.lab.data.split import Split as Split
 from torchreaper.lab.data.table import Progress as Progress

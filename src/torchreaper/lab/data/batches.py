@@ -1,43 +1,22 @@
-"""From images in memory to batches: the order of an epoch, augmentation, normalisation."""
+"""From images to batches: the order of an epoch, normalisation, what criteria read."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from torchreaper.lab.data.split import Split, choose
+from torchreaper.lab.data.augment import Augmentation, epoch_generator
+from torchreaper.lab.data.split import Readable, choose
 from torchreaper.lab.errors import UserError
-
-Augmentation = Literal["none", "crop-flip"]
-_MARGIN = 4  # pixels, of the crop (He et al. 2016)
-
-
-def epoch_seed(seed: int, epoch: int, use: str = "order") -> int:
-    """A 63-bit seed for one use of randomness in one epoch of one run.
-
-    The first 8 bytes of BLAKE2b("use:seed:epoch"), top bit cleared: the same on every machine, and unlike
-    ``seed + epoch`` never shared by two runs. It depends on nothing that happened before, so that any epoch
-    can be repeated alone.
-    """
-    digest = hashlib.blake2b(f"{use}:{seed}:{epoch}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
-
-
-def epoch_generator(seed: int, epoch: int, use: str = "order") -> torch.Generator:
-    """A fresh CPU generator from ``epoch_seed``."""
-    return torch.Generator().manual_seed(epoch_seed(seed, epoch, use))
 
 
 def batches(
-    split: Split, *, batch: int, seed: int, epoch: int, shuffle: bool, drop_last: bool = False
+    split: Readable, *, batch: int, seed: int, epoch: int, shuffle: bool, drop_last: bool = False
 ) -> Iterator[Int64[Tensor, " batch"]]:
     """The indices of each batch of one epoch, on the split's device.
 
@@ -52,42 +31,65 @@ def batches(
     return iter(torch.split(order[:end].to(split.labels.device), batch))
 
 
+def training(
+    split: Readable,
+    mean: Float[Tensor, " channels"],
+    std: Float[Tensor, " channels"],
+    *,
+    batch: int,
+    augment: Augmentation,
+    seed: int,
+    epoch: int,
+) -> Iterator[tuple[Float[Tensor, "batch channels height width"], Int64[Tensor, " batch"]]]:
+    """The batches of one epoch of training: images, augmented and normalised, and their classes.
+
+    Order and augmentation depend on (seed, epoch) only, whether the images are in memory or not.
+    """
+    # A last batch of a few images would be a full step on noise, right before the network is judged.
+    order = batches(split, batch=batch, seed=seed, epoch=epoch, shuffle=True, drop_last=True)
+    for images, labels in split.read(order, augmentation=augment, seed=seed, epoch=epoch):
+        yield normalise(images, mean, std), labels
+
+
+def judging(
+    split: Readable, mean: Float[Tensor, " channels"], std: Float[Tensor, " channels"], *, batch: int
+) -> Iterator[tuple[Float[Tensor, "batch channels height width"], Int64[Tensor, " batch"]]]:
+    """All images of a split in its own order, normalised, and their classes."""
+    for images, labels in split.read(batches(split, batch=batch, seed=0, epoch=0, shuffle=False)):
+        yield normalise(images, mean, std), labels
+
+
+def first(
+    split: Readable, count: int, mean: Float[Tensor, " channels"], std: Float[Tensor, " channels"]
+) -> Float[Tensor, "count channels height width"]:
+    """The first images of a split, normalised."""
+    index = torch.arange(min(count, len(split)), device=split.labels.device)
+    return normalise(next(iter(split.read([index])))[0], mean, std)
+
+
+def check_augmentation(split: Readable, kind: Augmentation) -> None:
+    """Raise ``UserError`` where images cannot be augmented because they come as the network is to read them."""
+    if kind != "none" and split.prepared:
+        raise UserError(
+            f"augment={kind!r}: the data set gives floats, which are taken as they are; use augment: none, and "
+            "transforms in the data set itself"
+        )
+
+
 def normalise(
-    images: UInt8[Tensor, "n channels height width"],
+    images: UInt8[Tensor, "n channels height width"] | Float[Tensor, "n channels height width"],
     mean: Float[Tensor, " channels"],
     std: Float[Tensor, " channels"],
 ) -> Float[Tensor, "n channels height width"]:
-    """(images / 255 - mean) / std per channel, in the type of ``mean``, on the images' device."""
+    """(images / 255 - mean) / std per channel, in the type of ``mean``, on the images' device.
+
+    Images of floats are taken for normalised; they only get that type.
+    """
+    if images.is_floating_point():
+        return images.to(mean.dtype)
     scale = (1 / (255 * std)).to(images.device)
     shift = (mean / std).to(images.device)
     return images.to(scale.dtype) * scale[:, None, None] - shift[:, None, None]
-
-
-def augment(
-    images: UInt8[Tensor, "n channels height width"], kind: Augmentation, generator: torch.Generator
-) -> UInt8[Tensor, "n channels height width"]:
-    """Change each image at random, all at once, on the images' device.
-
-    "crop-flip": a crop of the image's own size out of the image with 4 black pixels added on each side, then
-    its mirror image with probability 1/2. "none": the images as they are, and nothing drawn.
-    The numbers come from ``generator``, on its own device: a CPU generator gives the same crops everywhere.
-    Source: He et al. 2016, section 4.2.
-    """
-    if kind == "none":
-        return images
-    n, channels, height, width = images.shape
-    device = images.device
-    top, left = (
-        torch.randint(0, 2 * _MARGIN + 1, (2, n), generator=generator, device=generator.device).to(device).unbind()
-    )
-    mirrored = torch.rand(n, generator=generator, device=generator.device).to(device) < 0.5
-    rows = top[:, None] + torch.arange(height, device=device)
-    columns = left[:, None] + torch.arange(width, device=device)
-    columns = torch.where(mirrored[:, None], columns.flip(1), columns)
-    padded = F.pad(images, (_MARGIN,) * 4)
-    n_index = torch.arange(n, device=device)[:, None, None, None]
-    c_index = torch.arange(channels, device=device)[None, :, None, None]
-    return padded[n_index, c_index, rows[:, None, :, None], columns[:, None, None, :]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +107,7 @@ class FixedBatches:
         seed: which ones those ``count`` are, as many of each class as they go, and their order.
     """
 
-    split: Split
+    split: Readable
     what: str
     mean: Float[Tensor, " channels"]
     std: Float[Tensor, " channels"]
@@ -116,8 +118,8 @@ class FixedBatches:
     @classmethod
     def held_out(
         cls,
-        train: Split,
-        validation: Split | None,
+        train: Readable,
+        validation: Readable | None,
         *,
         mean: Float[Tensor, " channels"],
         std: Float[Tensor, " channels"],
@@ -140,8 +142,8 @@ class FixedBatches:
         return -(-self.images // self.batch)
 
     def __iter__(self) -> Iterator[tuple[Float[Tensor, "n channels height width"], Int64[Tensor, " n"]]]:
-        for index in torch.split(self._order, self.batch):
-            yield normalise(self.split.images[index], self.mean, self.std), self.split.labels[index]
+        for images, labels in self.split.read(torch.split(self._order, self.batch)):
+            yield normalise(images, self.mean, self.std), labels
 
     @cached_property
     def _order(self) -> Int64[Tensor, " images"]:

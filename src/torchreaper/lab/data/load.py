@@ -1,64 +1,107 @@
-"""From a ``data:`` section to tensors."""
+"""From a ``data:`` section to images that can be read."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import torch
+
+from torchreaper.lab.data import own
 from torchreaper.lab.data.digits import CLASSES, digits
+from torchreaper.lab.data.folder import read_folder, rows_of
+from torchreaper.lab.data.gather import gathered, streamed
 from torchreaper.lab.data.hub import read_hub
+from torchreaper.lab.data.memory import check_memory
 from torchreaper.lab.data.parquet import find_files, read_parquet
 from torchreaper.lab.data.spec import DataSpec
 from torchreaper.lab.data.split import Dataset, Split, channel_moments, divide, keep_of_test
+from torchreaper.lab.data.stream import Part
 from torchreaper.lab.data.table import Progress, Table, class_names, decode, open_table, read_labels
 from torchreaper.lab.errors import UserError
 
-Stamp = tuple[Path, int, int]  # a file as it was when read: path, size, time of change
-
 _KEPT = 2  # data sets kept in memory: a comparison needs one, a test beside it another
-_cache: dict[tuple[DataSpec, tuple[Stamp, ...], tuple[Stamp, ...]], Dataset] = {}
+_cache: dict[tuple[DataSpec, str], Dataset] = {}
 
 
 def load(spec: DataSpec, base: Path | str = ".", *, progress: Progress | None = None) -> Dataset:
-    """Load the images of ``spec`` into memory; relative paths start at ``base``, else at the current folder.
+    """Load the images of ``spec``, or prepare to read them.
 
-    Only images that are used are decoded. The last data sets are kept for the life of the process and read
-    again only when a file has changed, so many runs on one data set cost one reading; do not write to them.
+    Relative paths start at ``base``, else at the current folder. Only images that are used are decoded. The last
+    data sets are kept for the life of the process and read again only when a file has changed, so many runs on one
+    data set cost one reading; do not write to them.
     Raises ``UserError``: no such file, unreadable file, no or several image or label columns, missing labels
-    or labels out of range, images that cannot be decoded or differ in size, fewer images than asked for.
+    or labels out of range, images that cannot be decoded or differ in size, fewer images than asked for, more than
+    memory holds, and what `own.open_own` refuses.
     """
-    local = spec.name == "parquet"
-    train = _stamps(spec.train, Path(base), "data.train") if local else ()
-    test = _stamps(spec.test, Path(base), "data.test") if local else ()
-    key = (spec, train, test)
+    state, read = _found(spec, Path(base))
+    key = (spec, state)
     if key not in _cache:
-        dataset = _read(spec, [file for file, *_ in train], [file for file, *_ in test], progress)
+        dataset = read(progress)
         while len(_cache) >= _KEPT:
             del _cache[next(iter(_cache))]
         _cache[key] = dataset
     return _cache[key]
 
 
-def _stamps(pattern: str | None, base: Path, key: str) -> tuple[Stamp, ...]:
-    files = find_files(pattern or "", base, key)
-    return tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
-
-
-def _read(spec: DataSpec, train: list[Path], test: list[Path], progress: Progress | None) -> Dataset:
+def _found(spec: DataSpec, base: Path) -> tuple[str, Callable[[Progress | None], Dataset]]:
+    """The state of the files of ``spec``, and how they are read."""
+    if spec.own:
+        return str(base.absolute()), partial(_from_own, spec, base)
     match spec.name:
         case "digits":
-            return _from_digits(spec)
-        case "parquet":
-            rows = read_parquet(train, "data.train"), read_parquet(test, "data.test")
-        case "hub":
-            name = spec.hub or ""
-            rows = (
-                read_hub(name, spec.train or "train", "data.train"),
-                read_hub(name, spec.test or "test", "data.test"),
+            return "", lambda _: _from_digits(spec)
+        case "folder":
+            train = read_folder(spec.train or "", base, "data.train")
+            test = read_folder(spec.test or "", base, "data.test", classes=train.classes)
+            state = _state(one.path / file for one in (train, test) for file in one.files)
+            tables = (
+                lambda: Table(rows_of(train), "image", "label", "data.train", train.files),
+                lambda: Table(rows_of(test), "image", "label", "data.test", test.files),
             )
-    first = open_table(rows[0], image=spec.image, label=spec.label, key="data.train")
-    return _from_tables(
-        spec, first, open_table(rows[1], image=first.image, label=first.label, key="data.test"), progress
+            return state, lambda progress: _from_tables(spec, tables[0](), tables[1](), progress)
+        case "parquet":
+            files = find_files(spec.train or "", base, "data.train"), find_files(spec.test or "", base, "data.test")
+            return _state([*files[0], *files[1]]), partial(_from_parquet, spec, files[0], files[1])
+        case _:
+            return "", partial(_from_hub, spec)
+
+
+def _state(files: Iterable[Path]) -> str:
+    """Changes when a file does."""
+    digest = hashlib.blake2b()
+    for file in files:
+        about = file.stat()
+        digest.update(f"{file}\0{about.st_size}\0{about.st_mtime_ns}\0".encode())
+    return digest.hexdigest()
+
+
+def _from_parquet(spec: DataSpec, train: list[Path], test: list[Path], progress: Progress | None) -> Dataset:
+    return _from_rows(
+        spec,
+        read_parquet(train, "data.train", memory=spec.memory),
+        read_parquet(test, "data.test", memory=spec.memory),
+        progress,
     )
+
+
+def _from_hub(spec: DataSpec, progress: Progress | None) -> Dataset:
+    name = spec.hub or ""
+    return _from_rows(
+        spec,
+        read_hub(name, spec.train or "train", "data.train"),
+        read_hub(name, spec.test or "test", "data.test"),
+        progress,
+    )
+
+
+def _from_rows(spec: DataSpec, train: Any, test: Any, progress: Progress | None) -> Dataset:
+    first = open_table(train, image=spec.image, label=spec.label, key="data.train")
+    second = open_table(test, image=first.image, label=first.label, key="data.test")
+    return _from_tables(spec, first, second, progress)
 
 
 def _from_digits(spec: DataSpec) -> Dataset:
@@ -78,34 +121,55 @@ def _from_digits(spec: DataSpec) -> Dataset:
     return Dataset(train, validation, test, CLASSES, mean, std)
 
 
+def _from_own(spec: DataSpec, base: Path, progress: Progress | None) -> Dataset:
+    train, test = own.open_own(spec.name, spec.options, base, seed=spec.split_seed, workers=spec.workers)
+    classes = own.class_names(train, test)
+    assert train.known is not None
+    assert test.known is not None
+    parts = _parts(spec, train, train.known, test, test.known, len(classes))
+    dataset = streamed(parts, classes, size=spec.size, workers=spec.workers, base=base)
+    return gathered(dataset, progress) if spec.memory else dataset
+
+
 def _from_tables(spec: DataSpec, train: Table, test: Table, progress: Progress | None) -> Dataset:
     classes = class_names(train)
-    labels, test_labels = read_labels(train, classes), read_labels(test, classes)
-    kept, held_out = divide(
-        labels, validation=spec.validation, limit=spec.limit, classes=len(classes), seed=spec.split_seed
-    )
-    judged = keep_of_test(test_labels, limit=spec.test_limit, classes=len(classes), seed=spec.split_seed)
-    images, grey = decode(train, kept, what="train", progress=progress)
-    parts = {"train": (images, labels[kept], grey)}
-    if spec.validation:
-        images, grey = decode(train, held_out, what="validation", progress=progress)
-        parts["validation"] = (images, labels[held_out], grey)
-    images, grey = decode(test, judged, what="test", progress=progress)
-    parts["test"] = (images, test_labels[judged], grey)
-
-    size = parts["train"][0].shape[2:]
-    for what, (images, _, _) in parts.items():
+    parts = _parts(spec, train, read_labels(train, classes), test, read_labels(test, classes), len(classes))
+    if not spec.memory:
+        return streamed(parts, classes, size=spec.size, workers=spec.workers)
+    if spec.size is not None:  # else the size is known when the first image is
+        check_memory(sum(len(part.rows) for part in parts.values()), (3, spec.size, spec.size))
+    decoded = {}
+    for what in ("train", "validation", "test"):
+        if what in parts:
+            table = test if what == "test" else train
+            decoded[what] = decode(table, parts[what].rows, what=what, size=spec.size, progress=progress)
+    size = decoded["train"][0].shape[2:]
+    for what, (images, _) in decoded.items():
         if images.shape[2:] != size:
             raise UserError(
-                f"data.{what}: images of {_by(images.shape[2:])} pixels, those of data.train have "
-                f"{_by(size)}; all must have one size"
+                f"data.{what}: images of {_by(images.shape[2:])} pixels, those of data.train have {_by(size)}; set "
+                "data.size to bring all to one size"
             )
     # Grey images count as grey only where all are: one network reads them all.
-    channels = 1 if all(grey for _, _, grey in parts.values()) else 3
-    splits = {w: Split(images[:, :channels].contiguous(), labels) for w, (images, labels, _) in parts.items()}
+    channels = 1 if all(grey for _, grey in decoded.values()) else 3
+    splits = {
+        what: Split(images[:, :channels].contiguous(), parts[what].labels) for what, (images, _) in decoded.items()
+    }
     mean, std = channel_moments(splits["train"].images)
     return Dataset(splits["train"], splits.get("validation"), splits["test"], classes, mean, std)
 
 
-def _by(size: tuple[int, ...]) -> str:
+def _parts(
+    spec: DataSpec, train: Any, labels: torch.Tensor, test: Any, test_labels: torch.Tensor, classes: int
+) -> dict[str, Part]:
+    """Which images of the training set are trained on and which judge it, and which of the test set do."""
+    kept, held_out = divide(labels, validation=spec.validation, limit=spec.limit, classes=classes, seed=spec.split_seed)
+    judged = keep_of_test(test_labels, limit=spec.test_limit, classes=classes, seed=spec.split_seed)
+    parts = {"train": Part(train, kept, labels[kept]), "test": Part(test, judged, test_labels[judged])}
+    if spec.validation:
+        parts["validation"] = Part(train, held_out, labels[held_out])
+    return parts
+
+
+def _by(size: torch.Size) -> str:
     return "x".join(map(str, size))

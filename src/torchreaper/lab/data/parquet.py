@@ -7,7 +7,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,11 @@ def find_files(pattern: str, base: Path, key: str) -> list[Path]:
     raise UserError(f"{key}={pattern!r}: no such file{places}; give a path or a glob such as *.parquet")
 
 
-def read_parquet(files: list[Path], key: str) -> Any:
-    """Read ``files`` into one ``datasets.Dataset`` in memory; no network, and nothing is left on the disk.
+def read_parquet(files: list[Path], key: str, *, memory: bool = True) -> Any:
+    """Read ``files`` into one ``datasets.Dataset``; no network.
+
+    With ``memory`` the files are held in memory, as they are, and nothing is left on the disk. Without it the
+    ``datasets`` library keeps a copy in its cache, made once, from which rows are read when they are needed.
 
     Raises ``UserError``, which names ``key`` and the file, where one cannot be read.
     """
@@ -52,14 +55,15 @@ def read_parquet(files: list[Path], key: str) -> Any:
             filled.append(file)
     if not filled:
         raise UserError(f"{key}={str(files[0])!r}: has no rows")
-    with quiet(), tempfile.TemporaryDirectory(prefix="torchreaper-", ignore_cleanup_errors=True) as cache:
+    place = tempfile.TemporaryDirectory(prefix="torchreaper-", ignore_cleanup_errors=True)
+    with quiet(), place if memory else nullcontext() as cache:
         try:
             return load_dataset(
                 "parquet",
                 data_files={"train": [glob.escape(str(file)) for file in filled]},
                 split="train",
                 cache_dir=cache,
-                keep_in_memory=True,
+                keep_in_memory=memory,
             )
         except Exception as error:  # datasets has many kinds, and wraps pyarrow's
             cause = first_line(error.__cause__ or error)

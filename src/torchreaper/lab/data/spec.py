@@ -2,51 +2,112 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from torchreaper.lab.data.own import EXAMPLE
 from torchreaper.lab.errors import UserError
-from torchreaper.lab.settings import Settings
+from torchreaper.lab.objects import check_form, check_options, is_object
+from torchreaper.lab.settings import Settings, did_you_mean, show
 
-_WHERE = {"digits": (), "parquet": ("train", "test"), "hub": ("hub",)}  # keys that say where the images are
-_MAY = {"digits": (), "parquet": ("image", "label"), "hub": ("train", "test", "image", "label")}
+NAMES = ("digits", "folder", "parquet", "hub")
+_OWN = "package.module:callable"
+# Keys that say where the images are, and others that have an effect.
+_WHERE = {"digits": (), "folder": ("train", "test"), "parquet": ("train", "test"), "hub": ("hub",), _OWN: ()}
+_READ = ("size", "workers")
+_MAY = {
+    "digits": (),
+    "folder": _READ,
+    "parquet": ("image", "label", *_READ),
+    "hub": ("train", "test", "image", "label", *_READ),
+    _OWN: ("options", *_READ),
+}
 
 
 class DataSpec(Settings):
-    """The recipe's ``data:`` section.
+    """The recipe's ``data:`` section. Checking it opens and imports nothing; `load` does.
 
     Attributes:
-        name: "digits" (scikit-learn's, 8x8, no files), "parquet" (local files) or "hub" (huggingface.co).
-        train, test: parquet: paths or globs of files. hub: names of splits (None: "train", "test").
+        name: "digits" (scikit-learn's, 8x8, no files), "folder" (of images, a subfolder for each class), "parquet"
+            (local files), "hub" (huggingface.co), or ``package.module:callable``, which gives two data sets
+            (train, test), each with ``__len__`` and ``__getitem__`` of a pair (image, class): a PIL image, or a tensor
+            [channels, height, width] of uint8 or of floats, which are taken as they are.
+        train, test: folder: the folders. parquet: paths or globs of files. hub: names of splits; None: "train" and
+            "test".
         hub: the data set's name there, such as "uoft-cs/cifar10".
-        image, label: names of the columns; None: found by their types.
+        image, label: parquet, hub: names of the columns; None: found by their types.
+        options: arguments of the callable.
+        size: bring images to ``size`` x ``size`` pixels: the shorter side, then the middle. None: all have one size.
+        memory: keep all images in memory as pixels; else they are read when they are needed. Default: true, but
+            false of a callable, which may change its images at random.
+        workers: without ``memory``: processes that read. It changes no number.
         limit: training images kept, balanced over the classes as far as they go; None: all.
         test_limit: test images kept, likewise. Judging is most of the time of a run on few training images.
         validation: images split off the training set, before ``limit``, classes in proportion.
-        split_seed: the random choice of all three.
+        split_seed: the random choice of all three, and what a callable draws at random when it makes the data sets.
     """
 
-    name: Literal["digits", "parquet", "hub"]
+    name: str
     train: str | None = None
     test: str | None = None
     hub: str | None = None
     image: str | None = None
     label: str | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+    size: int | None = Field(default=None, ge=1)
+    memory: bool = Field(default=None, validate_default=True)
+    workers: int = Field(default=2, ge=0)
     limit: int | None = Field(default=None, ge=1)
     test_limit: int | None = Field(default=None, ge=1)
     validation: int = Field(default=0, ge=0)
     split_seed: int = Field(default=0, ge=0)
 
+    @property
+    def own(self) -> bool:
+        """Whether the user's own code gives the data sets."""
+        return is_object(self.name)
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if is_object(name):
+            check_form(name, EXAMPLE)
+        elif name not in NAMES:
+            raise ValueError(f"unknown data; {did_you_mean(name, NAMES)}, {_OWN}")
+        return name
+
+    @field_validator("options")
+    @classmethod
+    def _plain(cls, options: dict[str, Any]) -> dict[str, Any]:
+        check_options(options)
+        return options
+
+    @field_validator("memory", mode="before")
+    @classmethod
+    def _in_memory(cls, memory: Any, info: ValidationInfo) -> Any:
+        return not is_object(info.data.get("name", "")) if memory is None else memory
+
     @model_validator(mode="after")
     def _together(self) -> DataSpec:
-        for key in ("train", "test", "hub", "image", "label"):
-            value = getattr(self, key)
-            if key in _WHERE[self.name]:
+        kind = _OWN if self.own else self.name
+        for key in ("train", "test", "hub", "image", "label", "options", "size", "workers"):
+            value, default = getattr(self, key), type(self).model_fields[key].get_default(call_default_factory=True)
+            if key in _WHERE[kind]:
                 if not value:
                     raise UserError(f"{key}: is missing; name={self.name!r} needs it")
-            elif value is not None and key not in _MAY[self.name]:
-                raise UserError(f"{key}={value!r}: has no effect with name={self.name!r}; leave it out")
-        if self.split_seed and self.limit is None and self.test_limit is None and not self.validation:
+            elif value != default and key not in _MAY[kind]:
+                raise UserError(f"{key}={show(value)}: has no effect with name={self.name!r}; leave it out")
+        if not self.memory and self.name == "digits":
+            raise UserError("memory=False: digits are always in memory; leave it out")
+        if self.memory and self.workers != type(self).model_fields["workers"].default and not self.own:
+            raise UserError(
+                f"workers={self.workers}: has no effect with memory=True; leave it out or set memory: false"
+            )
+        chosen = self.limit is not None or self.test_limit is not None or self.validation
+        if self.split_seed and not chosen and not self.own:
             raise UserError(f"split_seed={self.split_seed}: has no effect without limit, test_limit or validation")
         return self
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())

@@ -1,29 +1,94 @@
-"""Images in memory, and how some of them are chosen: by class, from a seed."""
+"""What a split of images is, in memory or not, and how some images are chosen: by class, from a seed."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from torchreaper.lab.data.augment import Augmentation, augment, epoch_generator
 from torchreaper.lab.errors import UserError
+
+Images = UInt8[Tensor, "n channels height width"] | Float[Tensor, "n channels height width"]
+Index = Int64[Tensor, " batch"]
+
+
+class Readable(Protocol):
+    """Images and their classes, in memory or not: what training, judging and criteria read."""
+
+    @property
+    def labels(self) -> Int64[Tensor, " n"]:
+        """The class of each image, on the device where images are read to."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+
+    @property
+    def prepared(self) -> bool:
+        """Whether the images are floats that are ready for the network; else they are bytes."""
+
+    def __len__(self) -> int: ...
+
+    def to(self, device: torch.device | str) -> Readable:
+        """The same split, its images read to ``device``."""
+
+    def same(self, other: Readable) -> bool:
+        """Whether both hold the same images with the same classes in the same order."""
+
+    def read(
+        self, order: Iterable[Index], *, augmentation: Augmentation = "none", seed: int = 0, epoch: int = 0
+    ) -> Iterator[tuple[Images, Int64[Tensor, " batch"]]]:
+        """The images at the indices of each batch of ``order``, and their classes.
+
+        What is drawn at random depends on (seed, epoch) and on the order only.
+        """
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images and their classes, in step. Both on one device; shared, so not to be written to."""
+    """Images and their classes in memory, in step. Both on one device; shared, so not to be written to."""
 
-    images: UInt8[Tensor, "n channels height width"]
+    images: Images
     labels: Int64[Tensor, " n"]
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        _, channels, height, width = self.images.shape
+        return channels, height, width
+
+    @property
+    def prepared(self) -> bool:
+        """Whether the images are floats."""
+        return self.images.is_floating_point()
+
     def to(self, device: torch.device | str) -> Split:
         """The same split on ``device``."""
         return Split(self.images.to(device), self.labels.to(device))
+
+    def same(self, other: Readable) -> bool:
+        """Whether ``other`` holds the same images with the same classes in the same order."""
+        return self is other or (
+            isinstance(other, Split)
+            and torch.equal(self.labels, other.labels)
+            and torch.equal(self.images, other.images)
+        )
+
+    def read(
+        self, order: Iterable[Index], *, augmentation: Augmentation = "none", seed: int = 0, epoch: int = 0
+    ) -> Iterator[tuple[Images, Int64[Tensor, " batch"]]]:
+        """The images at the indices of each batch of ``order``, and their classes."""
+        crops = epoch_generator(seed, epoch, "augment")
+        for index in order:
+            yield augment(self.images[index], augmentation, crops), self.labels[index]
 
 
 @dataclass(frozen=True)
@@ -33,9 +98,9 @@ class Dataset:
     ``mean`` and ``std`` are per channel, in units of full brightness (0 to 1), from the images of ``train``.
     """
 
-    train: Split
-    validation: Split | None
-    test: Split
+    train: Readable
+    validation: Readable | None
+    test: Readable
     classes: tuple[str, ...]
     mean: Float[Tensor, " channels"]
     std: Float[Tensor, " channels"]
@@ -106,11 +171,22 @@ def channel_moments(
 
     A channel of one value only gets the deviation 1, so that it can be divided by.
     """
+    return moments_of(histogram(images))
+
+
+def histogram(images: UInt8[Tensor, "n channels height width"]) -> Int64[Tensor, "channels 256"]:
+    """How often each of the 256 values occurs, per channel."""
+    return torch.stack([torch.bincount(images[:, c].flatten(), minlength=256) for c in range(images.shape[1])])
+
+
+def moments_of(
+    counts: Int64[Tensor, "channels 256"],
+) -> tuple[Float[Tensor, " channels"], Float[Tensor, " channels"]]:
+    """`channel_moments` of the images that ``counts`` is the histogram of."""
     values = torch.arange(256, dtype=torch.float64) / 255
     means, stds = [], []
-    for channel in range(images.shape[1]):
-        counts = torch.bincount(images[:, channel].flatten(), minlength=256).double()
-        share = counts / counts.sum()
+    for count in counts.double():
+        share = count / count.sum()
         mean = (share * values).sum()
         var = (share * (values - mean) ** 2).sum()
         means.append(mean)

@@ -11,7 +11,9 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
+from torchreaper.lab.data.memory import check_memory
 from torchreaper.lab.data.parquet import first_line
+from torchreaper.lab.data.picture import GREY, check_mode, pixels
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.settings import show
 
@@ -19,20 +21,32 @@ Progress = Callable[[str, int, int], None]
 """Called while images are decoded with what they are ("train"), how many are done, and how many there are."""
 
 _CHUNK = 500  # images decoded between two calls of the progress callback
-_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"}  # 8 bits or fewer
 
 
 @dataclass(frozen=True)
 class Table:
-    """One split: a ``datasets.Dataset`` and the names of its columns; ``key`` is its place in the recipe."""
+    """One split: a ``datasets.Dataset`` and the names of its columns; ``key`` is its place in the recipe.
+
+    ``files``: of rows that stand for files, their names, for error texts.
+    """
 
     rows: Any
     image: str
     label: str
     key: str
+    files: Sequence[str] = ()
+    random = False
+
+    def where(self, row: int) -> str:
+        """Such as "data.train: row 5"."""
+        return f"{self.key}: {self.files[row]}" if self.files else f"{self.key}: row {row}"
+
+    def read(self, rows: list[int]) -> list[Any]:
+        """The images at ``rows``, decoded; ``UserError`` for one that is missing or cannot be."""
+        return _images(self.rows.select_columns([self.image]), self, rows)
 
 
-def open_table(rows: Any, *, image: str | None, label: str | None, key: str) -> Table:
+def open_table(rows: Any, *, image: str | None, label: str | None, key: str, files: Sequence[str] = ()) -> Table:
     """Find the image and the label column by name, else by type.
 
     The image column: the only one of type Image (or a struct of bytes and path, which is how it is stored).
@@ -57,7 +71,7 @@ def open_table(rows: Any, *, image: str | None, label: str | None, key: str) -> 
     label = _column(features, label, "label", by_type or named, key)
     if not isinstance(features[image], datasets.Image):
         rows = rows.cast_column(image, datasets.Image())
-    return Table(rows, image, label, key)
+    return Table(rows, image, label, key, files)
 
 
 def _column(features: Any, asked: str | None, what: str, found: Sequence[str], key: str) -> str:
@@ -121,45 +135,51 @@ def read_labels(table: Table, classes: tuple[str, ...]) -> Int64[Tensor, " rows"
 def _values(table: Table) -> list[Any]:
     values: list[Any] = table.rows.select_columns([table.label])[:][table.label]
     if None in values:
-        raise UserError(f"{table.key}: row {values.index(None)} has no label (column {table.label!r})")
+        raise UserError(f"{table.where(values.index(None))} has no label (column {table.label!r})")
     return values
 
 
 def _range(table: Table, row: int, value: object, allowed: str) -> str:
-    where = f"{table.key}: row {row}, column {table.label!r}"
+    where = f"{table.where(row)}, column {table.label!r}"
     return f"{where}: label {value!r} is out of range: must be {allowed}"
 
 
 def decode(
-    table: Table, indices: Int64[Tensor, " n"], *, what: str, progress: Progress | None = None
+    table: Table,
+    indices: Int64[Tensor, " n"],
+    *,
+    what: str,
+    size: int | None = None,
+    progress: Progress | None = None,
 ) -> tuple[UInt8[Tensor, "n 3 height width"], bool]:
-    """The images at ``indices`` as RGB, and whether all of them are grey.
+    """The images at ``indices`` as RGB, brought to ``size`` (see `pixels`), and whether all of them are grey.
 
     Raises ``UserError``, with the row, for an image that is missing, cannot be decoded, has more than 8 bits
-    a channel, or another size than the first.
+    a channel, or another size than the first; and where all together do not fit into memory.
     """
     rows, total = table.rows.select_columns([table.image]), len(indices)
-    pixels: np.ndarray[Any, np.dtype[np.uint8]] | None = None
+    held: np.ndarray[Any, np.dtype[np.uint8]] | None = None
     grey = True
     for start in range(0, total, _CHUNK):
         chunk = indices[start : start + _CHUNK].tolist()
         for i, (row, image) in enumerate(zip(chunk, _images(rows, table, chunk)), start=start):
-            if image.mode not in _MODES:
-                raise UserError(f"{table.key}: row {row}: image mode {image.mode} is not 8 bits a channel; make it RGB")
-            grey = grey and image.mode in ("1", "L")
-            array = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
-            if pixels is None:
-                pixels = np.empty((total, *array.shape), dtype=np.uint8)
-            if array.shape != pixels.shape[1:]:
+            check_mode(image, table.where(row))
+            grey = grey and image.mode in GREY
+            array = pixels(image, size=size)
+            shape = array.shape[1:]
+            if held is None:
+                check_memory(total, (3, *shape))
+                held = np.empty((total, 3, *shape), dtype=np.uint8)
+            if shape != held.shape[2:]:
                 raise UserError(
-                    f"{table.key}: row {row}: image of {_size(array)} pixels, others have "
-                    f"{_size(pixels[0])}; all must have one size"
+                    f"{table.where(row)}: image of {_size(array)} pixels, others have {_size(held[0])}; set data.size "
+                    "to bring all to one size"
                 )
-            pixels[i] = array
+            held[i] = array  # grey goes to all three
         if progress is not None:
             progress(what, min(start + _CHUNK, total), total)
-    assert pixels is not None, "a split is never empty"
-    return torch.from_numpy(pixels), grey
+    assert held is not None, "a split is never empty"
+    return torch.from_numpy(held), grey
 
 
 def _images(rows: Any, table: Table, indices: list[int]) -> list[Any]:
@@ -171,7 +191,7 @@ def _images(rows: Any, table: Table, indices: list[int]) -> list[Any]:
     except Exception:  # a decoder may raise anything; which row it was is found one by one
         images = [_image(rows, table, row) for row in indices]
     if None in images:
-        raise UserError(f"{table.key}: row {indices[images.index(None)]} has no image (column {table.image!r})")
+        raise UserError(f"{table.where(indices[images.index(None)])} has no image (column {table.image!r})")
     return images
 
 
@@ -183,7 +203,7 @@ def _image(rows: Any, table: Table, row: int) -> Any:
         return image
     except Exception as error:
         raise UserError(
-            f"{table.key}: row {row}: image cannot be decoded ({first_line(error)}); mend or remove the row"
+            f"{table.where(row)}: image cannot be decoded ({first_line(error)}); mend or remove it"
         ) from None
 
 

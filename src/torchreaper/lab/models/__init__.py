@@ -1,4 +1,4 @@
-"""The paper's networks, at their published sizes."""
+"""Networks: the paper's, at their published sizes; those of timm and torchvision; the user's own."""
 
 from torchreaper.lab.models.callable_ import build_callable as build_callable
 from torchreaper.lab.models.callable_ import is_callable as is_callable

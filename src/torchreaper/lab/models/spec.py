@@ -1,25 +1,29 @@
-"""Which network a recipe asks for: a name from ``MODELS`` and the options of its builder."""
+"""Which network a recipe asks for: of the zoo, of a library, or of the user's own, and the arguments of its builder."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from pydantic import Field, ValidationInfo, field_validator
 from torch import nn
 
+from torchreaper.lab.models.callable_ import EXAMPLE, build_callable
+from torchreaper.lab.models.checking import check_logits
 from torchreaper.lab.models.cnet import CNetOptions, cnet
 from torchreaper.lab.models.densenet import DEPTHS as DENSENETS
 from torchreaper.lab.models.densenet import DenseNet5Options, DenseNetOptions, densenet
 from torchreaper.lab.models.imagenet_resnet import BLOCKS as IMAGENET_RESNETS
 from torchreaper.lab.models.imagenet_resnet import ImageNetResNetOptions, imagenet_resnet
 from torchreaper.lab.models.inception import InceptionV1Options, InceptionV2Options, inception_v1, inception_v2
+from torchreaper.lab.models.library import build_from_library, library_of
 from torchreaper.lab.models.mobilenet_v2 import MobileNetV2Options, mobilenet_v2
 from torchreaper.lab.models.resnet import DEPTHS as RESNETS
 from torchreaper.lab.models.resnet import ResNetOptions, resnet
 from torchreaper.lab.models.vgg import VGG16Options, vgg16
+from torchreaper.lab.objects import check_form, check_options, drawing, is_object
 from torchreaper.lab.settings import Settings, did_you_mean, parse, parse_nested
 
 
@@ -49,10 +53,16 @@ MODELS: dict[str, Builder] = {
 }
 
 
-class ModelSpec(Settings):
-    """The recipe's ``model:`` section.
+_OTHERS = "timm:NAME, torchvision:NAME, package.module:callable"
 
-    ``options`` are those of the network (``CNetOptions``, ``ResNetOptions``, ...); after checking, all stand here.
+
+class ModelSpec(Settings):
+    """The recipe's ``model:`` section. Checking it imports nothing; `build` does.
+
+    Attributes:
+        name: one of ``MODELS``, ``timm:NAME``, ``torchvision:NAME``, or ``package.module:callable``.
+        options: of a network of ``MODELS`` its options (``CNetOptions``, ``ResNetOptions``, ...), all of them once
+            checked; of the others the arguments of their builder, as they are.
     """
 
     name: str
@@ -61,16 +71,25 @@ class ModelSpec(Settings):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        if name not in MODELS:
-            raise ValueError(f"unknown model; {did_you_mean(name, MODELS)}")
+        if library := library_of(name):
+            if not name.partition(":")[2]:
+                raise ValueError(f"names no network; {library}:resnet18 is one")
+        elif is_object(name):
+            check_form(name, EXAMPLE)
+        elif name not in MODELS:
+            raise ValueError(f"unknown model; {did_you_mean(name, MODELS)}; or {_OTHERS}")
         return name
 
     @field_validator("options")
     @classmethod
     def _complete(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        if "name" not in info.data:  # refused already
+        name = info.data.get("name")
+        if name is None:  # refused already
             return options
-        return parse_nested(MODELS[info.data["name"]].options, options).model_dump()
+        if name in MODELS:
+            return parse_nested(MODELS[name].options, options).model_dump()
+        check_options(options)
+        return options
 
 
 def build(
@@ -81,17 +100,45 @@ def build(
     classes: int,
     image_size: tuple[int, int],
     generator_seed: int,
+    base: Path | None = None,
 ) -> nn.Module:
     """Make the network ``name`` for images [n, in_channels, *image_size] and ``classes`` classes.
 
     All weights are drawn on the CPU from ``generator_seed`` alone; the global random state is left as it was.
-    Raises ``UserError`` for an unknown name, unknown or wrong options, and images too small for the network.
+    A ``package.module:callable`` is looked for in ``base`` and the current folder too. It gets, beside its options,
+    what its signature names of ``classes``, ``num_classes``, ``in_channels``, ``in_chans`` and ``image_size``.
+    Raises ``UserError`` for an unknown name, unknown or wrong options, images too small for the network, and for a
+    network that is not the zoo's if it gives no logits.
     """
     spec = parse(ModelSpec, {"name": name, "options": dict(options)}, at="model")
-    builder = MODELS[spec.name]
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        # Not torch.manual_seed: that would also reseed the accelerators, which this fork does not put back.
-        torch.default_generator.manual_seed(generator_seed)
-        return builder.build(
-            builder.options(**spec.options), in_channels=in_channels, classes=classes, image_size=image_size
+    if spec.name in MODELS:
+        builder = MODELS[spec.name]
+        with drawing(generator_seed):
+            return builder.build(
+                builder.options(**spec.options), in_channels=in_channels, classes=classes, image_size=image_size
+            )
+    if library_of(spec.name):
+        model = build_from_library(
+            spec.name,
+            spec.options,
+            argument="model.name",
+            in_channels=in_channels,
+            classes=classes,
+            seed=generator_seed,
         )
+    else:
+        offered = {
+            "classes": classes,
+            "num_classes": classes,
+            "in_channels": in_channels,
+            "in_chans": in_channels,
+            "image_size": image_size,
+        }
+        model = build_callable(
+            spec.name, spec.options, argument="model.name", base=base, offered=offered, seed=generator_seed
+        )
+    with drawing(generator_seed):
+        check_logits(
+            model, f"model.name={spec.name!r}", in_channels=in_channels, classes=classes, image_size=image_size
+        )
+    return model

@@ -1,0 +1,58 @@
+"""What an epoch draws at random: seeds of (seed, epoch), and crops of whole batches."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import UInt8
+from torch import Tensor
+
+Augmentation = Literal["none", "crop-flip", "resized-crop"]
+_MARGIN = 4  # pixels, of the crop (He et al. 2016)
+
+
+def epoch_seed(seed: int, epoch: int, use: str = "order") -> int:
+    """A 63-bit seed for one use of randomness in one epoch of one run.
+
+    The first 8 bytes of BLAKE2b("use:seed:epoch"), top bit cleared: the same on every machine, and unlike
+    ``seed + epoch`` never shared by two runs. It depends on nothing that happened before, so that any epoch
+    can be repeated alone.
+    """
+    digest = hashlib.blake2b(f"{use}:{seed}:{epoch}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def epoch_generator(seed: int, epoch: int, use: str = "order") -> torch.Generator:
+    """A fresh CPU generator from ``epoch_seed``."""
+    return torch.Generator().manual_seed(epoch_seed(seed, epoch, use))
+
+
+def augment(
+    images: UInt8[Tensor, "n channels height width"], kind: Augmentation, generator: torch.Generator
+) -> UInt8[Tensor, "n channels height width"]:
+    """Change each image at random, all at once, on the images' device.
+
+    "crop-flip": a crop of the image's own size out of the image with 4 black pixels added on each side, then
+    its mirror image with probability 1/2. Others leave the images as they are, and nothing is drawn: "resized-crop"
+    is made while images are read, see `torchreaper.lab.data.picture`.
+    The numbers come from ``generator``, on its own device: a CPU generator gives the same crops everywhere.
+    Source: He et al. 2016, section 4.2.
+    """
+    if kind != "crop-flip":
+        return images
+    n, _, height, width = images.shape
+    device = images.device
+    top, left = (
+        torch.randint(0, 2 * _MARGIN + 1, (2, n), generator=generator, device=generator.device).to(device).unbind()
+    )
+    mirrored = torch.rand(n, generator=generator, device=generator.device).to(device) < 0.5
+    rows = top[:, None] + torch.arange(height, device=device)
+    columns = left[:, None] + torch.arange(width, device=device)
+    columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+    padded = F.pad(images, (_MARGIN,) * 4)
+    n_index = torch.arange(n, device=device)[:, None, None, None]
+    c_index = torch.arange(images.shape[1], device=device)[None, :, None, None]
+    return padded[n_index, c_index, rows[:, None, :, None], columns[:, None, None, :]]
