@@ -292,7 +292,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_pa
         calls.append(len(images))
         return real(images, mean, std) * (float("nan") if len(calls) == 3 else 1)
 
-    monkeypatch.setattr(run_module.data, "normalise", spoilt)
+    monkeypatch.setattr(sys.modules["torchreaper.lab.data.batches"], "normalise", spoilt)
     with pytest.raises(
         RunFailed, match=r"^epoch 3, step 2: the training loss is nan; lower optim\.lr or set grad_clip"
     ):
