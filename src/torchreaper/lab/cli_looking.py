@@ -1,4 +1,4 @@
-"""The commands that train nothing: inspect, analyze, schemes, recipes.
+"""The commands that train nothing: report, inspect, analyze, schemes, recipes.
 
 Only the package itself is imported before a command needs more: data, plotting and statistics libraries take seconds.
 """
@@ -43,6 +43,11 @@ Examples:
   reaper compare paper/c3-32-cifar10 --profile quick
   reaper recipes --copy paper/c3-32-cifar10
 """
+EXAMPLE_REPORT = """\b
+Examples:
+  reaper report runs/demo
+  reaper report runs --out all.html
+"""
 EXAMPLE_ANALYZE = """\b
 Examples:
   reaper analyze runs/demo/repr/seed-0
@@ -50,6 +55,28 @@ Examples:
   reaper analyze model.pt --recipe recipes/demo.yaml
   reaper analyze model.pt --recipe data.yaml --model mynets.small:make --option width=32
 """
+
+
+def report(
+    target: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUT", help="What compare wrote, such as runs/demo; or a folder of several.", show_default=False
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where the page goes.", show_default="report.html in OUT")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Make one HTML page of what compare and analyze wrote; of unfinished runs, what there is.
+
+    The page needs no network and holds all it shows: about 5 MB, most of it the plotting library.
+    """
+    with guarded(debug):
+        from torchreaper.lab.report.page import write_page
+
+        screen.show_paths(screen.stdout(), [write_page(target, out)[0]])
 
 
 def analyze(

@@ -20,6 +20,7 @@ from tests.lab.schemes.setups import (
 from tests.lab.tiny import recipe
 from torch import nn
 
+from torchreaper.lab.analyze.subjects import find_subjects
 from torchreaper.lab.data import FixedBatches, Split
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.measures import fingerprint
@@ -158,6 +159,11 @@ def test_the_average_is_what_is_judged_kept_and_analysed(scheme, tmp_path, one_t
     assert fingerprint(average) == result["fingerprint"] != fingerprint(state["model"])
     snapshot = torch.load(folder / "snapshots" / "epoch-0005.pt", weights_only=True)
     assert fingerprint(snapshot["model"]) == result["fingerprint"]
+    ((source,),) = [subject.sources for subject in find_subjects([folder])]
+    notes = []
+    epoch, analysed = source.last(notes.append)
+    assert (epoch, notes) == (5, [])
+    assert fingerprint(analysed) == result["fingerprint"]
 
 
 def test_with_validation_only_averages_are_chosen(tmp_path, one_thread):

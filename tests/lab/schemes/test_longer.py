@@ -4,8 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.lab.schemes.setups import hooks_on, network, same, setup, train_epoch, weights_of
+from tests.lab.schemes.test_resume import StopAfter, Stopped
 from tests.lab.tiny import recipe
 
+from torchreaper.lab.analyze.subjects import find_subjects
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.run import train
 from torchreaper.lab.runs import folder_of, read_metrics
@@ -44,3 +46,16 @@ def test_the_schedule_is_stretched_and_the_result_says_how_long(tmp_path, one_th
 def test_shorter_is_refused(factor):
     with pytest.raises(UserError, match=rf"^scheme\.factor={factor}: must be greater than 1"):
         parse({"name": "longer", "factor": factor})
+
+
+def test_an_analysis_knows_how_long_the_run_is(tmp_path, one_thread):
+    what, notes = recipe(), []
+    folder = folder_of(tmp_path, "tiny", "longer", 0)
+    with pytest.raises(Stopped):
+        train(what, scheme="longer", seed=0, out=tmp_path, progress=StopAfter(6))
+    ((source,),) = [subject.sources for subject in find_subjects([folder])]
+    source.last(notes.append)
+    assert notes == [f"{folder}: the run is not finished, this is epoch 6 of 10"]
+    train(what, scheme="longer", seed=0, out=tmp_path)
+    assert source.last(notes.append)[0] == 10
+    assert len(notes) == 1

@@ -12,6 +12,7 @@ from tests.lab.tiny import TINY, recipe
 
 from torchreaper.lab import settings
 from torchreaper.lab.errors import UserError
+from torchreaper.lab.inspection import inspect
 from torchreaper.lab.recipe import Recipe
 from torchreaper.lab.schemes import SCHEMES, Attached, Spec, TogetherSpec, options_of, parse
 
@@ -221,3 +222,14 @@ def test_what_one_part_changes_the_whole_has():
         train_epoch(scheme, on)
         scheme.step()
     assert scheme.lr_factor == 0.2
+
+
+def test_inspect_previews_repr_with_its_own_options_alone_and_together():
+    def gone(**changes):
+        _, preview = inspect(recipe(**changes))
+        return sum(map(len, preview.filters.values()))
+
+    alone = gone(scheme={"name": "repr", "full": 1, "sub": 1, "cycles": 1, "fraction": 0.6})
+    options = {"repr": {"full": 1, "sub": 1, "cycles": 1, "fraction": 0.6}}
+    assert gone(scheme={"name": "ol+repr", "parts": options}) == alone == 3
+    assert gone(scheme={"name": "sfp", "fraction": 0.6}) == gone(scheme={"name": "standard"}) == 1
