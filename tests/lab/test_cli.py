@@ -304,6 +304,8 @@ def test_bad_input_is_one_line(recipe, tmp_path, case, command):
         ),
         (["train", "tiny.yaml", "--scheme", "all"], r"scheme='all': unknown scheme; "),
         (["compare", "tiny.yaml", "--schemes", "repr,repr"], r"repr is named twice"),
+        (["compare", "tiny.yaml", "--detect", "0"], r"--detect"),
+        (["compare", "tiny.yaml", "--detect", "101"], r"--detect"),
         (["compre", "tiny.yaml"], r"No such command"),
         (["inspect", "resnet21"], r"model\.name='resnet21': unknown model; did you mean 'resnet"),
         (["inspect", "missing.yaml"], r"recipe='missing\.yaml': no such file"),
