@@ -26,20 +26,9 @@ INSIDE = {
 }
 LAB = [
     *("cli", "cli_looking", "command_line", "console", "report", "compare", "execution", "comparison", "analyze"),
-    *("statistics", "inspection", "starting", "run", "teachers", "optim", "environment", "measures", "progress"),
-    *(
-        "runs",
-        "snapshots",
-        "published",
-        "recipe",
-        "schemes",
-        "data",
-        "models",
-        "objects",
-        "settings",
-        "files",
-        "errors",
-    ),
+    *("statistics", "inspection", "starting", "run", "training", "teachers", "optim", "environment", "measures"),
+    *("progress", "locking", "runs", "snapshots", "library", "recipe", "published", "schemes", "data", "models"),
+    *("objects", "settings", "files", "errors"),
 ]
 FILES = sorted(p.relative_to(SOURCE) for p in SOURCE.rglob("*.py"))
 

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from torchreaper.lab import compare as comparing
 from torchreaper.lab.compare import compare
 from torchreaper.lab.comparison import Failure
 from torchreaper.lab.errors import UserError
+from torchreaper.lab.execution import jobs
 from torchreaper.lab.progress import NullProgress
 from torchreaper.lab.recipe import Recipe
 from torchreaper.lab.runs import RunFailed
@@ -87,14 +87,14 @@ def test_a_run_of_another_recipe_is_met_before_the_first_run(tmp_path):
 
 
 def test_a_run_that_fails_does_not_lose_the_others(tmp_path, monkeypatch):
-    real = comparing.train
+    real = jobs.train
 
     def train(recipe, *, scheme, seed, **options):
         if (scheme, seed) == ("repr", 0):
             raise RunFailed("epoch 2, step 1: the training loss is nan")
         return real(recipe, scheme=scheme, seed=seed, **options)
 
-    monkeypatch.setattr(comparing, "train", train)
+    monkeypatch.setattr(jobs, "train", train)
     listener = Listener()
     comparison = compare(tiny(), ["standard", "repr"], 2, tmp_path, listener)
     assert comparison.failures == (Failure("repr", 0, "epoch 2, step 1: the training loss is nan"),)

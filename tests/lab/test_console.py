@@ -44,7 +44,7 @@ def test_a_terminal_shows_where_the_run_stands(width):
     assert "sub" in text
     assert "loss 1.500" in text
     assert "1,234" in text
-    assert "run 1 of 2" in text
+    assert "0 of 2 done" in text
     assert "note: something [to] know" in text
     assert "repr seed 1: test accuracy 75.00 %, gap 20.00, 3 epochs, 1.5 s" in text
 

@@ -1,4 +1,4 @@
-"""The command ``reaper``: new, train, compare, inspect, analyze.
+"""The command ``reaper``: new, train, compare, report, inspect, analyze.
 
 Only the package itself is imported before a command needs more: data, plotting and statistics libraries take seconds.
 """
@@ -12,7 +12,18 @@ from typing import Annotated
 import typer
 
 from torchreaper.lab import console as screen
-from torchreaper.lab.cli_looking import EXAMPLE_ANALYZE, EXAMPLE_INSPECT, EXAMPLE_SCHEMES, analyze, inspect, schemes
+from torchreaper.lab.cli_looking import (
+    EXAMPLE_ANALYZE,
+    EXAMPLE_INSPECT,
+    EXAMPLE_RECIPES,
+    EXAMPLE_REPORT,
+    EXAMPLE_SCHEMES,
+    analyze,
+    inspect,
+    recipes,
+    report,
+    schemes,
+)
 from torchreaper.lab.command_line import (
     FAILED,
     WRONG,
@@ -37,6 +48,7 @@ Examples:
   reaper new mine.yaml
   reaper train recipes/demo.yaml
   reaper compare recipes/demo.yaml --schemes standard,repr --seeds 3
+  reaper report runs/demo
   reaper inspect resnet20 --fraction 0.3
   reaper analyze runs/demo
 """
@@ -51,8 +63,9 @@ Example:
   reaper train recipes/demo.yaml --scheme repr --seed 1 --set optim.lr=0.05
 """
 EXAMPLE_COMPARE = """\b
-Example:
+Examples:
   reaper compare recipes/demo.yaml --schemes standard,repr --seeds 3 --out runs
+  reaper compare recipes/demo.yaml --seeds 5 --jobs 2
 """
 
 
@@ -155,11 +168,27 @@ def compare(
     seeds: Annotated[
         int | None, typer.Option(metavar="N", help="Seeds of each scheme.", show_default="the recipe's")
     ] = None,
+    detect: Annotated[
+        float,
+        typer.Option(
+            metavar="POINTS",
+            min=0.01,
+            max=100,
+            help="Difference worth seeing: where none shows, say how many seeds it takes.",
+        ),
+    ] = 1.0,
     profile: Profile = None,
     overrides: Overrides = None,
     out: Out = Path("runs"),
     device: Device = "auto",
     threads: Threads = None,
+    jobs: Annotated[
+        int, typer.Option(metavar="N", help="Runs at once, each in a process of its own; they share cores and GPU.")
+    ] = 1,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="[ADDRESS]", help="Run on a Ray cluster; without address on one started here."),
+    ] = None,
     debug: Debug = False,
     quiet: Quiet = False,
 ) -> None:
@@ -169,14 +198,18 @@ def compare(
         count = loaded.seeds if seeds is None else seeds
         from torchreaper.lab import compare as comparing
         from torchreaper.lab import comparison as found
+        from torchreaper.lab.execution import choose
 
+        executor = choose(jobs=jobs, ray=ray, threads=threads)
         names = comparing.named(loaded, schemes)
         comparing.check(loaded, names, count)
         check_out(out)
         use_threads(threads)
         console = screen.stdout()
-        with screen.progress_on(console, quiet=quiet, runs=len(names) * count) as progress:
-            comparison = comparing.compare(loaded, names, count, out, progress, device=device)
+        with screen.progress_on(console, quiet=quiet, runs=comparing.to_do(loaded, names, count, out)) as progress:
+            comparison = comparing.compare(
+                loaded, names, count, out, progress, device=device, executor=executor, detect=detect
+            )
         from torchreaper.lab import report
 
         screen.show_table(console, *found.table(comparison))
@@ -184,11 +217,14 @@ def compare(
             screen.say(console, note)
         drawn = report.draw(out, loaded.name, {summary.scheme: summary.seeds for summary in comparison.schemes})
         screen.show_paths(console, [out / loaded.name / f"{found.NAME}.md", *drawn])
+        screen.say(console, f"As one page: reaper report {out / loaded.name}")
         if comparison.failures:
             raise typer.Exit(FAILED)
 
 
+app.command(epilog=EXAMPLE_REPORT, short_help="Make one HTML page of a comparison, to look at and to send.")(report)
 WHAT_ANALYZE = "Which filters overlap, which matter, which criterion knows it?"
 app.command(epilog=EXAMPLE_ANALYZE, short_help=WHAT_ANALYZE)(analyze)
 app.command(epilog=EXAMPLE_INSPECT, short_help="Show the filters of a network and which would go.")(inspect)
 app.command(epilog=EXAMPLE_SCHEMES, short_help="Which schemes there are, and their options.")(schemes)
+app.command(epilog=EXAMPLE_RECIPES, short_help="Which recipes there are, and what a paper reports for them.")(recipes)

@@ -40,6 +40,7 @@ class OneLine(TyperGroup):
         **extra: Any,
     ) -> Any:
         """Run the command; with ``standalone_mode`` end the process with its exit code."""
+        args = with_ray_address(sys.argv[1:] if args is None else args)
         run = functools.partial(super().main, args, prog_name, complete_var, False, windows_expand_args, **extra)
         if not standalone_mode:
             return run()
@@ -53,7 +54,20 @@ class OneLine(TyperGroup):
         sys.exit(code if isinstance(code, int) else 0)
 
 
-RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).", show_default=False)]
+def with_ray_address(args: Sequence[str]) -> list[str]:
+    """``--ray`` may stand without an address: then it means a cluster of its own."""
+    return [
+        "--ray=local" if arg == "--ray" and all(after.startswith("-") for after in args[place : place + 1]) else arg
+        for place, arg in enumerate(args, 1)
+    ]
+
+
+RecipePath = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE", help="Recipe file (YAML), or a name that reaper recipes lists.", show_default=False
+    ),
+]
 Profile = Annotated[
     str | None, typer.Option(metavar="NAME", help="Profile of the recipe, such as quick.", show_default=False)
 ]
@@ -74,9 +88,10 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No bar; results only, as w
 
 def load(path: str, profile: str | None, overrides: list[str] | None) -> Recipe:
     """The recipe of a command."""
+    from torchreaper.lab.library import find
     from torchreaper.lab.recipe import load_recipe
 
-    return load_recipe(path, profile=profile, overrides=tuple(overrides or ()))
+    return load_recipe(find(path), profile=profile, overrides=tuple(overrides or ()))
 
 
 def check_out(out: Path) -> None:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
-from torchreaper.lab.comparison import Comparison, Failure, Result, summarise, write
+from torchreaper.lab import teachers
+from torchreaper.lab.comparison import Comparison, Failure, Result, read_curves, summarise, write
 from torchreaper.lab.errors import UserError
-from torchreaper.lab.progress import Progress
+from torchreaper.lab.execution import Executor, Here, Job, Plan, perform
+from torchreaper.lab.files import read_json
+from torchreaper.lab.progress import NullProgress, Progress
 from torchreaper.lab.recipe import ALL, Recipe
-from torchreaper.lab.run import Run, finished, train
-from torchreaper.lab.runs import RunFailed
+from torchreaper.lab.run import finished
+from torchreaper.lab.runs import ENVIRONMENT, RunFailed, folder_of
+from torchreaper.lab.training import Run
 
 
 def compare(
@@ -21,11 +26,13 @@ def compare(
     progress: Progress | None = None,
     *,
     device: str = "auto",
+    executor: Executor | None = None,
+    detect: float = 1.0,
 ) -> Comparison:
-    """Run every scheme with the seeds 0 to ``seeds - 1``, here and one after the other, and compare them.
+    """Run every scheme with the seeds 0 to ``seeds - 1`` and compare them.
 
     A run that is finished in ``out`` is not repeated, one that was killed goes on. A run that fails is put
-    into ``failures``, the others go on. ``comparison.json``, ``.md`` and ``.csv`` go to ``out / recipe.name``.
+    into ``failures``, the others go on. ``comparison.json``, ``.md`` and two ``.csv`` go to ``out / recipe.name``.
 
     Args:
         recipe: What to run.
@@ -34,42 +41,131 @@ def compare(
         out: Where the run folders are.
         progress: Listens to every run.
         device: As in ``run.train``.
+        executor: Where the runs go on; None: here, one after the other. With worker processes a script must call this
+            below ``if __name__ == "__main__":``.
+        detect: The difference, in points, for which the seeds needed are told.
 
     Raises:
         UserError: A scheme twice, unknown or with wrong options, no seed, or a run that cannot be begun.
     """
     check(recipe, schemes, seeds)
-    for scheme in schemes:
-        # Every folder is asked now: one of another recipe would else be met after the hours of the runs before it.
-        if None in [finished(recipe, scheme=scheme, seed=seed, out=out) for seed in range(seeds)]:
-            # What the data, the network or the scheme refuse is told now, not after the other schemes' hours.
-            Run(recipe, recipe.scheme_spec(scheme), seed=0, device=device, progress=progress).scheme.close()
+    progress, executor = progress or NullProgress(), executor or Here()
+    # Every folder is asked now: one of another recipe would else be met after the hours of the runs before it.
+    there, jobs = _sort(recipe, schemes, seeds, out, device)
+    for scheme in dict.fromkeys(job.scheme for job in jobs):
+        # What the data, the network or the scheme refuse is told now, not after the other schemes' hours.
+        where = device if isinstance(executor, Here) else "cpu"
+        Run(recipe, recipe.scheme_spec(scheme), seed=0, device=where, progress=progress).scheme.close()
     results: dict[str, dict[int, Result]] = {scheme: {} for scheme in schemes}
-    failures: list[Failure] = []
-    # The seeds outside: the runs of a pair are neighbours in time, so that a machine growing hot or busy
-    # meets both, and a comparison that is cut short has whole pairs.
-    for seed in range(seeds):
-        for scheme in schemes:
-            try:
-                results[scheme][seed] = run(recipe, scheme, seed, out, progress, device=device)
-            except RunFailed as error:
-                failures.append(Failure(scheme, seed, str(error)))
-                if progress is not None:
-                    progress.note(f"failed: {scheme}, seed {seed}: {error}")
-    comparison = summarise(results, recipe=recipe.name, failures=failures)
-    write(comparison, results, Path(out) / recipe.name)
+    for (scheme, seed), result in there.items():
+        results[scheme][seed] = result
+        progress.end_run(result)
+    failures = _run(jobs, results, progress, executor)
+    folder = Path(out) / recipe.name
+    curves = read_curves(folder, results)
+    comparison = summarise(
+        results,
+        recipe=recipe.name,
+        failures=failures,
+        curves=curves,
+        published=recipe.published,
+        detect=detect,
+        remarks=_remarks(recipe, results, out),
+    )
+    write(comparison, results, folder, curves=curves)
     return comparison
+
+
+def to_do(recipe: Recipe, schemes: Sequence[str], seeds: int, out: Path) -> int:
+    """How many runs a comparison has, those that are finished and those of the teachers it lacks among them."""
+    there, jobs = _sort(recipe, schemes, seeds, out, "auto")
+    return len(there) + len(Plan(jobs).jobs)
 
 
 def run(
     recipe: Recipe, scheme: str, seed: int, out: Path, progress: Progress | None = None, *, device: str = "auto"
 ) -> Result:
     """``run.train``, but a run that was finished before is told to ``progress`` as well."""
-    before = finished(recipe, scheme=scheme, seed=seed, out=out)
-    result = train(recipe, scheme=scheme, seed=seed, out=out, progress=progress, device=device)
-    if before and progress is not None:
-        progress.end_run(result)
-    return result
+    outcome = perform(Job(recipe, scheme, seed, out, device), progress or NullProgress())
+    if isinstance(outcome, Failure):
+        raise RunFailed(outcome.reason)
+    return outcome
+
+
+def _sort(
+    recipe: Recipe, schemes: Sequence[str], seeds: int, out: Path, device: str
+) -> tuple[dict[tuple[str, int], Result], list[Job]]:
+    """The runs that are finished, and those that are to be done."""
+    there: dict[tuple[str, int], Result] = {}
+    jobs: list[Job] = []
+    # The seeds outside: the runs of a pair are neighbours in time, so that a machine growing hot or busy
+    # meets both, and a comparison that is cut short has whole pairs.
+    for seed in range(seeds):
+        for scheme in schemes:
+            result = finished(recipe, scheme=scheme, seed=seed, out=out)
+            if result is None:
+                after = _teacher(recipe, scheme, seed, out, device)
+                jobs.append(Job(recipe, scheme, seed, Path(out), device, after))
+            else:
+                there[scheme, seed] = result
+    return there, jobs
+
+
+def _teacher(recipe: Recipe, scheme: str, seed: int, out: Path, device: str) -> tuple[Job, ...]:
+    """The run of the scheme's teacher, where it needs one that is not finished."""
+    teacher = teachers.needed(recipe, recipe.scheme_spec(scheme), out)
+    if teacher is None or finished(teacher.recipe, scheme="standard", seed=seed, out=teacher.out) is not None:
+        return ()
+    label = f"{teacher.recipe.name}, seed {seed}"
+    return (Job(teacher.recipe, "standard", seed, teacher.out, device, label=label),)
+
+
+def _run(
+    jobs: Sequence[Job], results: dict[str, dict[int, Result]], progress: Progress, executor: Executor
+) -> list[Failure]:
+    """Do the jobs and put their results where they belong; those that failed, in the order of the jobs."""
+    listeners: dict[Path, Progress] = {}
+    failed: dict[Path, Failure] = {}
+
+    def listen(job: Job) -> Progress:
+        if isinstance(executor, Here):
+            return progress
+        if job.folder not in listeners:
+            listeners[job.folder] = progress.beside(job.name)
+        return listeners[job.folder]
+
+    own = {job.folder for job in jobs}
+    with closing(executor.run(jobs, listen)) as ended:
+        for job, outcome in ended:
+            if isinstance(outcome, Failure):
+                failed[job.folder] = outcome
+                listen(job).leave()
+                progress.note(f"failed: {job.name}: {outcome.reason}")
+            elif job.folder in own:  # and no teacher
+                results[job.scheme][job.seed] = outcome
+    return [failed[job.folder] for job in jobs if job.folder in failed]
+
+
+def _remarks(recipe: Recipe, results: dict[str, dict[int, Result]], out: Path) -> tuple[str, ...]:
+    """What a reader has to know of how the runs were made."""
+    counts = [_at_once(folder_of(out, recipe.name, scheme, seed)) for scheme, runs in results.items() for seed in runs]
+    beside = sum(count > 1 for count in counts)
+    if not beside:
+        return ()
+    return (
+        f"{beside} of {len(counts)} runs were made side by side, up to {max(counts)} at once: they shared the machine, "
+        "so their seconds, and the ratios of these, depend on what else was running.",
+    )
+
+
+def _at_once(folder: Path) -> int:
+    """How many runs shared the machine with this one, itself included, when there were most."""
+    try:
+        begun = read_json(folder / ENVIRONMENT) or {}
+    except UserError:  # not worth to stop for
+        return 1
+    found = [one.get("jobs", 1) for one in (begun, *begun.get("resumed", [])) if isinstance(one, dict)]
+    return max(count for count in found if isinstance(count, int))
 
 
 def named(recipe: Recipe, text: str | None) -> list[str]:

@@ -1,4 +1,4 @@
-"""What the command line shows: a bar while runs go on, one line per finished run, the table of a comparison."""
+"""What the command line shows: bars while runs go on, one line per finished run, the table of a comparison."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def progress_on(console: Console, *, quiet: bool, runs: int = 1) -> Iterator[Pro
         yield LineProgress(console)
         return
     with _bars(console, "{task.fields[status]}") as bars:
-        yield BarProgress(bars, runs)
+        yield BarProgress(bars, Total(bars, runs))
 
 
 def _bars(console: Console, status: str, *, transient: bool = False) -> Bars:
@@ -93,16 +93,14 @@ def beside(targets: Sequence[Path]) -> Path:
 class LineProgress:
     """One plain line per finished run on stdout; notes, which are rare and worth knowing, on stderr."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._title = ""
+    def __init__(self, console: Console, name: str = "") -> None:
+        self._console, self._name = console, name
 
     def loading(self, what: str, done: int, total: int) -> None:
         """Ignored."""
 
     def start_run(self, title: str, epochs: int, batches: int, done: int) -> None:
-        """Keep the title for the line at the end."""
-        self._title = title
+        """Ignored."""
 
     def batch(self, epoch: int, batch: int, loss: float | None) -> None:
         """Ignored."""
@@ -115,21 +113,58 @@ class LineProgress:
 
     def note(self, text: str) -> None:
         """To stderr."""
-        print(f"note: {text}", file=sys.stderr)
+        print(note_line(self._name, text), file=sys.stderr)
 
     def end_run(self, result: dict[str, Any]) -> None:
         """The line of the run."""
         say(self._console, run_line(result))
 
+    def leave(self) -> None:
+        """Ignored."""
 
-class BarProgress:
-    """A bar per run, and one over all runs where there are several; transitions and finished runs stay as lines."""
+    def beside(self, name: str) -> LineProgress:
+        """The same, with the name in its notes."""
+        return LineProgress(self._console, name)
+
+
+class Total:
+    """The bar over all runs, where there are several."""
 
     def __init__(self, bars: Bars, runs: int) -> None:
         self._bars, self._runs, self._finished = bars, runs, 0
-        self._all: TaskID | None = None
+        self._shares: dict[object, float] = {}
+        self._task: TaskID | None = None
         if runs > 1:
-            self._all = bars.add_task("all runs", total=float(runs), status=f"run 1 of {runs}")
+            self._task = bars.add_task("all runs", total=float(runs), status=self._status())
+
+    def move(self, run: object, share: float) -> None:
+        """So much of a run, 0 to 1, is done."""
+        self._shares[run] = share
+        self._draw()
+
+    def end(self, run: object) -> None:
+        """A run has ended, well or not."""
+        self._shares.pop(run, None)
+        self._finished += 1
+        if self._task is not None and self._finished >= self._runs:
+            self._bars.remove_task(self._task)
+            self._task = None
+        self._draw()
+
+    def _draw(self) -> None:
+        if self._task is not None:
+            done = self._finished + sum(self._shares.values())
+            self._bars.update(self._task, completed=done, status=self._status())
+
+    def _status(self) -> str:
+        return f"{self._finished} of {self._runs} done"
+
+
+class BarProgress:
+    """A bar per run, and one over all runs; transitions and finished runs stay as lines."""
+
+    def __init__(self, bars: Bars, total: Total, name: str = "") -> None:
+        self._bars, self._total, self._name = bars, total, name
         self._task: TaskID | None = None
         self._title, self._epochs, self._batches = "", 1, 1
         self._loss: float | None = None
@@ -177,19 +212,21 @@ class BarProgress:
 
     def note(self, text: str) -> None:
         """A line that stays."""
-        say(self._bars.console, f"note: {text}")
+        say(self._bars.console, note_line(self._name, text))
 
     def end_run(self, result: dict[str, Any]) -> None:
         """The line of the run, in the place of its bar."""
-        self._end_task()
-        self._finished += 1
-        if self._all is not None and self._finished < self._runs:
-            status = f"run {self._finished + 1} of {self._runs}"
-            self._bars.update(self._all, completed=self._finished, status=status)
-        elif self._all is not None:
-            self._bars.remove_task(self._all)
-            self._all = None
+        self.leave()
         say(self._bars.console, run_line(result))
+
+    def leave(self) -> None:
+        """Take the bar away."""
+        self._end_task()
+        self._total.end(self)
+
+    def beside(self, name: str) -> BarProgress:
+        """Another bar, below the same total."""
+        return BarProgress(self._bars, self._total, name)
 
     def _draw(self, epoch: int, batch: int) -> None:
         if self._task is None:
@@ -198,8 +235,7 @@ class BarProgress:
         wide = self._bars.console.width >= WIDE
         status = status_line(min(epoch, self._epochs), self._epochs, self._phase, self._loss, self._last, wide=wide)
         self._bars.update(self._task, completed=done, status=status)
-        if self._all is not None:
-            self._bars.update(self._all, completed=self._finished + done / (self._epochs * self._batches))
+        self._total.move(self, done / (self._epochs * self._batches))
 
     def _end_task(self) -> None:
         if self._task is not None:
@@ -231,10 +267,17 @@ def transition_line(epoch: int, transition: tr.Transition, *, most: int = 4) -> 
     return f"epoch {epoch}: {total} filters {'dropped' if transition.kind == 'drop' else 'back'} ({where})"
 
 
+def note_line(name: str, text: str) -> str:
+    """A note, and the run it is about where several go on."""
+    return f"note: {name}: {text}" if name else f"note: {text}"
+
+
 def run_line(result: dict[str, Any]) -> str:
     """One finished run: test accuracy, gap, epochs, time."""
+    # A teacher is trained by a recipe of its own, and its scheme is that of the baseline.
+    key = "recipe" if str(result.get("recipe", "")).startswith("teacher-") else "scheme"
     return (
-        f"{result['scheme']} seed {result['seed']}: test accuracy {100 * result['test_accuracy']:.2f} %, "
+        f"{result[key]} seed {result['seed']}: test accuracy {100 * result['test_accuracy']:.2f} %, "
         f"gap {100 * result['gap']:.2f}, {result['epochs']} epochs, {result['seconds']:.1f} s"
     )
 
@@ -245,16 +288,20 @@ def say(console: Console, text: str) -> None:
 
 
 def show_table(console: Console, heads: Sequence[str], rows: Sequence[Sequence[str]], *, words: bool = False) -> None:
-    """A table, its first column to the left, the others to the right; intervals get a line where it is narrow.
+    """A table, its first column to the left, the others to the right; where it is narrow, brackets get a line.
 
     ``words``: all columns to the left, as is usual where they hold no numbers.
     """
     widths = [max(map(len, column)) for column in zip(heads, *rows)]
-    if sum(widths) + 2 * len(widths) > console.width:
-        rows = [[cell.replace(" [", "\n[") for cell in row] for row in rows]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    narrow = sum(widths) + 3 * len(widths) > console.width
+    if narrow:
+        rows = [[row[0], *(cell.replace(" [", "\n[").replace(" (", "\n(") for cell in row[1:])] for row in rows]
+        heads = [head.replace(" ", "\n", 1) for head in heads]
+    padding = (0, 1, 0, 0) if narrow else (0, 1)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=padding, header_style="bold")
     for number, head in enumerate(heads):
-        table.add_column(Text(head), justify="left" if words or number == 0 else "right")
+        # The first column holds names, to be typed in the next command: the others give way.
+        table.add_column(Text(head), justify="left" if words or number == 0 else "right", no_wrap=number == 0)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     console.print(table)

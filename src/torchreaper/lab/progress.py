@@ -11,7 +11,7 @@ logger = logging.getLogger("torchreaper.lab")
 
 
 class Progress(Protocol):
-    """Listens to one run after the other."""
+    """Listens to one run after the other; `beside` gives one for each of several runs at once."""
 
     def loading(self, what: str, done: int, total: int) -> None:
         """Images are being read: `done` of `total` of the split called `what`."""
@@ -33,6 +33,13 @@ class Progress(Protocol):
 
     def end_run(self, result: dict[str, Any]) -> None:
         """The run is finished: its `result.json`."""
+
+    def leave(self) -> None:
+        """The run has failed, or cannot be begun: nothing more comes from it."""
+
+    def beside(self, name: str) -> Progress:
+        """What listens to the run called `name` alone, while others go on."""
+        return self
 
 
 class NullProgress(Progress):
@@ -58,4 +65,7 @@ class NullProgress(Progress):
         logger.warning(text)
 
     def end_run(self, result: dict[str, Any]) -> None:
+        """Ignored."""
+
+    def leave(self) -> None:
         """Ignored."""

@@ -16,6 +16,7 @@ from torchreaper.lab import schemes as lab_schemes
 from torchreaper.lab.data import Augmentation, DataSpec
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.models import ModelSpec
+from torchreaper.lab.published import Published
 from torchreaper.lab.settings import Settings, did_you_mean, parse, show
 
 #: What stands for every scheme of a recipe in ``reaper compare --schemes``; no scheme can be called that.
@@ -103,6 +104,16 @@ class Recipe(Settings):
         scheme: the recipe's own scheme and its options, all of them once checked.
         schemes: options of others to compare with, by key: ``{dsd: {...}}`` or, for a second setting of one
             scheme, ``{repr-random: {name: repr, criterion: random}}``.
+        published: what a paper reports for these schemes, see ``Published``; printed beside what was measured, and no
+            part of what makes a run the same::
+
+                published:
+                  unit: error %                 # or: accuracy %
+                  source: Prakash et al. 2019, table of CIFAR networks
+                  data: CIFAR-10                # optional
+                  values: {standard: 27.9, repr: 23.6}
+
+            A profile that makes the numbers meaningless takes them away by ``published: null``.
         profiles: named changes to all of the above; ``load_recipe(profile=...)`` makes them.
     """
 
@@ -122,6 +133,7 @@ class Recipe(Settings):
     seeds: int = Field(default=3, ge=1)
     scheme: dict[str, Any] = Field(default_factory=lambda: {"name": "standard"})
     schemes: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    published: Published | None = None
     profiles: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     _base: Path = PrivateAttr(default=Path())
@@ -179,6 +191,8 @@ class Recipe(Settings):
                 self._check(options)
             except UserError as error:
                 raise UserError(f"schemes.{key}: {error}") from None
+        if self.published is not None:
+            self.published.check(dict.fromkeys([*self.every_scheme(), *lab_schemes.SCHEMES]))
         return self
 
     def _check(self, options: Mapping[str, Any]) -> lab_schemes.Spec:
@@ -194,7 +208,8 @@ class Recipe(Settings):
 
         Raises ``UserError`` where that makes no recipe.
         """
-        own = {"scheme": {"name": "standard"}, "schemes": {}, "snapshots": None, "report": "last"}
+        # What changes no number of the teacher's training must not make it another teacher.
+        own = {"scheme": {"name": "standard"}, "schemes": {}, "snapshots": None, "report": "last", "seeds": 1}
         values = {**self.canonical(), **own, **changes, "name": "teacher"}
         try:
             found = parse(Recipe, values)
@@ -219,8 +234,11 @@ class Recipe(Settings):
         return list(dict.fromkeys(["standard", str(self.scheme["name"]), *self.schemes]))
 
     def canonical(self) -> dict[str, Any]:
-        """The recipe as plain JSON values, every default filled in, without profiles; reading it gives it back."""
-        return self.model_dump(mode="json", exclude={"profiles"})
+        """The recipe as plain JSON values, every default filled in; reading it gives it back.
+
+        Without what no run depends on: profiles, and what was published.
+        """
+        return self.model_dump(mode="json", exclude={"profiles", "published"})
 
     def fingerprint(self) -> str:
         """SHA-256 of ``canonical``, in hexadecimal."""

@@ -277,6 +277,11 @@ def load_checkpoint(folder: Path, note: Callable[[str], None], *, mend: bool = T
     return None
 
 
+def judged_weights(checkpoint: Json) -> dict[str, Any]:
+    """The weights of the network that counts: an average, where the scheme keeps one, else those that are trained."""
+    return dict(checkpoint.get("network") or checkpoint["model"])
+
+
 def _unpack(path: Path, data: bytes) -> Json:
     try:
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)

@@ -9,12 +9,27 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 LEVEL = 0.95
 POWER = 0.8
 MOST_SEEDS = 1000
+RESAMPLES = 9999
+FEWEST = 3  # values for a bootstrap interval: two have three different resamples
 # Differences of accuracies are exact up to their last bits; a spread below this is rounding, not a spread.
 ROUNDING = 1e-12
+
+
+#: What a comparison says of a scheme; "open": nothing, for or against.
+Answer = Literal["better", "worse", "open"]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """From ``low`` to ``high``, in the unit of the values."""
+
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -104,6 +119,45 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float], *, lev
     return Difference(n, mean, sd, low, high, _p_value(n, mean, sd))
 
 
+def bootstrap_interval(values: Sequence[float], *, level: float = LEVEL) -> Interval | None:
+    """The percentile bootstrap interval of the mean, by ``RESAMPLES`` resamples from a generator of its own.
+
+    The same values always give the same interval. None: fewer than ``FEWEST`` values, or no spread. It assumes no
+    normal distribution, but with few values it is too narrow: of normal data, "95 %" intervals of 3, 5, 10 and 20
+    values held the true mean in 77, 82, 89 and 94 % of 1000 draws (BCa: 74, 82, 89, 93), t-intervals in 95.
+
+    Raises:
+        ValueError: no values, or one that is not finite.
+    """
+    n, _, sd = _moments(values)
+    return None if n < FEWEST or not sd else _bootstrap(values, level)
+
+
+def paired_bootstrap(values: Sequence[float], baseline: Sequence[float], *, level: float = LEVEL) -> Interval | None:
+    """``bootstrap_interval`` of the differences ``values[i] - baseline[i]``, as ``paired_difference`` takes them.
+
+    Raises:
+        ValueError: as there.
+    """
+    if not paired_difference(values, baseline).sd or len(values) < FEWEST:
+        return None
+    return _bootstrap([value - other for value, other in zip(values, baseline)], level)
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """P-values corrected for their number (Holm 1979): below 0.05, the chance of any false find is at most 5 %.
+
+    The k-th smallest of m is multiplied by m - k + 1, and is at least the one before it, at most 1. None, where
+    there was no test, stays None and does not count.
+    """
+    order = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
+    corrected: list[float | None] = [None] * len(p_values)
+    highest = 0.0
+    for rank, (p, place) in enumerate(order):
+        corrected[place] = highest = max(highest, min(1.0, (len(order) - rank) * p))
+    return corrected
+
+
 def seeds_needed(difference: float, sd: float, *, power: float = POWER, level: float = LEVEL) -> int | None:
     """How many pairs of runs a paired t-test needs to see ``difference`` with probability ``power``.
 
@@ -127,10 +181,36 @@ def seeds_needed(difference: float, sd: float, *, power: float = POWER, level: f
     return high
 
 
-def verdict(name: str, baseline: str, difference: Difference, *, unit: str = "points") -> str:
-    """What a paired difference says, in one sentence; ``difference`` is in the unit it is printed in.
+def answer(difference: Difference, p_holm: float | None = None, *, level: float = LEVEL) -> Answer:
+    """Whether a difference is one: its interval leaves out 0 and, given, the corrected ``p_holm`` is below 0.05.
 
-    "Better" and "worse" are said only when the interval leaves out 0; never from one seed.
+    Without spread (one seed, or one and the same difference for every seed) the answer is open.
+    """
+    if difference.low is None or difference.high is None or difference.low <= 0.0 <= difference.high:
+        return "open"
+    if p_holm is not None and p_holm >= 1.0 - level:
+        return "open"
+    return "better" if difference.mean > 0.0 else "worse"
+
+
+def verdict(
+    name: str,
+    baseline: str,
+    difference: Difference,
+    *,
+    p_holm: float | None = None,
+    schemes: int = 1,
+    unit: str = "points",
+) -> str:
+    """What a paired difference says, in one sentence that agrees with ``answer``; never "better" from one seed.
+
+    Args:
+        name: Of the scheme.
+        baseline: Of the other.
+        difference: In the unit it is printed in.
+        p_holm: Its p-value corrected for ``schemes`` comparisons; by it the sentence judges where there are several.
+        schemes: How many are compared with the baseline and tested.
+        unit: As printed.
     """
     n, mean, half = difference.n, difference.mean, difference.half_width
     size = f"{mean:+.2f} {unit}"
@@ -146,15 +226,22 @@ def verdict(name: str, baseline: str, difference: Difference, *, unit: str = "po
             f"No verdict: {name} minus {baseline} is exactly {size} for each of the {n} seeds, "
             "so there is no spread to judge it by; run more seeds."
         )
+    several = schemes > 1 and p_holm is not None
     interval = f"[{difference.low:+.2f}, {difference.high:+.2f}]"
-    p = format_p(difference.p)
+    p = f"{format_p(p_holm)} by Holm's correction for {schemes} schemes" if several else format_p(difference.p)
+    found = answer(difference, p_holm if several else None)
+    if found != "open":
+        return f"{name} is {found} than {baseline} by {abs(mean):.2f} {unit}: {size} {interval}, {p}, {n} seeds."
     if difference.low <= 0.0 <= difference.high:
+        least = "more than" if several else "about"  # the correction asks for more than the interval
         return (
             f"No evidence of a difference between {name} and {baseline}: {size} {interval}, {p}, {n} seeds; "
-            f"with these seeds it would have had to be about {half:.2f} {unit} to show."
+            f"with these seeds it would have had to be {least} {half:.2f} {unit} to show."
         )
-    direction = "better" if mean > 0.0 else "worse"
-    return f"{name} is {direction} than {baseline} by {abs(mean):.2f} {unit}: {size} {interval}, {p}, {n} seeds."
+    return (
+        f"No evidence of a difference between {name} and {baseline} after Holm's correction for {schemes} schemes: "
+        f"{size} {interval}, {format_p(difference.p)} by itself, {format_p(p_holm)} corrected, {n} seeds."
+    )
 
 
 def format_p(p: float | None) -> str:
@@ -178,6 +265,21 @@ def _moments(values: Sequence[float], *, scale: float | None = None) -> tuple[in
         return n, mean, None if n == 1 else 0.0
     mean = math.fsum(values) / n
     return n, mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
+
+
+def _bootstrap(values: Sequence[float], level: float) -> Interval:
+    import numpy as np
+    from scipy import stats
+
+    found = stats.bootstrap(
+        (np.asarray(values, dtype=float),),
+        np.mean,
+        n_resamples=RESAMPLES,
+        confidence_level=level,
+        method="percentile",
+        random_state=np.random.default_rng(0),
+    ).confidence_interval
+    return Interval(float(found.low), float(found.high))
 
 
 def _interval(n: int, mean: float, sd: float | None, level: float) -> tuple[float | None, float | None]:

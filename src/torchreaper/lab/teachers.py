@@ -14,7 +14,7 @@ from typing import Any
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.files import Json
 from torchreaper.lab.recipe import Recipe
-from torchreaper.lab.runs import folder_of, load_checkpoint
+from torchreaper.lab.runs import folder_of, judged_weights, load_checkpoint
 from torchreaper.lab.schemes import Spec
 
 
@@ -62,4 +62,4 @@ def load(teacher: Teacher, result: Json, seed: int, note: Callable[[str], None])
         raise UserError(
             f"{folder}: the teacher is trained, but its checkpoint is gone; delete that folder and run again"
         )
-    return Taught(state["model"], float(result["seconds"]))
+    return Taught(judged_weights(state), float(result["seconds"]))

@@ -16,7 +16,7 @@ from torchreaper.lab.analyze.settings import MOST
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.files import Json
 from torchreaper.lab.recipe import Recipe
-from torchreaper.lab.runs import load_checkpoint, read_events, read_metrics, read_recipe
+from torchreaper.lab.runs import judged_weights, load_checkpoint, read_events, read_metrics, read_recipe
 
 # What frameworks wrap a state dict in, and what wrappers put before its names.
 _INSIDE = ("model", "state_dict", "model_state_dict", "module", "net")
@@ -74,15 +74,17 @@ class Source:
         state = load_checkpoint(self.path, note, mend=False)
         if state is None:
             raise UserError(f"{self.path}: has no whole checkpoint; finish the run before it is analysed")
-        where = f"epoch {state['epoch']} of {self.recipe.epochs}"
+        spec = self.recipe.scheme_spec(self.recipe.scheme["name"])
+        epochs = sum(spec.lengths(self.recipe.epochs))
+        where = f"epoch {state['epoch']} of {epochs}"
         if state["lines"]["metrics"]["phase"] == "sub":
             raise UserError(
                 f"{self.path}: stopped in a sub-network phase, at {where}, when part of the network was not there; "
                 "finish the run before it is analysed"
             )
-        if state["epoch"] < self.recipe.epochs:
+        if state["epoch"] < epochs:
             note(f"{self.path}: the run is not finished, this is {where}")
-        return state["epoch"], state["model"]
+        return state["epoch"], judged_weights(state)
 
     def earlier(self) -> dict[int, Path]:
         """The snapshots by epoch; none of a checkpoint."""

@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
+from torchreaper.criteria.ranking import quota
 from torchreaper.lab.data import FixedBatches
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.schemes.base import Attached, Batch, Setup, Spec
@@ -28,6 +29,11 @@ class Averaging(Attached):
     def network(self) -> nn.Module | None:
         """The average; None as long as there is none."""
         return self.copy if self._average.n_averaged else None
+
+    @property
+    def counts(self) -> bool:
+        """Only an average does."""
+        return self.network is not None
 
     def state_dict(self) -> dict[str, Any]:
         """The average is a state too."""
@@ -118,7 +124,7 @@ class SWASpec(Spec):
 
     def first(self, epochs: int) -> int:
         """The first epoch whose weights count."""
-        return int(self.start * epochs) + 1
+        return quota(self.start, epochs) + 1
 
     def check(self, epochs: int) -> None:
         """Refuse an average of one epoch, which is none."""
@@ -129,6 +135,8 @@ class SWASpec(Spec):
 
     def attach(self, setup: Setup) -> Attached:
         """Copy the network, before anything is put on it."""
-        average = StochasticAverage(setup.model, self.first(setup.epochs), setup.training)
+        # In random order: batches of one class, as of a folder of images, have narrower statistics than all together.
+        images = setup.training.take(setup.training.images, seed=setup.seed)
+        average = StochasticAverage(setup.model, self.first(setup.epochs), images)
         setup.followers.append(average.copy)
         return average

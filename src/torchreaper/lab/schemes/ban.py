@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -25,6 +24,11 @@ class BornAgain(Attached):
         self._setup = setup
         self._teacher: nn.Module | None = None
         self._generation = 0
+
+    @property
+    def counts(self) -> bool:
+        """Only the last generation."""
+        return self._generation == len(self._setup.lengths) - 1
 
     def loss(self, batch: Batch, loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """Cross entropy, and from the second generation on the divergence from the teacher, with the same weight."""
@@ -92,8 +96,8 @@ class BANSpec(Spec):
         """A training for each generation; what does not divide evenly goes to the last ones."""
         if self.each:
             return (epochs,) * self.generations
-        bounds = [number * epochs // self.generations for number in range(self.generations + 1)]
-        return tuple(end - start for start, end in pairwise(bounds))
+        length, rest = divmod(epochs, self.generations)
+        return (length,) * (self.generations - rest) + (length + 1,) * rest
 
     def attach(self, setup: Setup) -> Attached:
         """Put the scheme to work."""

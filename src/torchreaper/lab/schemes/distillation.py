@@ -26,7 +26,7 @@ def divergence(
     The square keeps the gradients as large as those of the cross entropy (section 2).
     """
     student = F.log_softmax(outputs / temperature, dim=1)
-    teacher = F.log_softmax(teachers / temperature, dim=1)
+    teacher = F.log_softmax(teachers.to(outputs.dtype) / temperature, dim=1)
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
 
 
@@ -48,9 +48,9 @@ def _teacher(value: Any) -> Any:
         raise ValueError("must be a mapping (key: value)")
     for key in value:
         if key not in CHANGES:
-            raise UserError(f"teacher.{key}: unknown key; known: {', '.join(CHANGES)}")
+            raise UserError(f"{key}: unknown key; known: {', '.join(CHANGES)}")
     if "model" not in value:
-        raise UserError("teacher.model: is missing; name a larger network, such as {name: resnet20}")
+        raise UserError("model: is missing; name a larger network, such as {name: resnet20}")
     return dict(value)
 
 

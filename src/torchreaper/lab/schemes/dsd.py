@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 import torchreaper as tr
+from torchreaper.criteria.ranking import quota
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.schemes.base import Attached, Batch, Phase, Setup, Spec
 
@@ -19,7 +20,7 @@ Prunable = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 
 def smallest(weight: Float[Tensor, "..."], share: float) -> Bool[Tensor, "..."]:
     """Where the `share` of a layer's weights with the smallest absolute values is; of equals, the first."""
-    count = int(share * weight.numel())
+    count = quota(share, weight.numel())
     found = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device)
     found[weight.abs().flatten().argsort(stable=True)[:count]] = True
     return found.view_as(weight)
@@ -28,22 +29,19 @@ def smallest(weight: Float[Tensor, "..."], share: float) -> Bool[Tensor, "..."]:
 class DenseSparseDense(Attached):
     """Holds the smallest weights of every layer at 0 in the sparse phases; their gradients are 0 as well."""
 
-    def __init__(self, weights: Mapping[str, Tensor], spec: DSDSpec) -> None:
+    def __init__(self, weights: Mapping[str, nn.Parameter], spec: DSDSpec) -> None:
         self._weights, self._spec = dict(weights), spec
         self._masks: dict[str, Tensor] = {}
+        # On the weights, not once a step: a scheme that takes a second gradient (SAM) must not climb along them either.
+        self._handles = [
+            weight.register_post_accumulate_grad_hook(self._masking(name))  # type: ignore[no-untyped-call]
+            for name, weight in self._weights.items()
+        ]
 
     @property
     def phase(self) -> Phase:
         """A sparse phase is one of a sub-network."""
         return "sub" if self._masks else "full"
-
-    @torch.no_grad()
-    def gradients(self, again: Callable[[], object]) -> None:
-        """None for a weight that is left out."""
-        for name, mask in self._masks.items():
-            gradient = self._weights[name].grad
-            if gradient is not None:
-                gradient.masked_fill_(mask, 0)
 
     def stepped(self, batch: Batch) -> None:
         """Momentum moves weights without gradients too: put them back to 0."""
@@ -72,6 +70,18 @@ class DenseSparseDense(Attached):
         super().load_state_dict(state)
         self._masks = {name: mask.to(self._weights[name].device) for name, mask in state["masks"].items()}
         self._rate()
+
+    def close(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _masking(self, name: str) -> Callable[[Tensor], None]:
+        def mask(weight: Tensor) -> None:
+            if name in self._masks and weight.grad is not None:
+                weight.grad.masked_fill_(self._masks[name], 0)
+
+        return mask
 
     @torch.no_grad()
     def _hold(self) -> None:
@@ -114,6 +124,8 @@ class DSDSpec(Spec):
         weights = {
             f"{name}.weight": module.weight
             for name, module in setup.model.named_modules()
-            if isinstance(module, Prunable) and module.weight.requires_grad
+            if isinstance(module, Prunable) and isinstance(module.weight, nn.Parameter) and module.weight.requires_grad
         }
+        if not any(quota(self.sparsity, weight.numel()) for weight in weights.values()):
+            raise UserError(f"scheme.sparsity={self.sparsity}: is less than one weight in every layer; raise it")
         return DenseSparseDense(weights, self)

@@ -73,10 +73,14 @@ class Grafting(Attached):
         with self._setup.autocast():
             loss = F.cross_entropy(self._partner(images), targets)
         loss.backward()  # type: ignore[no-untyped-call]
+        if self._setup.grad_clip is not None:
+            nn.utils.clip_grad_norm_(self._partner.parameters(), self._setup.grad_clip)
         self._optimizer.step()
 
     def trained(self) -> None:
         """Both take over from each other."""
+        if not all(value.isfinite().all() for value in self._partner.parameters()):
+            raise tr.ReaperError("grafting: the partner's weights are not finite; lower optim.lr or set grad_clip")
         graft(self._setup.model, self._partner, a=self._spec.a, c=self._spec.c)
 
     def ended(self, epoch: int) -> tr.Transition | None:

@@ -16,8 +16,8 @@ from torchreaper.lab.schemes.base import Attached, Setup, Spec
 
 @contextmanager
 def statistics_kept(model: nn.Module) -> Iterator[None]:
-    """A second pass over a batch must not count twice in the running statistics of BatchNorm."""
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    """A second pass over a batch must not count twice in the running statistics of norms."""
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
     kept = [
         (norm.momentum, None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone())
         for norm in norms

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 import torchreaper as tr
+from torchreaper.criteria.ranking import quota
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.schemes.base import Attached, Setup, Spec
 
@@ -20,7 +21,7 @@ Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 def shortest(weight: Float[Tensor, "filters ..."], share: float) -> Int[Tensor, " chosen"]:
     """The `share` of a layer's filters with the smallest L2 norms, floor(share * filters); of equals, the first."""
     norms = weight.flatten(1).norm(dim=1)
-    chosen: Tensor = norms.argsort(stable=True)[: int(share * len(weight))]
+    chosen: Tensor = norms.argsort(stable=True)[: quota(share, len(weight))]
     return chosen
 
 
@@ -59,7 +60,7 @@ class SFPSpec(Spec):
 
     def last(self, epochs: int) -> int:
         """The last epoch after which filters may be set to 0; at least one epoch follows."""
-        return min(epochs - 1, int(self.until * epochs))
+        return min(epochs - 1, quota(self.until, epochs))
 
     def check(self, epochs: int) -> None:
         """Refuse a schedule in which nothing happens."""
@@ -75,7 +76,7 @@ class SFPSpec(Spec):
             name: module
             for name, module in setup.model.named_modules()
             if isinstance(module, Convolution)
-            and int(self.fraction * module.out_channels) >= 1
+            and quota(self.fraction, module.out_channels)
             and (module.groups == 1 or module.groups < module.in_channels)
         }
         if not layers:

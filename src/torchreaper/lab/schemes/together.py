@@ -43,6 +43,11 @@ class Together(Attached):
         return "sub" if any(part.phase == "sub" for part in self._parts) else "full"
 
     @property
+    def counts(self) -> bool:
+        """Only what each of them could end with."""
+        return all(part.counts for part in self._parts)
+
+    @property
     def dropped(self) -> dict[str, tuple[int, ...]]:
         """The filters that are absent now; at most one part drops any."""
         return next((part.dropped for part in self._parts if part.dropped), {})

@@ -1,0 +1,100 @@
+"""What a comparison found: plain values, in percent and points."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from torchreaper.lab.published import Published
+from torchreaper.lab.statistics import LEVEL, Answer, Difference, Estimate, Interval
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Reach:
+    """In which epoch a scheme's test accuracy first was what the baseline ended with; a descriptive number."""
+
+    #: Over the seeds, those that never came so far counted as infinity; None: that is the median.
+    median: float | None
+    #: How many of the ``n`` seeds came so far.
+    reached: int
+    n: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One scheme over its seeds: accuracies in percent, the gap (train minus test) in points."""
+
+    scheme: str
+    seeds: tuple[int, ...]
+    accuracy: Estimate
+    #: Of the mean test accuracy, see ``statistics.bootstrap_interval``.
+    bootstrap: Interval | None
+    train_accuracy: Estimate
+    gap: Estimate
+    #: That the network was trained, without those of a teacher.
+    epochs: int
+    #: The median run: training this network; and its teachers before, 0 where it has none.
+    seconds: float
+    teacher_seconds: float
+    #: None where no seed has both its curve and a run of the baseline.
+    epochs_to_baseline: Reach | None
+    #: The test accuracy a paper reports, in percent.
+    published: float | None
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A scheme minus the baseline, in points, over the seeds that both have."""
+
+    scheme: str
+    baseline: str
+    seeds: tuple[int, ...]
+    accuracy: Difference
+    bootstrap: Interval | None
+    #: The p-value of ``accuracy``, corrected for the number of schemes that were tested.
+    p_holm: float | None
+    gap: Difference
+    #: Seconds of the scheme, its teachers included, over those of the baseline: median of the seeds, below 1 quicker.
+    wall_clock: float
+    #: The same without teachers.
+    wall_clock_student: float
+    answer: Answer
+    verdict: str
+    #: Seeds for an 80 % chance to see ``Comparison.detect`` points, going by this spread and, with several schemes, by
+    #: the strictest step of Holm's correction; None if unknown or above 1000.
+    seeds_needed: int | None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that did not finish, and why, in one line."""
+
+    scheme: str
+    seed: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What ``reaper compare`` found. Schemes without a finished run stand in ``failures`` only."""
+
+    recipe: str
+    #: "last" or "validation": the epoch whose test accuracy is compared.
+    report: str
+    #: The scheme the others are compared with: the first one named.
+    baseline: str
+    schemes: tuple[Summary, ...]
+    contrasts: tuple[Contrast, ...]
+    failures: tuple[Failure, ...] = ()
+    #: What a reader has to know of how the runs were made, in sentences.
+    remarks: tuple[str, ...] = ()
+    #: The difference, in points, that ``Contrast.seeds_needed`` is about.
+    detect: float = 1.0
+    published: Published | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as in ``comparison.json``."""
+        paper = self.published.model_dump(mode="json") if self.published else None
+        return {"unit": "percent", "level": LEVEL, **asdict(replace(self, published=None)), "published": paper}

@@ -1,0 +1,157 @@
+"""The statistics of finished runs."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from torchreaper.lab.comparison.curves import Curve, reach
+from torchreaper.lab.comparison.found import Comparison, Contrast, Failure, Result, Summary
+from torchreaper.lab.published import Published
+from torchreaper.lab.statistics import (
+    LEVEL,
+    answer,
+    bootstrap_interval,
+    estimate,
+    holm,
+    paired_bootstrap,
+    paired_difference,
+    seeds_needed,
+    verdict,
+)
+
+Runs = Mapping[int, Result]
+
+
+def summarise(
+    results: Mapping[str, Runs],
+    *,
+    recipe: str = "",
+    failures: Sequence[Failure] = (),
+    curves: Mapping[str, Mapping[int, Curve]] | None = None,
+    published: Published | None = None,
+    detect: float = 1.0,
+    remarks: Sequence[str] = (),
+) -> Comparison:
+    """Compare finished runs: ``results[scheme][seed]`` is a ``result.json``.
+
+    The first scheme is the baseline. Differences are taken seed by seed, over the seeds that both schemes
+    have; without a common seed there is no contrast.
+
+    Args:
+        results: At least one scheme; those without a run are left out.
+        recipe: Its name.
+        failures: The runs that are missing.
+        curves: Test accuracy over time, by scheme and seed; without, ``epochs_to_baseline`` is None.
+        published: What a paper reports.
+        detect: How many points ``Contrast.seeds_needed`` is about; above 0.
+        remarks: On how the runs were made.
+
+    Raises:
+        ValueError: No scheme, or ``detect`` is not above 0.
+    """
+    if not results:
+        raise ValueError("results: empty; name at least one scheme")
+    if not detect > 0.0:
+        raise ValueError(f"detect={detect}: must be above 0, in points")
+    baseline = next(iter(results))
+    finished = {scheme: dict(sorted(runs.items())) for scheme, runs in results.items() if runs}
+    reference = finished.get(baseline, {})
+    reports = {str(run["report"]) for runs in finished.values() for run in runs.values()}
+    contrasts = [
+        _contrast(scheme, runs, baseline, reference)
+        for scheme, runs in finished.items()
+        if scheme != baseline and set(runs) & set(reference)
+    ]
+    targets = {seed: float(run["test_accuracy"]) for seed, run in reference.items()}
+    return Comparison(
+        recipe=recipe,
+        report=", ".join(sorted(reports)) or "last",
+        baseline=baseline,
+        schemes=tuple(
+            replace(
+                _summary(scheme, runs),
+                epochs_to_baseline=reach((curves or {}).get(scheme, {}), targets),
+                published=published.accuracy(scheme) if published else None,
+            )
+            for scheme, runs in finished.items()
+        ),
+        contrasts=tuple(_judged(contrasts, detect)),
+        failures=tuple(failures),
+        remarks=tuple(remarks),
+        detect=detect,
+        published=published,
+    )
+
+
+def _summary(scheme: str, runs: Runs) -> Summary:
+    accuracies = _percent(runs, "test_accuracy")
+    return Summary(
+        scheme=scheme,
+        seeds=tuple(runs),
+        accuracy=estimate(accuracies),
+        bootstrap=bootstrap_interval(accuracies),
+        train_accuracy=estimate(_percent(runs, "train_accuracy")),
+        gap=estimate(_percent(runs, "gap")),
+        epochs=max(int(run["epochs"]) for run in runs.values()),
+        seconds=statistics.median(float(run["seconds"]) for run in runs.values()),
+        teacher_seconds=statistics.median(_teachers(run) for run in runs.values()),
+        epochs_to_baseline=None,
+        published=None,
+    )
+
+
+def _contrast(scheme: str, runs: Runs, baseline: str, others: Runs) -> Contrast:
+    """A contrast that is not judged yet: that needs the p-values of all."""
+    seeds = tuple(seed for seed in runs if seed in others)
+    ours, theirs = {seed: runs[seed] for seed in seeds}, {seed: others[seed] for seed in seeds}
+    accuracies = _percent(ours, "test_accuracy"), _percent(theirs, "test_accuracy")
+    student = [_ratio(ours[seed]["seconds"], theirs[seed]["seconds"]) for seed in seeds]
+    whole = [_ratio(_seconds(ours[seed]), _seconds(theirs[seed])) for seed in seeds]
+    return Contrast(
+        scheme=scheme,
+        baseline=baseline,
+        seeds=seeds,
+        accuracy=paired_difference(*accuracies),
+        bootstrap=paired_bootstrap(*accuracies),
+        p_holm=None,
+        gap=paired_difference(_percent(ours, "gap"), _percent(theirs, "gap")),
+        wall_clock=statistics.median(whole),
+        wall_clock_student=statistics.median(student),
+        answer="open",
+        verdict="",
+        seeds_needed=None,
+    )
+
+
+def _judged(contrasts: Sequence[Contrast], detect: float) -> list[Contrast]:
+    corrected = holm([contrast.accuracy.p for contrast in contrasts])
+    tests = sum(p is not None for p in corrected)
+    level = 1.0 - (1.0 - LEVEL) / max(1, tests)  # of Holm's first, strictest step
+    return [
+        replace(
+            contrast,
+            p_holm=p,
+            answer=answer(contrast.accuracy, p if tests > 1 else None),
+            verdict=verdict(contrast.scheme, contrast.baseline, contrast.accuracy, p_holm=p, schemes=tests),
+            seeds_needed=seeds_needed(detect, contrast.accuracy.sd, level=level) if contrast.accuracy.sd else None,
+        )
+        for contrast, p in zip(contrasts, corrected)
+    ]
+
+
+def _teachers(run: Result) -> float:
+    return float(run.get("teacher_seconds") or 0.0)  # results of older versions do not have it
+
+
+def _seconds(run: Result) -> float:
+    return float(run["seconds"]) + _teachers(run)
+
+
+def _ratio(ours: float, theirs: float) -> float:
+    return float(ours) / max(float(theirs), 1e-9)
+
+
+def _percent(runs: Runs, key: str) -> list[float]:
+    return [100.0 * float(run[key]) for run in runs.values()]
