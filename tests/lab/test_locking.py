@@ -86,7 +86,8 @@ def test_no_two_processes_are_ever_inside(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"file/run: .*; choose a folder that can be written"), locked(
-        tmp_path / "file" / "run"
+    with (
+        pytest.raises(UserError, match=r"file/run: .*; choose a folder that can be written"),
+        locked(tmp_path / "file" / "run"),
     ):
         pass
