@@ -90,22 +90,13 @@ NUMBERS = {
     **{place: ("error %", values) for place, values in IN_PERCENT_ERROR.items()},
     **{place: ("accuracy %", values) for place, values in OTHERS.items()},
 }
+DATA = {None: "CIFAR-10", "cifar100": "CIFAR-100"}
 ANOTHER_SETTING = {"momentum", "adam", "adamw", "rmsprop", "step", "cyclic", "restarts"}
 NO_NUMBERS = {"ablation-cycles-c3-32", "ablation-s1-s2-c3-32", "figure-cca-c2-32", "figure-oracle-c2-32"}
 
 
 def load(name, profile=None, *overrides):
     return load_recipe(PAPER / f"{name}.yaml", profile=profile, overrides=overrides)
-
-
-def published(name, profile=None):
-    """Unit and numbers as they stand in the file, None where it says that there are none."""
-    values = yaml.safe_load(TEXTS[name])
-    whole = values.get("published")
-    change = values["profiles"].get(profile, {}).get("published", {}) if profile else {}
-    if whole is None or change is None:
-        return None
-    return whole["unit"], whole["values"] | change.get("values", {})
 
 
 @pytest.mark.parametrize(("name", "profile"), EVERY)
@@ -142,16 +133,19 @@ def test_every_row_of_the_papers_tables_has_a_recipe():
 
 @pytest.mark.parametrize(("name", "profile"), NUMBERS)
 def test_published_numbers_are_the_papers(name, profile):
-    assert published(name, profile) == NUMBERS[name, profile]
+    found = load(name, profile).published
+    assert (found.unit, found.values) == NUMBERS[name, profile]
+    assert found.data == ("ImageNet" if name.endswith("imagenet") else DATA[profile])
+    assert re.fullmatch(r"Prakash et al\. 2019, tables? of .+", found.source)
 
 
 @pytest.mark.parametrize(("name", "profile"), EVERY)
-def test_published_numbers_belong_to_schemes_that_there_are(name, profile):
-    found = published(name, profile)
+def test_published_numbers_belong_to_settings_and_schemes_that_there_are(name, profile):
+    recipe = load(name, profile)
     other = (profile or "").removesuffix("-quick") in ANOTHER_SETTING
-    assert (found is None) == (other or name in NO_NUMBERS)
-    if found:
-        assert set(found[1]) <= set(load(name, profile).every_scheme())
+    assert (recipe.published is None) == (other or name in NO_NUMBERS)
+    if recipe.published:
+        assert set(recipe.published.values) <= set(recipe.every_scheme())
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -12,7 +12,18 @@ from typing import Annotated
 import typer
 
 from torchreaper.lab import console as screen
-from torchreaper.lab.cli_looking import EXAMPLE_ANALYZE, EXAMPLE_INSPECT, EXAMPLE_SCHEMES, analyze, inspect, schemes
+from torchreaper.lab.cli_looking import (
+    EXAMPLE_ANALYZE,
+    EXAMPLE_INSPECT,
+    EXAMPLE_RECIPES,
+    EXAMPLE_REPORT,
+    EXAMPLE_SCHEMES,
+    analyze,
+    inspect,
+    recipes,
+    report,
+    schemes,
+)
 from torchreaper.lab.command_line import (
     FAILED,
     WRONG,
@@ -48,11 +59,6 @@ EXAMPLE_COMPARE = """\b
 Examples:
   reaper compare recipes/demo.yaml --schemes standard,repr --seeds 3 --out runs
   reaper compare recipes/demo.yaml --seeds 5 --jobs 2
-"""
-EXAMPLE_REPORT = """\b
-Examples:
-  reaper report runs/demo
-  reaper report runs --out all.html
 """
 
 
@@ -189,28 +195,9 @@ def compare(
             raise typer.Exit(FAILED)
 
 
-@app.command(epilog=EXAMPLE_REPORT, short_help="Make one HTML page of a comparison, to look at and to send.")
-def report(
-    target: Annotated[
-        Path,
-        typer.Argument(metavar="OUT", help="What compare wrote, such as runs/demo; or a folder of several such."),
-    ],
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Where the page goes.", show_default="report.html in OUT")
-    ] = None,
-    debug: Debug = False,
-) -> None:
-    """Make one HTML page of what compare and analyze wrote; of unfinished runs, what there is.
-
-    The page needs no network and holds all it shows: about 5 MB, most of it the plotting library.
-    """
-    with guarded(debug):
-        from torchreaper.lab.report.page import write_page
-
-        screen.show_paths(screen.stdout(), [write_page(target, out)[0]])
-
-
+app.command(epilog=EXAMPLE_REPORT, short_help="Make one HTML page of a comparison, to look at and to send.")(report)
 WHAT_ANALYZE = "Which filters overlap, which matter, which criterion knows it?"
 app.command(epilog=EXAMPLE_ANALYZE, short_help=WHAT_ANALYZE)(analyze)
 app.command(epilog=EXAMPLE_INSPECT, short_help="Show the filters of a network and which would go.")(inspect)
 app.command(epilog=EXAMPLE_SCHEMES, short_help="Which schemes there are, and their options.")(schemes)
+app.command(epilog=EXAMPLE_RECIPES, short_help="Which recipes there are, and what a paper reports for them.")(recipes)

@@ -52,3 +52,11 @@ def make(tmp_path):
 
     make.pictures, make.png = pictures, png
     return make
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path_factory, monkeypatch):
+    """What the library keeps on the disk goes to a folder of the tests."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))

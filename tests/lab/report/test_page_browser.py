@@ -1,4 +1,4 @@
-"""The page in a real browser: it is complete, it is used with a mouse, a keyboard, on a phone, in the dark, on paper."""
+"""The page in a real browser: complete in itself, used with a mouse, a keyboard, on a phone, in the dark, on paper."""
 
 import base64
 import json
@@ -83,7 +83,8 @@ def test_the_verdict_stands_first_in_sight(browser, page):
     open_page(browser, page)
     verdict = browser.find_element("css selector", ".verdict")
     assert verdict.is_displayed()
-    assert "repr" in verdict.text and "points" in verdict.text
+    assert "repr" in verdict.text
+    assert "points" in verdict.text
     assert verdict.location["y"] + verdict.size["height"] < 900
     assert "Failed" not in browser.find_element("tag name", "body").text
 
@@ -199,20 +200,22 @@ def test_it_is_dark_where_the_system_is_and_follows_it(browser, page):
     open_page(browser, page)
     draw_all(browser)
     paper, ink, plot = lightness()
-    assert paper == plot == 1 and ink < 0.2
+    assert paper == plot == 1
+    assert ink < 0.2
     browser.execute_cdp_cmd(
         "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
     )
     browser.execute_async_script("setTimeout(arguments[0], 500)")
     paper, ink, plot = lightness()
-    assert paper == pytest.approx(plot) and paper < 0.15 and ink > 0.8
+    assert paper == pytest.approx(plot)
+    assert paper < 0.15
+    assert ink > 0.8
 
 
 def test_paper_shows_everything_on_white(browser, page):
     open_page(browser, page, dark=True)
     browser.execute_script(
         """
-        addEventListener("afterprint", () => {}, {once: true});
         window.before = null;
         addEventListener("beforeprint", () => { window.before = {
           open: document.querySelectorAll("details:not([open])").length,
@@ -222,7 +225,8 @@ def test_paper_shows_everything_on_white(browser, page):
         """
     )
     pdf = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})["data"])
-    assert pdf.startswith(b"%PDF") and len(pdf) > 20_000
+    assert pdf.startswith(b"%PDF")
+    assert len(pdf) > 20_000
     assert browser.execute_script("return window.before") == {"open": 0, "paper": "rgb(255, 255, 255)", "drawn": True}
     assert browser.execute_script("return document.documentElement.dataset.paper || null") is None
 
@@ -239,7 +243,8 @@ def test_markup_in_names_notes_and_recipes_is_shown_not_run(browser, tmp_path, m
     assert browser.execute_script("return document.scripts.length") == 3
     assert browser.execute_script("return document.querySelectorAll('.plot a').length") == 0
     text = browser.find_element("tag name", "body").text
-    assert HOSTILE in text and HOSTILE_NAME in text
+    assert HOSTILE in text
+    assert HOSTILE_NAME in text
     assert [entry["message"] for entry in browser.get_log("browser")] == []
 
 
@@ -261,4 +266,6 @@ def test_several_comparisons_have_an_index_whose_links_lead_to_them(browser, tmp
     top = browser.execute_script("return document.getElementById('c1').getBoundingClientRect().top")
     assert abs(top) < 2
     heads = browser.execute_script("return [...document.querySelectorAll('h1, h2, h3')].map((h) => +h.tagName[1])")
-    assert heads[0] == 1 and heads.count(1) == 1 and heads.count(2) == 2
+    assert heads[0] == 1
+    assert heads.count(1) == 1
+    assert heads.count(2) == 2

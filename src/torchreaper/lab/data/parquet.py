@@ -55,8 +55,7 @@ def read_parquet(files: list[Path], key: str, *, memory: bool = True) -> Any:
             filled.append(file)
     if not filled:
         raise UserError(f"{key}={str(files[0])!r}: has no rows")
-    place = tempfile.TemporaryDirectory(prefix="torchreaper-", ignore_cleanup_errors=True)
-    with quiet(), place if memory else nullcontext() as cache:
+    with quiet(), _for_now() if memory else nullcontext() as cache:
         try:
             return load_dataset(
                 "parquet",
@@ -69,6 +68,10 @@ def read_parquet(files: list[Path], key: str, *, memory: bool = True) -> Any:
             cause = first_line(error.__cause__ or error)
             names = ", ".join(map(str, filled))
             raise UserError(f"{key}: cannot read {names} ({cause}); are the files whole and of one schema?") from None
+
+
+def _for_now() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="torchreaper-", ignore_cleanup_errors=True)
 
 
 @contextmanager

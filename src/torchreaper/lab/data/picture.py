@@ -13,7 +13,7 @@ from torchreaper.lab.errors import UserError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Box: TypeAlias = tuple[float, float, float, float]
+Box: TypeAlias = tuple[int, int, int, int]
 """Left, top, right, bottom in pixels of the picture."""
 
 GREY = ("1", "L")  # modes
@@ -45,10 +45,11 @@ def pixels(
     from PIL.Image import Resampling, Transpose  # needed here only
 
     image = image.convert("L" if image.mode in GREY else "RGB")
-    if size is not None:
-        box = _middle(*image.size) if crop is None else crop_box(*image.size, crop)
-        image = image.resize((size, size), Resampling.BILINEAR, box=box)
-        if crop is not None and crop[-1] < 0.5:
+    if size is not None and crop is None:
+        image = image.resize((size, size), Resampling.BILINEAR, box=_middle(*image.size))
+    elif size is not None and crop is not None:
+        image = image.crop(crop_box(*image.size, crop)).resize((size, size), Resampling.BILINEAR)
+        if crop[-1] < 0.5:
             image = image.transpose(Transpose.FLIP_LEFT_RIGHT)
     array = np.array(image)
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
@@ -79,7 +80,7 @@ def crop_box(width: int, height: int, numbers: Sequence[float]) -> Box:
     return (left, top, left + across, top + down)
 
 
-def _middle(width: int, height: int) -> Box:
+def _middle(width: int, height: int) -> tuple[float, float, float, float]:
     """The largest square in the middle: what is left of the shorter side at its new size and a crop of that size."""
     side = min(width, height)
     left, top = (width - side) / 2, (height - side) / 2

@@ -67,9 +67,10 @@ class Form:
                 f"{where}: image of {height}x{width} pixels, others have {self.height}x{self.width}; set data.size to "
                 "bring all to one size"
             )
-        if channels != self.channels and channels != 1:
+        if channels not in (1, self.channels):
             raise UserError(
-                f"{where}: image of {channels} channels, others have {self.channels}; all must have as many"
+                f"{where}: image of {channels} channels, others have {self.channels}; give all as many, or set "
+                "data.memory: true to have grey ones taken for coloured"
             )
         return values.expand(self.channels, -1, -1)
 

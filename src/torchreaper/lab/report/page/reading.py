@@ -99,7 +99,7 @@ def read(folder: Path) -> Folder:
     }
     runs = {scheme: seeds for scheme, seeds in runs.items() if seeds}
     if there is None:
-        found, notes = _so_far(folder.absolute().name, runs)
+        found, notes = _so_far(folder, runs)
     else:
         found, notes = there, _notes(there, folder / f"{comparison.NAME}.md")
     pictures = sorted((folder / ANALYSIS).glob("*.png"))
@@ -133,15 +133,16 @@ def _order(found: Json | None, schemes: set[str]) -> list[str]:
     return list(dict.fromkeys([*(name for name in first + named if name in schemes), *sorted(schemes)]))
 
 
-def _so_far(name: str, runs: Mapping[str, Mapping[int, Run]]) -> tuple[Json, list[str]]:
+def _so_far(folder: Path, runs: Mapping[str, Mapping[int, Run]]) -> tuple[Json, list[str]]:
     """What the finished runs say before the comparison is written."""
     results = {
         scheme: {seed: run.result for seed, run in seeds.items() if run.result is not None}
         for scheme, seeds in runs.items()
     }
     if not any(results.values()):
-        return {"recipe": name, "baseline": next(iter(runs), "")}, []
-    found = comparison.summarise(results, recipe=name)
+        return {"recipe": folder.absolute().name, "baseline": next(iter(runs), "")}, []
+    curves = comparison.read_curves(folder, results)
+    found = comparison.summarise(results, recipe=folder.absolute().name, curves=curves)
     return found.as_dict(), comparison.notes(found)
 
 
