@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests.nets import plain
 from torchreaper.criteria import base
+from torchreaper.lab import schemes
 
 DOCS = Path(__file__).parents[1] / "docs"
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -40,21 +42,54 @@ def of_the_reader() -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(("name", "least"), [("criteria", 4), ("analysis", 1)])
-def test_snippets(name, least, monkeypatch, capsys):
+@pytest.mark.parametrize(("name", "least"), [("criteria", 4), ("analysis", 1), ("schemes", 2)])
+def test_snippets(name, least, monkeypatch, capsys, tmp_path):
     """Blocks share their names, as they do for a reader who tries one after the other."""
     monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))  # what they register is forgotten again
+    monkeypatch.setattr(schemes, "SCHEMES", dict(schemes.SCHEMES))
     path = DOCS / f"{name}.md"
     text = path.read_text()
     blocks = list(BLOCK.finditer(text))
     assert len(blocks) >= least
-    names = of_the_reader()
+    names = {**of_the_reader(), "out": tmp_path}
     for block in blocks:
         lines_before = text[: block.start(1)].count("\n")  # errors name the line of the document
-        exec(compile("\n" * lines_before + block[1], str(path), "exec"), names)
+        exec(compile("\n" * lines_before + block[1], str(path), "exec", dont_inherit=True), names)
     assert "nan" not in capsys.readouterr().out
 
 
 def test_every_criterion_is_in_the_table():
     rows = re.findall(r"^\| `([a-z0-9-]+)` \|", (DOCS / "criteria.md").read_text(), re.MULTILINE)
     assert sorted(rows) == sorted(base.names())
+
+
+def _table_of_schemes() -> dict[str, list[str]]:
+    """The cells of each row, by its key."""
+    lines = (DOCS / "schemes.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| `")]
+    return {row[0].strip("`"): row[1:] for row in rows}
+
+
+def _option(text: str) -> dict[str, Any]:
+    """`key: value`, or `key` alone for one that is off."""
+    found = yaml.safe_load(text)
+    return found if isinstance(found, dict) else {found: None}
+
+
+def test_every_scheme_is_in_the_table_with_its_source_and_the_defaults_of_its_options():
+    rows = _table_of_schemes()
+    assert list(rows) == list(schemes.SCHEMES)
+    for key, (_, source, options, _, _) in rows.items():
+        spec = schemes.SCHEMES[key]
+        assert source.replace("`", "").strip() == spec.source
+        shown = {name: value for option in re.findall("`(.*?)`", options) for name, value in _option(option).items()}
+        values = schemes.parse({"name": key}).model_dump(mode="json", exclude={"name"})
+        values = {name: value["method"] if name == "reinit" else value or None for name, value in values.items()}
+        assert {name: value or None for name, value in shown.items()} == values
+
+
+def test_the_pairs_that_are_refused_are_in_the_table():
+    for key, (*_, others) in _table_of_schemes().items():
+        hands = schemes.SCHEMES[key].hands
+        refused = [other for other, spec in schemes.SCHEMES.items() if other != key and spec.hands & hands]
+        assert key == "standard" or sorted(re.findall("`(.*?)`", others)) == sorted(refused)

@@ -97,7 +97,7 @@ def test_compare_prints_runs_table_verdict_and_figures(recipe):
     assert [line.split()[:2] for line in lines[6:8]] == [["standard", "2"], ["repr", "2"]]
     assert re.match(r"(No evidence of a difference|No verdict|repr is (better|worse))", lines[8])
     paths = [f"runs/tiny/{name}" for name in ("comparison.md", "accuracy.png", "overlap.png", "filters.png")]
-    assert lines[-4:] == paths
+    assert lines[-5:] == [*paths, "As one page: reaper report runs/tiny"]
     assert all(Path(path).stat().st_size for path in paths)
     assert json.loads(Path("runs/tiny/comparison.json").read_text())["contrasts"][0]["seeds"] == [0, 1]
 
@@ -125,7 +125,7 @@ def test_compare_takes_all_schemes_of_a_recipe(recipe):
 def test_compare_without_repr_leaves_out_the_map(recipe):
     done = reaper("compare", recipe, "--schemes", "standard", "--seeds", 2)
     assert done.exit_code == 0, done.output
-    assert done.output.splitlines()[-3:] == [
+    assert done.output.splitlines()[-4:-1] == [
         "runs/tiny/comparison.md",
         "runs/tiny/accuracy.png",
         "runs/tiny/overlap.png",

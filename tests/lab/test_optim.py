@@ -8,10 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, StepLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, CosineAnnealingWarmRestarts, CyclicLR, MultiStepLR, StepLR
 
-from torchreaper.lab.optim import build_optimizer, build_schedule, factor
+from torchreaper.lab.errors import UserError
+from torchreaper.lab.optim import build_optimizer, build_schedule, factor, position, reapply
 from torchreaper.lab.recipe import OptimSpec, ScheduleSpec
+from torchreaper.lab.settings import parse
 
 EPOCHS, STEPS = 7, 4
 
@@ -41,6 +43,18 @@ def sgd():
         (ScheduleSpec(name="cosine"), lambda o: CosineAnnealingLR(o, EPOCHS), True),
         (ScheduleSpec(name="halving", every=5), lambda o: StepLR(o, 5, gamma=0.5), False),
         (ScheduleSpec(name="constant"), lambda o: StepLR(o, 10**6), False),
+        (
+            ScheduleSpec(name="cyclic", period=2, low=0.1),
+            lambda o: CyclicLR(o, base_lr=0.03, max_lr=0.3, step_size_up=STEPS, cycle_momentum=False),
+            False,
+        ),
+        (
+            ScheduleSpec(name="cyclic", period=7, low=0.0),
+            lambda o: CyclicLR(o, base_lr=0.0, max_lr=0.3, step_size_up=7 * STEPS // 2, cycle_momentum=False),
+            False,
+        ),
+        (ScheduleSpec(name="restarts", period=3), lambda o: CosineAnnealingWarmRestarts(o, 3 * STEPS), False),
+        (ScheduleSpec(name="restarts", period=1), lambda o: CosineAnnealingWarmRestarts(o, STEPS), False),
     ],
 )
 def test_schedules_are_torchs(spec, reference, per_epoch):
@@ -101,3 +115,82 @@ def test_optimizers_get_what_the_recipe_says(spec, kind, expected):
     optimizer = build_optimizer(spec, [nn.Parameter(torch.zeros(1))])
     assert type(optimizer) is kind
     assert {key: optimizer.param_groups[0][key] for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"name": "cyclic"}, "schedule.period: is missing; how many epochs does a cycle of the learning rate take?"),
+        ({"name": "restarts"}, "schedule.period: is missing; how many epochs does a cycle of the learning rate take?"),
+        ({"name": "cyclic", "period": 0}, "schedule.period=0: must be at least 1"),
+        ({"name": "cyclic", "period": 1.5}, "schedule.period=1.5: must be a whole number"),
+        ({"name": "cyclic", "period": 4, "low": 1}, "schedule.low=1: must be less than 1"),
+        ({"name": "cyclic", "period": 4, "low": -0.1}, "schedule.low=-0.1: must be at least 0"),
+        (
+            {"name": "restarts", "period": 4, "low": 0.2},
+            "schedule.low=0.2: has no effect with name: restarts; it belongs to cyclic",
+        ),
+        (
+            {"name": "cosine", "period": 4},
+            "schedule.period=4: has no effect with name: cosine; it belongs to cyclic and restarts",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_cycle_is_named(options, text):
+    with pytest.raises(UserError) as error:
+        parse(ScheduleSpec, options, at="schedule")
+    assert str(error.value) == text
+
+
+trainings = st.lists(st.integers(1, 20), min_size=1, max_size=4)
+
+
+@given(lengths=trainings, epochs=st.integers(1, 30), steps=st.integers(1, 7))
+def test_each_training_passes_through_the_whole_schedule(lengths, epochs, steps):
+    end = epochs * steps
+    passed = 0
+    for length in lengths:
+        found = [
+            position(passed + step, lengths, epochs=epochs, steps_per_epoch=steps) for step in range(length * steps)
+        ]
+        passed += length * steps
+        assert found[0] == 0
+        assert found == sorted(found)
+        pace = max(1, -(-epochs // length))  # steps of the schedule in one step of the training, at most
+        assert end - pace <= found[-1] < end
+        if length >= epochs:
+            assert found[-1] == end - 1
+        if length == epochs:
+            assert found == list(range(end))
+    assert position(passed, lengths, epochs=epochs, steps_per_epoch=steps) == end
+
+
+@given(lengths=trainings, epochs=st.integers(2, 30), steps=st.integers(1, 7))
+def test_cosine_trains_in_every_epoch_of_every_training(lengths, epochs, steps):
+    optimizer = sgd()
+    schedule = build_schedule(
+        ScheduleSpec(name="cosine"), optimizer, epochs=epochs, steps_per_epoch=steps, lengths=lengths
+    )
+    found = []
+    for _ in range(sum(lengths) * steps):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert min(found) > 0
+    starts = [sum(lengths[:number]) * steps for number in range(len(lengths))]
+    assert [found[start] for start in starts] == [0.3] * len(lengths)
+
+
+def test_a_scale_that_changed_holds_from_the_next_step_on():
+    optimizer, scale = sgd(), [1.0]
+    spec = ScheduleSpec(name="halving", every=2)
+    schedule = build_schedule(spec, optimizer, epochs=EPOCHS, steps_per_epoch=STEPS, scale=lambda: scale[0])
+    found = []
+    for step in range(6):
+        if step == 3:
+            scale[0] = 0.1
+            reapply(schedule)
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert found == pytest.approx([0.3, 0.3, 0.15, 0.015, 0.0075, 0.0075])

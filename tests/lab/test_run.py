@@ -13,7 +13,7 @@ import yaml
 from tests.lab.seeing import Seeing
 from tests.lab.tiny import ADAMW, recipe
 
-from torchreaper.lab import models
+from torchreaper.lab import models, training
 from torchreaper.lab import run as run_module
 from torchreaper.lab.data import load
 from torchreaper.lab.errors import UserError
@@ -285,14 +285,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_pa
     assert good.calls[-1] == ("epoch", 2)
     folder = tmp_path / "tiny" / "repr" / "seed-0"
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "environment.json"}
-    real = run_module.data.normalise
-    calls = []
+    real = training.data.training
 
-    def spoilt(images, mean, std):
-        calls.append(len(images))
-        return real(images, mean, std) * (float("nan") if len(calls) == 3 else 1)
+    def spoilt(*args, **options):
+        for number, (images, labels) in enumerate(real(*args, **options), 1):
+            yield images * (float("nan") if number == 2 else 1), labels
 
-    monkeypatch.setattr(sys.modules["torchreaper.lab.data.batches"], "normalise", spoilt)
+    monkeypatch.setattr(training.data, "training", spoilt)
     with pytest.raises(
         RunFailed, match=r"^epoch 3, step 2: the training loss is nan; lower optim\.lr or set grad_clip"
     ):
@@ -387,13 +386,13 @@ def test_the_validation_split_chooses_the_first_best_epoch_of_the_whole_network(
     tiny = recipe(report="validation", epochs=9, scheme__cycles=2)
     # By epoch: the sub-networks of 2, 3, 5 and 6 are better than any whole network, and 7 and 9 are equal.
     accuracies = iter([0.1, 0.9, 0.9, 0.2, 0.9, 0.9, 0.6, 0.3, 0.6])
-    real = run_module.evaluate
+    real = training.evaluate
 
     def scripted(fabric, model, split, **kwargs):
         loss, accuracy = real(fabric, model, split, **kwargs)
         return loss, next(accuracies) if len(split) == tiny.data.validation else accuracy
 
-    monkeypatch.setattr(run_module, "evaluate", scripted)
+    monkeypatch.setattr(training, "evaluate", scripted)
     result = train(tiny, scheme="repr", seed=0, out=tmp_path)
     metrics = read_metrics(tmp_path / "tiny" / "repr" / "seed-0")
     assert [line["phase"] for line in metrics] == ["full", "sub", "sub"] * 2 + ["full"] * 3
@@ -403,7 +402,7 @@ def test_the_validation_split_chooses_the_first_best_epoch_of_the_whole_network(
 
 
 def test_order_and_augmentation_of_an_epoch_depend_on_the_seed_and_the_epoch_only(tmp_path, monkeypatch):
-    data, orders, crops = run_module.data, [], []
+    data, orders, crops = training.data, [], []
     batches, augment = data.batches, data.augment
     batching, splitting = (sys.modules[f"torchreaper.lab.data.{name}"] for name in ("batches", "split"))
 

@@ -10,8 +10,8 @@ from tests.lab.test_runs import folder_at
 from tests.lab.tiny import recipe
 from torch import nn
 
-from torchreaper.lab import run as run_module
 from torchreaper.lab import snapshots
+from torchreaper.lab import snapshots as snapshots_module
 from torchreaper.lab.measures import fingerprint
 from torchreaper.lab.run import RunFailed, train
 from torchreaper.lab.runs import read_events, read_metrics
@@ -150,7 +150,7 @@ def test_where_one_cannot_be_written_the_run_goes_on_later(tmp_path, monkeypatch
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_module.snapshots, "write", full)
+        patch.setattr(snapshots_module, "write", full)
         with pytest.raises(RunFailed, match=r"^epoch 2: cannot be saved in .*No space left on device"):
             train(recipe(snapshots=2), scheme="repr", seed=0, out=tmp_path / "cut")
     assert [line["epoch"] for line in read_metrics(at(tmp_path / "cut"))] == [1]

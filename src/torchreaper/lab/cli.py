@@ -1,4 +1,4 @@
-"""The command ``reaper``: train, compare, inspect, analyze.
+"""The command ``reaper``: train, compare, report, inspect, analyze.
 
 Only the package itself is imported before a command needs more: data, plotting and statistics libraries take seconds.
 """
@@ -12,7 +12,18 @@ from typing import Annotated
 import typer
 
 from torchreaper.lab import console as screen
-from torchreaper.lab.cli_looking import EXAMPLE_ANALYZE, EXAMPLE_INSPECT, EXAMPLE_SCHEMES, analyze, inspect, schemes
+from torchreaper.lab.cli_looking import (
+    EXAMPLE_ANALYZE,
+    EXAMPLE_INSPECT,
+    EXAMPLE_RECIPES,
+    EXAMPLE_REPORT,
+    EXAMPLE_SCHEMES,
+    analyze,
+    inspect,
+    recipes,
+    report,
+    schemes,
+)
 from torchreaper.lab.command_line import (
     FAILED,
     WRONG,
@@ -36,6 +47,7 @@ EXAMPLES = """\b
 Examples:
   reaper train recipes/demo.yaml
   reaper compare recipes/demo.yaml --schemes standard,repr --seeds 3
+  reaper report runs/demo
   reaper inspect resnet20 --fraction 0.3
   reaper analyze runs/demo
 """
@@ -178,11 +190,14 @@ def compare(
             screen.say(console, note)
         drawn = report.draw(out, loaded.name, {summary.scheme: summary.seeds for summary in comparison.schemes})
         screen.show_paths(console, [out / loaded.name / f"{found.NAME}.md", *drawn])
+        screen.say(console, f"As one page: reaper report {out / loaded.name}")
         if comparison.failures:
             raise typer.Exit(FAILED)
 
 
+app.command(epilog=EXAMPLE_REPORT, short_help="Make one HTML page of a comparison, to look at and to send.")(report)
 WHAT_ANALYZE = "Which filters overlap, which matter, which criterion knows it?"
 app.command(epilog=EXAMPLE_ANALYZE, short_help=WHAT_ANALYZE)(analyze)
 app.command(epilog=EXAMPLE_INSPECT, short_help="Show the filters of a network and which would go.")(inspect)
 app.command(epilog=EXAMPLE_SCHEMES, short_help="Which schemes there are, and their options.")(schemes)
+app.command(epilog=EXAMPLE_RECIPES, short_help="Which recipes there are, and what a paper reports for them.")(recipes)

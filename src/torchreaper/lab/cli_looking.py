@@ -1,4 +1,4 @@
-"""The commands that train nothing: inspect, analyze, schemes.
+"""The commands that train nothing: report, inspect, analyze, schemes, recipes.
 
 Only the package itself is imported before a command needs more: data, plotting and statistics libraries take seconds.
 """
@@ -13,6 +13,7 @@ import typer
 
 from torchreaper.lab import console as screen
 from torchreaper.lab.command_line import (
+    FAILED,
     Debug,
     Device,
     Overrides,
@@ -25,6 +26,7 @@ from torchreaper.lab.command_line import (
 )
 from torchreaper.lab.errors import UserError
 
+WIDE = 160  # columns: below, all about a recipe stands in one column
 EXAMPLE_INSPECT = """\b
 Examples:
   reaper inspect recipes/demo.yaml
@@ -35,6 +37,17 @@ Examples:
   reaper schemes
   reaper schemes repr
 """
+EXAMPLE_RECIPES = """\b
+Examples:
+  reaper recipes
+  reaper compare paper/c3-32-cifar10 --profile quick
+  reaper recipes --copy paper/c3-32-cifar10
+"""
+EXAMPLE_REPORT = """\b
+Examples:
+  reaper report runs/demo
+  reaper report runs --out all.html
+"""
 EXAMPLE_ANALYZE = """\b
 Examples:
   reaper analyze runs/demo/repr/seed-0
@@ -42,6 +55,28 @@ Examples:
   reaper analyze model.pt --recipe recipes/demo.yaml
   reaper analyze model.pt --recipe data.yaml --model mynets.small:make --option width=32
 """
+
+
+def report(
+    target: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUT", help="What compare wrote, such as runs/demo; or a folder of several.", show_default=False
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where the page goes.", show_default="report.html in OUT")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Make one HTML page of what compare and analyze wrote; of unfinished runs, what there is.
+
+    The page needs no network and holds all it shows: about 5 MB, most of it the plotting library.
+    """
+    with guarded(debug):
+        from torchreaper.lab.report.page import write_page
+
+        screen.show_paths(screen.stdout(), [write_page(target, out)[0]])
 
 
 def analyze(
@@ -245,3 +280,38 @@ def schemes(
             raise UserError(f"scheme={name!r}: unknown scheme; {did_you_mean(name, known.SCHEMES)}")
         for line in known.describe(spec):
             screen.say(console, line)
+
+
+def recipes(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="FOLDER", help="List the recipes below it.", show_default="those of the package, and of ./recipes"
+        ),
+    ] = None,
+    copy: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Copy this one of the package here, to edit it.", show_default=False),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Which recipes there are, and what a paper reports for them. The package's go by name, others by their path."""
+    with guarded(debug):
+        from torchreaper.lab import library
+
+        console = screen.stdout()
+        if copy is not None:
+            if folder is not None:
+                raise UserError(f"folder={str(folder)!r}: has no effect with --copy; leave it out")
+            screen.show_paths(console, [library.copy(copy)])
+            return
+        found = library.listing(folder)
+        broken = [one for one in found if one.recipe is None]
+        if not found:
+            screen.say(console, "No recipes there.")
+        elif len(broken) < len(found):
+            screen.show_table(console, *library.table(found, narrow=console.width < WIDE), words=True)
+        for one in broken:
+            screen.say(console, f"broken: {one.name}: {one.problem}")
+        if broken:
+            raise typer.Exit(FAILED)

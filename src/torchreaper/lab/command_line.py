@@ -62,7 +62,12 @@ def with_ray_address(args: Sequence[str]) -> list[str]:
     ]
 
 
-RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).", show_default=False)]
+RecipePath = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE", help="Recipe file (YAML), or a name that reaper recipes lists.", show_default=False
+    ),
+]
 Profile = Annotated[
     str | None, typer.Option(metavar="NAME", help="Profile of the recipe, such as quick.", show_default=False)
 ]
@@ -83,9 +88,10 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No bar; results only, as w
 
 def load(path: str, profile: str | None, overrides: list[str] | None) -> Recipe:
     """The recipe of a command."""
+    from torchreaper.lab.library import find
     from torchreaper.lab.recipe import load_recipe
 
-    return load_recipe(path, profile=profile, overrides=tuple(overrides or ()))
+    return load_recipe(find(path), profile=profile, overrides=tuple(overrides or ()))
 
 
 def check_out(out: Path) -> None:

@@ -13,8 +13,9 @@ from torchreaper.lab.execution import Executor, Here, Job, Plan, perform
 from torchreaper.lab.files import read_json
 from torchreaper.lab.progress import NullProgress, Progress
 from torchreaper.lab.recipe import ALL, Recipe
-from torchreaper.lab.run import Run, finished
+from torchreaper.lab.run import finished
 from torchreaper.lab.runs import ENVIRONMENT, RunFailed, folder_of
+from torchreaper.lab.training import Run
 
 
 def compare(

@@ -288,16 +288,20 @@ def say(console: Console, text: str) -> None:
 
 
 def show_table(console: Console, heads: Sequence[str], rows: Sequence[Sequence[str]], *, words: bool = False) -> None:
-    """A table, its first column to the left, the others to the right; intervals get a line where it is narrow.
+    """A table, its first column to the left, the others to the right; where it is narrow, brackets get a line.
 
     ``words``: all columns to the left, as is usual where they hold no numbers.
     """
     widths = [max(map(len, column)) for column in zip(heads, *rows)]
-    if sum(widths) + 2 * len(widths) > console.width:
-        rows = [[cell.replace(" [", "\n[") for cell in row] for row in rows]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    narrow = sum(widths) + 3 * len(widths) > console.width
+    if narrow:
+        rows = [[row[0], *(cell.replace(" [", "\n[").replace(" (", "\n(") for cell in row[1:])] for row in rows]
+        heads = [head.replace(" ", "\n", 1) for head in heads]
+    padding = (0, 1, 0, 0) if narrow else (0, 1)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=padding, header_style="bold")
     for number, head in enumerate(heads):
-        table.add_column(Text(head), justify="left" if words or number == 0 else "right")
+        # The first column holds names, to be typed in the next command: the others give way.
+        table.add_column(Text(head), justify="left" if words or number == 0 else "right", no_wrap=number == 0)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     console.print(table)

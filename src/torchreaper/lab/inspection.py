@@ -10,7 +10,7 @@ import yaml
 
 import torchreaper as tr
 from torchreaper.bank import Preview
-from torchreaper.lab import data, models
+from torchreaper.lab import data, models, objects
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.recipe import Recipe
 from torchreaper.lab.schemes import RePrSpec
@@ -47,10 +47,10 @@ def inspect(
     choice: dict[str, Any] = {key: own[key] for key in _CHOICE if key in own}
     choice |= {key: value for key, value in asked.items() if value is not None}
     criterion, images = choice.pop("criterion", "orthogonality"), choice.pop("images", None)
-    reads = tr.criteria.needs_data(criterion)
+    reads = tr.criteria.needs_data(criterion) or objects.is_object(criterion)
     if recipe is None:
         if reads:
-            raise UserError(f"criterion={criterion!r}: reads images; name a recipe instead of {model}")
+            raise UserError(f"criterion={criterion!r}: may read images; name a recipe instead of {model}")
         name, options, size, classes = model, options or {}, size or (3, 32, 32), classes or 10
     else:
         name, options = recipe.model.name, recipe.model.options
@@ -73,7 +73,7 @@ def inspect(
         batches = data.FixedBatches.held_out(dataset.train, dataset.validation, mean=dataset.mean, std=dataset.std)
         # The images that the run of this seed would read.
         spec = RePrSpec(criterion=criterion, images=images)
-        criterion = spec.ranking(batches, seed=data.epoch_seed(seed, 0, "scheme"))
+        criterion = spec.ranking(batches, seed=data.epoch_seed(seed, 0, "scheme"), base=recipe.base)
     return bank, bank.preview(criterion=criterion, **choice)
 
 

@@ -279,8 +279,7 @@ def load_checkpoint(folder: Path, note: Callable[[str], None], *, mend: bool = T
 
 def judged_weights(checkpoint: Json) -> dict[str, Any]:
     """The weights of the network that counts: an average, where the scheme keeps one, else those that are trained."""
-    found: dict[str, Any] = checkpoint.get("network", checkpoint["model"])
-    return found
+    return dict(checkpoint.get("network") or checkpoint["model"])
 
 
 def _unpack(path: Path, data: bytes) -> Json:

@@ -6,8 +6,11 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.lab.schemes.setups import attach, hooks_on, network, same, setup, train_epoch, train_step, weights_of
+from tests.lab.tiny import recipe
 
 from torchreaper.lab.errors import UserError
+from torchreaper.lab.run import train
+from torchreaper.lab.runs import folder_of, read_metrics
 from torchreaper.lab.schemes.ban import BANSpec
 
 
@@ -82,3 +85,13 @@ def test_the_state_holds_the_teacher():
     assert same(weights_of(other._teacher), weights_of(scheme._teacher))
     assert not other._teacher.training
     assert not any(parameter.requires_grad for parameter in other._teacher.parameters())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_with_validation_only_the_last_generation_is_chosen(seed, tmp_path, one_thread):
+    what = recipe(report="validation", epochs=8, optim__lr=0.2, schemes={"ban": {"generations": 4}})
+    result = train(what, scheme="ban", seed=seed, out=tmp_path)
+    assert result["reported_epoch"] > 6
+    lines = read_metrics(folder_of(tmp_path, "tiny", "ban", seed))
+    assert [line["counts"] for line in lines] == [False] * 6 + [True] * 2
+    assert result["test_accuracy"] == lines[result["reported_epoch"] - 1]["test_accuracy"]

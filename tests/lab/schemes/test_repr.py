@@ -212,3 +212,69 @@ def test_without_cycles_nothing_happens():
     scheme, _ = attach(model, cycles=0)
     assert [scheme.step() for _ in range(20)] == [None] * 20
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+OWN = """
+import torch
+
+class Widest:
+    def scores(self, bank):
+        return {layer.name: torch.arange(layer.filters, dtype=torch.float64) for layer in bank.ranked}
+
+class Reading:
+    def __init__(self, batches, loss_fn):
+        self.seen = sum(len(labels) for _, labels in batches)
+        assert float(loss_fn(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64))) > 0
+
+    def scores(self, bank):
+        return {layer.name: torch.full((layer.filters,), float(self.seen)) for layer in bank.ranked}
+
+ready = Widest()
+number = 3
+def nothing():
+    return None
+def broken():
+    raise RuntimeError("no filters today")
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    name = f"own_{abs(hash(str(tmp_path)))}"
+    (tmp_path / f"{name}.py").write_text(OWN)
+    return name, tmp_path
+
+
+@pytest.mark.parametrize("which", ["Widest", "ready"])
+def test_a_criterion_of_the_users_own_ranks_the_filters(own, which):
+    name, base = own
+    spec = RePrSpec(full=1, sub=1, cycles=1, fraction=0.25, criterion=f"{name}:{which}")
+    spec.check(10)
+    scheme = setups.attach(spec, network(), base=base)
+    assert scheme.step().filters == {"2": (6, 7)}
+
+
+def test_a_criterion_of_the_users_own_may_read_images(own):
+    name, base = own
+    spec = RePrSpec(full=1, sub=1, cycles=1, criterion=f"{name}:Reading", images=20)
+    assert set(setups.attach(spec, network(), base=base).step().scores["2"].tolist()) == {20.0}
+
+
+@pytest.mark.parametrize(
+    ("which", "text"),
+    [
+        ("missing", "has no missing"),
+        ("number", "number is a int; must be a callable"),
+        ("nothing", r"must be an object with scores\(bank\)"),
+        ("broken", r"broken\(\) fails \(RuntimeError: no filters today\)"),
+    ],
+)
+def test_a_criterion_of_the_users_own_that_is_none_is_refused(own, which, text):
+    name, base = own
+    with pytest.raises(UserError, match=rf"^scheme.criterion='{name}:{which}': .*{text}"):
+        setups.attach(RePrSpec(criterion=f"{name}:{which}"), network(), base=base)
+
+
+def test_the_form_of_a_criterions_name_is_checked_before_anything_is_imported():
+    with pytest.raises(UserError, match=r"^scheme.criterion='own:': must be package.module:callable, such as mycri"):
+        RePrSpec(criterion="own:").check(100)

@@ -58,13 +58,14 @@ def details(comparison: Comparison) -> Table:
     teachers = any(summary.teacher_seconds for summary in comparison.schemes)
     minus = f"minus {comparison.baseline}"
     heads = ["scheme", "training accuracy %", "test accuracy, bootstrap", f"{minus}, bootstrap", "p uncorrected"]
-    heads += [f"gap {minus}", f"seeds for {comparison.detect:g}", "epochs", "time of a run", "of its teachers"]
+    heads += [f"gap {minus}", f"seeds for {_points(comparison)}", "epochs", "time of a run", "of its teachers"]
     heads += ["time ratio without teachers"]
     rows = []
     for summary in comparison.schemes:
         contrast = contrasts.get(summary.scheme)
         first = [summary.scheme, _with_interval(summary.train_accuracy, "{:.2f}"), _bounds(summary.bootstrap, "{:.2f}")]
-        last = [str(summary.epochs), duration(summary.seconds), duration(summary.teacher_seconds) if teachers else ""]
+        taught = duration(summary.teacher_seconds) if summary.teacher_seconds else ""
+        last = [str(summary.epochs), duration(summary.seconds), taught]
         if contrast is None:
             rows.append([*first, "", "", "", "", *last, ""])
             continue
@@ -102,7 +103,7 @@ def _seeds_notes(comparison: Comparison) -> Iterable[str]:
         return
     fewest = min(contrast.accuracy.n for contrast in unanswered)
     guess = f" This is a guess: the spread comes from {fewest} seeds." if fewest < FEW else ""
-    size = f"a difference of {comparison.detect:g} {'point' if comparison.detect == 1 else 'points'}"
+    size = f"a difference of {_points(comparison)}"
     if len(unanswered) == 1:
         (one,) = unanswered
         yield (
@@ -120,8 +121,10 @@ def _budget_notes(comparison: Comparison) -> Iterable[str]:
     for summary in comparison.schemes:
         epochs.setdefault(summary.epochs, []).append(summary.scheme)
     if len(epochs) > 1:
-        unequal = "; ".join(f"{count} for {', '.join(schemes)}" for count, schemes in sorted(epochs.items()))
-        yield f"Budgets are not equal. Epochs of the network: {unequal}."
+        *fewer, most = sorted(epochs.items(), key=lambda item: len(item[1]))
+        parts = [f"{count} for {', '.join(schemes)}" for count, schemes in fewer]
+        rest = "the others" if len(most[1]) > 2 else ", ".join(most[1])
+        yield f"Budgets are not equal. Epochs of the network: {'; '.join(parts)}; {most[0]} for {rest}."
     taught = [summary for summary in comparison.schemes if summary.teacher_seconds]
     if taught:
         contrasts = _by_scheme(comparison)
@@ -171,7 +174,8 @@ def markdown(comparison: Comparison) -> str:
         "",
         f"Bootstrap: 95 % percentile intervals of the mean; with fewer than {FEW} seeds they are too narrow, so the "
         "verdicts go by the t-test. Gap: its intervals are not corrected for the number of schemes. Seeds: for an "
-        f"80 % chance to see a difference of {comparison.detect:g} points, by the spread found here{several}.",
+        f"80 % chance to see a difference of {_points(comparison)}, by the spread found here"
+        f"{', at the strictest step of that correction' if several else ''}.",
         "",
     ]
     return "\n".join(lines)
@@ -244,6 +248,10 @@ def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _points(comparison: Comparison) -> str:
+    return f"{comparison.detect:g} point{'' if comparison.detect == 1 else 's'}"
 
 
 def _tests(comparison: Comparison) -> int:

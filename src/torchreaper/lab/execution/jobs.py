@@ -136,10 +136,11 @@ class Plan:
         self._ended[job.folder] = outcome
         ended: list[Ended] = [(job, outcome)]
         if isinstance(outcome, Failure):
-            for other in [other for other in self._waiting if job.folder in {first.folder for first in other.after}]:
-                self._waiting.remove(other)
-                reason = f"needs {job.name}, which failed: {outcome.reason}"
-                ended += self.end(other, other.failed(reason))
+            reason = f"needs {job.name}, which failed: {outcome.reason}"
+            for other in list(self._waiting):
+                if other in self._waiting and job.folder in {first.folder for first in other.after}:
+                    self._waiting.remove(other)
+                    ended += self.end(other, other.failed(reason))
         return ended
 
     def died(self, job: Job, how: str, note: Callable[[str], None]) -> list[Ended]:

@@ -43,6 +43,7 @@ __all__ = [
     "describe",
     "options_of",
     "parse",
+    "register",
 ]
 
 #: Between the names of schemes that work together in one run.
@@ -102,6 +103,25 @@ def describe(spec: type[Spec]) -> list[str]:
         defaults = spec.model_construct().model_dump(mode="json", exclude={"name"})
         lines += yaml.safe_dump(defaults, sort_keys=False, default_flow_style=False).splitlines()
     return lines
+
+
+def register(spec: type[Spec]) -> type[Spec]:
+    """Make a scheme of one's own known to the recipes that are read from now on, by the default of its `name`.
+
+    For use as a decorator, too; it lasts as long as the process.
+
+    Raises:
+        UserError: The name is taken by another scheme, or cannot be one.
+    """
+    name = spec.model_fields["name"].default
+    if not isinstance(name, str) or not name.replace("-", "").replace("_", "").isalnum():
+        raise UserError(
+            f"{spec.__name__}.name={settings.show(name)}: must have a default of letters, digits, '-' and '_'"
+        )
+    if SCHEMES.get(name, spec) is not spec:
+        raise UserError(f"{spec.__name__}.name={name!r}: is the name of {SCHEMES[name].__name__}; choose another")
+    SCHEMES[name] = spec
+    return spec
 
 
 def _together(name: str, options: Mapping[str, Any], where: str) -> Spec:

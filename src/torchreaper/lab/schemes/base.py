@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch.nn.functional as F
@@ -39,6 +40,7 @@ class Setup:
         drawn: the batches (images, classes) of an epoch in the order, and with the augmentation, of the given seed.
         autocast: the precision that the network is trained in, as a context.
         grad_clip: largest norm of the gradient; None: not clipped.
+        base: the recipe's folder, in which objects of the user's own are looked for.
         teacher: the network that `Spec.teachers` asked for, trained, in evaluation mode.
         followers: copies of `model` that average its parameters; a scheme that makes one adds it, those that change
             tensors (RePr) are attached later and take the copies along.
@@ -55,6 +57,7 @@ class Setup:
     drawn: Callable[[int, int], Iterator[tuple[Tensor, Tensor]]]
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     grad_clip: float | None = None
+    base: Path | None = None
     teacher: nn.Module | None = None
     followers: list[nn.Module] = field(default_factory=list)
 

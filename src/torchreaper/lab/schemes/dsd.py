@@ -34,7 +34,8 @@ class DenseSparseDense(Attached):
         self._masks: dict[str, Tensor] = {}
         # On the weights, not once a step: a scheme that takes a second gradient (SAM) must not climb along them either.
         self._handles = [
-            weight.register_post_accumulate_grad_hook(self._masking(name)) for name, weight in self._weights.items()
+            weight.register_post_accumulate_grad_hook(self._masking(name))  # type: ignore[no-untyped-call]
+            for name, weight in self._weights.items()
         ]
 
     @property

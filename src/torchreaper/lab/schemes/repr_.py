@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
+from torch.nn.functional import cross_entropy
 
 import torchreaper as tr
+from torchreaper.lab import objects
 from torchreaper.lab.data import FixedBatches, epoch_seed
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.schemes.base import Attached, Phase, Setup, Spec
 from torchreaper.lab.settings import Settings, did_you_mean
 
+#: How a criterion of the user's own is named.
+EXAMPLE = "mycriteria:Smallest"
 #: How many images a criterion reads where the recipe does not say: the paper's number, for its oracle.
 IMAGES = 5000
 
@@ -72,6 +77,19 @@ class ReinitSpec(Settings):
         return tr.Reinit(**self.model_dump(exclude_none=True))
 
 
+def _own_criterion(name: str, batches: FixedBatches, base: Path | None) -> tr.criteria.Criterion:
+    """The object that `package.module:attribute` is, or makes; a callable gets `batches` and `loss_fn` if it asks."""
+    found: Any = objects.find(name, "scheme.criterion", base=base, example=EXAMPLE)
+    if isinstance(found, type) or not hasattr(found, "scores"):
+        offered = {"batches": batches, "loss_fn": cross_entropy}
+        what = name.partition(":")[2]
+        found, _ = objects.call(found, what, {}, f"scheme.criterion={name!r}", base=base, offered=offered)
+    try:
+        return tr.criteria.make(found)
+    except tr.ReaperError as error:
+        raise UserError(f"scheme.criterion={name!r}: {error}") from error
+
+
 class RePrTraining(Attached):
     """A `tr.RePr` whose unit is the epoch."""
 
@@ -117,8 +135,9 @@ class RePrTraining(Attached):
 class RePrSpec(Spec):
     """The scheme `repr` and its options, with the paper's values as defaults; see `tr.RePr`.
 
-    `images`: how many images a criterion that reads images reads, of those held out for validation, or without any
-    of those of training; None: 5000, or all if there are fewer.
+    `criterion`: a name, or `package.module:attribute`: an object with `scores(bank)`, or a class or function that makes
+    one and may ask for `batches` and `loss_fn`. `images`: how many images a criterion that reads images reads, of those
+    held out for validation, or without any of those of training; None: 5000, or all if there are fewer.
     """
 
     summary: ClassVar[str] = "drop the filters that overlap most, train without them, bring them back"
@@ -147,10 +166,15 @@ class RePrSpec(Spec):
         else the run would end with filters that were never trained.
         """
         known = tr.criteria.names()
-        if self.criterion not in known:
+        if objects.is_object(self.criterion):
+            try:
+                objects.check_form(self.criterion, EXAMPLE)
+            except ValueError as error:
+                raise UserError(f"scheme.criterion={self.criterion!r}: {error}") from None
+        elif self.criterion not in known:
             near = did_you_mean(self.criterion, known)
             raise UserError(f"scheme.criterion={self.criterion!r}: unknown criterion; {near}")
-        if self.images is not None and not tr.criteria.needs_data(self.criterion):
+        elif self.images is not None and not tr.criteria.needs_data(self.criterion):
             raise UserError(
                 f"scheme.images={self.images}: has no effect with criterion {self.criterion!r}, which reads none; "
                 "leave it out"
@@ -171,11 +195,12 @@ class RePrSpec(Spec):
             raise UserError(f"{asked}, the recipe has {epochs}{inside}; {remedy}")
         raise UserError(f"{asked}, the recipe has {epochs}; {remedy}")
 
-    def ranking(self, batches: FixedBatches, *, seed: int) -> tr.criteria.Criterion:
+    def ranking(self, batches: FixedBatches, *, seed: int, base: Path | None = None) -> tr.criteria.Criterion:
         """The criterion; one that reads images reads `images` of those in `batches`, chosen by `seed`.
 
         Raises:
-            UserError: There are fewer images than `images`.
+            UserError: There are fewer images than `images`; or the user's own criterion, which is looked for in `base`
+                too, cannot be made.
         """
         there = batches.images
         if self.images is not None and self.images > there:
@@ -183,7 +208,10 @@ class RePrSpec(Spec):
                 f"scheme.images={self.images}: only {there} {batches.what} images are there; use images <= {there}"
             )
         count = self.images or min(IMAGES, there)
-        return tr.criteria.make(self.criterion, batches.take(count, seed=epoch_seed(seed, 0, "images")))
+        chosen = batches.take(count, seed=epoch_seed(seed, 0, "images"))
+        if objects.is_object(self.criterion):
+            return _own_criterion(self.criterion, chosen, base)
+        return tr.criteria.make(self.criterion, chosen)
 
     def attach(self, setup: Setup) -> Attached:
         """Put RePr to work on the network; what it cannot work with is a `UserError`."""
@@ -194,7 +222,7 @@ class RePrSpec(Spec):
                 setup.model,
                 setup.optimizer,
                 setup.example_inputs,
-                criterion=self.ranking(setup.batches, seed=setup.seed),
+                criterion=self.ranking(setup.batches, seed=setup.seed, base=setup.base),
                 reinit=self.reinit.build(),
                 followers=setup.followers,
                 seed=setup.seed,

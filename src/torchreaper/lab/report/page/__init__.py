@@ -1,4 +1,4 @@
-"""One HTML page of what a comparison found, complete in itself: nothing is fetched, and whoever gets the file sees all."""
+"""One HTML page of what a comparison found, complete in itself: it fetches nothing."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ METRICS = (
     Metric("accuracy", "Test accuracy", "test accuracy (%)", _percent),
     Metric("gap", "Gap", "training minus test accuracy (points)", _gap),
     Metric("loss", "Training loss", "training loss", lambda line: line.get("train_loss")),
-    Metric("overlap", "Overlap", "sum of O<sub>f</sub> over the filters in the network", lambda line: line.get("overlap_total")),
+    Metric("overlap", "Overlap", "sum of O<sub>f</sub> over all filters", lambda line: line.get("overlap_total")),
 )  # fmt: skip
 
 

@@ -22,6 +22,12 @@
   const shown = (number) => new Set([...field(number, "scheme")].filter((box) => box.checked).map((box) => +box.value));
   const epochs = { title: { text: "epoch" }, rangemode: "tozero" };
 
+  // A row for each scheme, the first on top: names have room there on a phone as well.
+  const schemeAxis = (names) => ({
+    tickvals: names.map((_, i) => i), ticktext: names.map((name) => plain(short(name, 20))),
+    range: [names.length - 0.4, -0.6], showgrid: false, zeroline: false, fixedrange: true,
+  });
+
   const phases = (spans) => spans.map(([start, end]) => ({
     type: "rect", xref: "x", yref: "paper", x0: start, x1: end, y0: 0, y1: 1, layer: "below",
     line: { width: 0 }, fillcolor: css("--shade"),
@@ -56,6 +62,30 @@
     return [low - room, high + room];
   }
 
+  // Known before anything is drawn, so that what a link leads to stays where it is.
+  const filtersOf = (layers) => layers.reduce((sum, [, filters]) => sum + filters, 0);
+  const heights = {
+    forest: (number) => 110 + 34 * data[number].forest.length,
+    pairs: (number) => 110 + 34 * data[number].schemes.length,
+    curves: () => 380,
+    layers: () => 380,
+    map(number) {
+      const { layers } = data[number].maps[+field(number, "map")[0].value], total = filtersOf(layers);
+      return 70 + Math.max(150, Math.min(760, 10 * (total <= MOST_ROWS ? total : layers.length)));
+    },
+  };
+
+  // A log scale where all are above 0 and far apart; Plotly's own ticks between the powers of ten are too small to read.
+  function logAxis(curves) {
+    let low = Infinity, high = 0;
+    for (const { y } of curves) for (const v of y) if (v !== null) { low = Math.min(low, v); high = Math.max(high, v); }
+    if (low <= 0 || high < 20 * low) return null;
+    const from = Math.floor(Math.log10(low)), to = Math.ceil(Math.log10(high)), steps = to - from <= 4 ? [1, 3] : [1];
+    const tickvals = [];
+    for (let power = from; power <= to; power++) for (const step of steps) tickvals.push(+`${step}e${power}`);
+    return { type: "log", tickvals, ticktext: tickvals.map(String) };
+  }
+
   const draw = {
     forest(number) {
       const rows = data[number].forest;
@@ -70,85 +100,81 @@
         },
       }));
       return [traces, {
-        height: 110 + 34 * rows.length, hovermode: "closest",
-        xaxis: { title: { text: "points of test accuracy" }, zeroline: true, zerolinecolor: css("--ink"), zerolinewidth: 1.5 },
-        yaxis: {
-          tickvals: rows.map((_, i) => i), ticktext: rows.map((row) => plain(short(row.scheme, 20))),
-          range: [rows.length - 0.4, -0.6], showgrid: false, zeroline: false, fixedrange: true,
-        },
+        height: heights.forest(number), hovermode: "closest",
+        xaxis: { title: { text: "points of test accuracy" }, rangemode: "tozero", zeroline: true, zerolinecolor: css("--ink"), zerolinewidth: 1.5 },
+        yaxis: schemeAxis(rows.map((row) => row.scheme)),
       }];
     },
 
     curves(number) {
       const { schemes } = data[number], visible = shown(number), metric = picked(number, "metric").value;
-      const traces = [], means = [];
+      const traces = [], seen = [];
       const banded = checked(number, "band") && visible.size <= MOST_BANDS;
       const kept = schemes.filter((_, i) => visible.has(i));
       for (const scheme of kept) {
         const colour = ink(scheme.colour), { x, mean, low, high } = scheme.means[metric];
         if (banded && scheme.seeds.length > 1) {
           const edge = { x, mode: "lines", line: { width: 0 }, hoverinfo: "skip", name: `${plain(scheme.name)}, range` };
+          seen.push({ x, y: low }, { x, y: high });
           traces.push({ ...edge, y: low }, { ...edge, y: high, fill: "tonexty", fillcolor: faded(colour, 0.18) });
         }
-        if (checked(number, "seeds")) for (const seed of scheme.seeds) traces.push({
-          x: seed.x, y: seed[metric], mode: "lines", line: { color: faded(colour, 0.55), width: 1, dash: scheme.dash },
-          name: `${plain(scheme.name)}, seed ${seed.seed}`, hovertemplate: "%{y}<extra>%{fullData.name}</extra>",
-        });
-        means.push({ x, y: mean });
+        if (checked(number, "seeds")) for (const seed of scheme.seeds) {
+          seen.push({ x: seed.x, y: seed[metric] });
+          traces.push({
+            x: seed.x, y: seed[metric], mode: "lines", line: { color: faded(colour, 0.55), width: 1, dash: scheme.dash },
+            name: `${plain(scheme.name)}, seed ${seed.seed}`, hovertemplate: "%{y}<extra>%{fullData.name}</extra>",
+          });
+        }
+        seen.push({ x, y: mean });
         traces.push({
           x, y: mean, mode: x.length <= 15 ? "lines+markers" : "lines", name: plain(scheme.name),
           line: { color: colour, width: 2.4, dash: scheme.dash }, hovertemplate: "%{y}<extra>%{fullData.name}</extra>",
         });
       }
       const axis = picked(number, "metric").dataset.axis;
-      const log = metric === "loss" && means.every(({ y }) => y.every((v) => v === null || v > 0));
+      const log = metric === "loss" && logAxis(seen);
       const grey = (kept.find((scheme) => scheme.spans.length) || { spans: [] }).spans;
       return [traces, {
-        height: 380, hovermode: "x unified", xaxis: epochs,
-        yaxis: { title: { text: axis }, type: log ? "log" : "linear", range: log ? undefined : range(means), dtick: log ? "D2" : undefined },
+        height: heights.curves(number), hovermode: "x unified", xaxis: epochs,
+        yaxis: { title: { text: axis }, ...(log || { range: range(seen) }) },
         shapes: data[number].strips ? strips(kept) : phases(grey),
       }];
     },
 
     pairs(number) {
-      const { schemes, pairs } = data[number];
-      const names = schemes.map((scheme) => plain(short(scheme.name, 18)));
+      const { schemes, pairs } = data[number], rows = schemes.map((_, i) => i);
       const traces = pairs.map(({ seed, values }) => ({
-        x: values.map((_, i) => i), y: values, mode: "lines+markers", name: `seed ${seed}`, connectgaps: true,
-        line: { color: faded(ink("#000000"), 0.35), width: 1.2 }, hovertemplate: "%{y} %<extra>%{fullData.name}</extra>",
-        marker: { size: 9, color: schemes.map((scheme) => ink(scheme.colour)) },
+        x: values, y: rows, mode: "lines+markers", name: `seed ${seed}`, connectgaps: true,
+        line: { color: faded(css("--soft"), 0.6), width: 1.2 }, hovertemplate: "%{x} %<extra>%{fullData.name}</extra>",
+        marker: { size: 10, color: schemes.map((scheme) => ink(scheme.colour)) },
       }));
       return [traces, {
-        height: 320, hovermode: "closest",
-        xaxis: { tickvals: names.map((_, i) => i), ticktext: names, range: [-0.5, names.length - 0.5], showgrid: false, zeroline: false },
-        yaxis: { title: { text: "test accuracy (%)" } },
+        height: heights.pairs(number), hovermode: "closest", xaxis: { title: { text: "test accuracy (%)" }, zeroline: false },
+        yaxis: schemeAxis(schemes.map((scheme) => scheme.name)),
       }];
     },
 
     layers(number) {
       const scheme = data[number].schemes[+field(number, "layers")[0].value];
       const few = scheme.layers.length <= 8;
-      const values = scheme.layers.flatMap(({ y }) => y.filter((v) => v > 0));
-      const wide = values.length && Math.max(...values) > 20 * Math.min(...values);
       const traces = scheme.layers.map(({ name, colour, x, y }) => ({
         x, y, mode: x.length <= 15 ? "lines+markers" : "lines", name: plain(short(name, 24)), line: { color: lifted(colour), width: 1.8 },
         hovertemplate: "%{y}<extra>%{fullData.name}</extra>", showlegend: few,
       }));
       return [traces, {
-        height: 380, hovermode: few ? "x unified" : "closest", xaxis: epochs, shapes: phases(scheme.spans), showlegend: few,
+        height: heights.curves(number), hovermode: few ? "x unified" : "closest", xaxis: epochs, shapes: phases(scheme.spans), showlegend: few,
         legend: { orientation: "h", y: -0.22, yanchor: "top", font: { size: 13 } },
         annotations: few ? [] : [{
           text: `${scheme.layers.length} layers: dark is first, yellow is last`, xref: "paper", yref: "paper", x: 1, y: 1.02,
           xanchor: "right", yanchor: "bottom", showarrow: false, font: { size: 12 },
         }],
-        yaxis: { title: { text: "mean O<sub>f</sub> of the layer" }, type: wide ? "log" : "linear", rangemode: wide ? "normal" : "tozero", dtick: wide ? "D2" : undefined },
+        yaxis: { title: { text: "mean O<sub>f</sub> of the layer" }, ...(logAxis(scheme.layers) || { rangemode: "tozero" }) },
       }];
     },
 
     map(number) {
       const { layers, first, last, spans } = data[number].maps[+field(number, "map")[0].value];
-      const count = last - first + 1, total = layers.reduce((sum, [, filters]) => sum + filters, 0);
-      const single = total <= MOST_ROWS, z = [], names = [], ticks = [];
+      const count = last - first + 1, single = filtersOf(layers) <= MOST_ROWS, z = [], names = [], ticks = [];
       for (const [layer, filters] of layers) {
         const rows = Array.from({ length: single ? filters : 1 }, () => new Array(count).fill(0));
         for (const [from, to, dropped] of spans) for (const filter of dropped[layer] || [])
@@ -156,8 +182,8 @@
         ticks.push({ at: z.length + (rows.length - 1) / 2, name: `${short(layer, 16)} (${filters})` });
         rows.forEach((row, i) => { z.push(row); names.push(plain(single ? `${layer}, filter ${i}` : layer)); });
       }
-      const height = Math.max(220, Math.min(760, 12 * z.length));
-      const step = Math.max(1, Math.ceil(ticks.length * 16 / height)), marks = ticks.filter((_, i) => i % step === 0);
+      const height = heights.map(number);
+      const step = Math.max(1, Math.ceil(ticks.length * 16 / (height - 70))), marks = ticks.filter((_, i) => i % step === 0);
       let edge = -0.5;
       const edges = layers.map(([, filters]) => (edge += single ? filters : 1)).slice(0, -1);
       return [[{
@@ -165,7 +191,7 @@
         text: names.map((name) => new Array(count).fill(name)), name: "dropped",
         hovertemplate: `%{text}, epoch %{x}: ${single ? "%{z:d} (1 is dropped)" : "%{z:.0%} dropped"}<extra></extra>`,
       }], {
-        height: height + 70, hovermode: "closest", xaxis: { title: { text: "epoch" }, showgrid: false, zeroline: false },
+        height, hovermode: "closest", xaxis: { title: { text: "epoch" }, showgrid: false, zeroline: false },
         shapes: layers.length > 40 ? [] : edges.map((y) => ({
           type: "line", xref: "paper", x0: 0, x1: 1, y0: y, y1: y, line: { color: css("--paper"), width: 2 },
         })),
@@ -181,7 +207,7 @@
   function lifted(colour) {
     if (css("--paper") === "#ffffff") return colour;
     const parts = [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
-    return `rgb(${parts.map((part) => Math.round(part + (255 - part) * 0.3)).join(",")})`;
+    return `rgb(${parts.map((part) => Math.round(part + (255 - part) * 0.5)).join(",")})`;
   }
 
   const config = {
@@ -217,7 +243,10 @@
   const watch = new IntersectionObserver((entries) => {
     for (const { isIntersecting, target } of entries) if (isIntersecting) { watch.unobserve(target); show(target); }
   }, { rootMargin: "400px" });
-  places.forEach((place) => watch.observe(place));
+  for (const place of places) {
+    place.style.minHeight = `${heights[place.dataset.kind](+place.dataset.number)}px`;
+    watch.observe(place);
+  }
 
   document.addEventListener("change", ({ target }) => {
     const [, number, name] = /^c(\d+)-(.*)$/.exec(target.name) || [];

@@ -99,13 +99,13 @@ def read(folder: Path) -> Folder:
     }
     runs = {scheme: seeds for scheme, seeds in runs.items() if seeds}
     if there is None:
-        found, notes = _so_far(folder.absolute().name, runs)
+        found, notes = _so_far(folder, runs)
     else:
         found, notes = there, _notes(there, folder / f"{comparison.NAME}.md")
     pictures = sorted((folder / ANALYSIS).glob("*.png"))
     text = folder / ANALYSIS / "analysis.md"
     return Folder(
-        name=str(found.get("recipe") or folder.absolute().name),
+        name=folder.absolute().name,
         found=found,
         notes=notes,
         warnings=_warnings(there, runs),
@@ -133,15 +133,16 @@ def _order(found: Json | None, schemes: set[str]) -> list[str]:
     return list(dict.fromkeys([*(name for name in first + named if name in schemes), *sorted(schemes)]))
 
 
-def _so_far(name: str, runs: Mapping[str, Mapping[int, Run]]) -> tuple[Json, list[str]]:
+def _so_far(folder: Path, runs: Mapping[str, Mapping[int, Run]]) -> tuple[Json, list[str]]:
     """What the finished runs say before the comparison is written."""
     results = {
         scheme: {seed: run.result for seed, run in seeds.items() if run.result is not None}
         for scheme, seeds in runs.items()
     }
     if not any(results.values()):
-        return {"recipe": name, "baseline": next(iter(runs), "")}, []
-    found = comparison.summarise(results, recipe=name)
+        return {"recipe": folder.absolute().name, "baseline": next(iter(runs), "")}, []
+    curves = comparison.read_curves(folder, results)
+    found = comparison.summarise(results, recipe=folder.absolute().name, curves=curves)
     return found.as_dict(), comparison.notes(found)
 
 
@@ -189,4 +190,4 @@ def _listed(texts: Iterable[str], most: int = 6) -> str:
 def parts(found: Mapping[str, Any], key: str) -> list[Json]:
     """The objects in a list of ``comparison.json``; none where it has no such list."""
     value = found.get(key)
-    return [part for part in value if isinstance(part, dict)] if isinstance(value, list) else []
+    return [part for part in value if isinstance(part, dict)] if isinstance(value, (list, tuple)) else []

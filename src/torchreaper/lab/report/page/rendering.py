@@ -40,6 +40,7 @@ PICTURES = {
 
 def render(folders: Sequence[Folder]) -> str:
     """The page of these comparisons, one after the other."""
+    sections = [_section(number, folder) for number, folder in enumerate(folders)]
     scripts = [_script(code) for code in (plotly(), _own("page.js"))]
     environment = Environment(
         loader=PackageLoader(PACKAGE, "."),
@@ -49,12 +50,12 @@ def render(folders: Sequence[Folder]) -> str:
         lstrip_blocks=True,
     )
     return environment.get_template("page.html").render(
-        folders=[_section(number, folder) for number, folder in enumerate(folders)],
+        folders=sections,
         metrics=curves.METRICS,
         style=Markup(_own("page.css")),
         scripts=[Markup(code) for code in scripts],
         policy=_policy(scripts),
-        data=embedded([curves.plots(folder) for folder in folders]),
+        data=embedded([section["plots"] for section in sections]),
         version=version("torchreaper"),
         written=_now().strftime("%Y-%m-%d %H:%M UTC"),
     )
@@ -62,20 +63,25 @@ def render(folders: Sequence[Folder]) -> str:
 
 def _section(number: int, folder: Folder) -> Mapping[str, Any]:
     verdicts = [str(part.get("verdict")) for part in parts(folder.found, "contrasts")]
+    failures = [note for note in folder.notes if note.startswith("Failed: ")]
+    drawn = curves.plots(folder)
+    phases = [number for number, scheme in enumerate(drawn["schemes"]) if scheme["spans"]]
     return {
         "id": f"c{number}",
         "number": number,
         "folder": folder,
         "baseline": str(folder.found.get("baseline", "")),
         "verdicts": [note for note in folder.notes if note in verdicts],
-        "notes": [note for note in folder.notes if note not in verdicts],
+        "failures": failures,
+        "notes": [note for note in folder.notes if note not in {*verdicts, *failures}],
         "facts": facts(folder),
         "table": tables.comparison_table(folder.found),
         "numbers": tables.every_number(folder.found),
         "runs": tables.run_table(folder),
         "environment": tables.environment_table(folder),
         "recipes": tables.recipe_texts(folder),
-        "plots": curves.plots(folder),
+        "plots": drawn,
+        "first_with_phases": phases[0] if phases else 0,
         "pictures": [(describe(name), _picture(data)) for name, data in folder.pictures.items()],
         "analysis": markdown(folder.analysis),
     }
@@ -142,8 +148,8 @@ def _script(code: str) -> str:
 def _policy(scripts: Sequence[str]) -> str:
     sums = [base64.b64encode(hashlib.sha256(code.encode()).digest()).decode() for code in scripts]
     allowed = " ".join(f"'sha256-{checksum}'" for checksum in sums)
-    # blob: is for saving a plot as a picture.
-    return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
+    allowing = ("default-src 'none'", f"script-src {allowed}", "style-src 'unsafe-inline'", "img-src data: blob:")
+    return "; ".join((*allowing, "base-uri 'none'", "form-action 'none'"))  # blob: is for saving a plot as a picture
 
 
 def _picture(data: bytes) -> str:

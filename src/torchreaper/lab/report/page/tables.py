@@ -36,20 +36,21 @@ def comparison_table(found: Json) -> Table:
     """A line per scheme: what was measured, and how it differs from the baseline."""
     baseline = str(found.get("baseline", "the baseline"))
     contrasts = {part.get("scheme"): part for part in parts(found, "contrasts")}
+    epochs = {one.get("epochs") for one in parts(found, "schemes")}
     columns: list[tuple[str, Callable[[Json, Json], str]]] = [
         ("scheme", lambda one, _: str(one.get("scheme", ""))),
         ("seeds", lambda one, _: _count(_inner(one, "accuracy").get("n"))),
         ("test accuracy, %", lambda one, _: interval(one.get("accuracy"))),
-        ("paper, %", lambda one, _: _published(found, one)),
+        ("paper, %", lambda one, _: _number(one.get("published"), "{:.2f}")),
         ("gap, points", lambda one, _: interval(one.get("gap"))),
         (f"minus {baseline}, points", lambda _, other: interval(other.get("accuracy"), signed=True)),
-        ("bootstrap", lambda _, other: _bootstrap(other)),
+        ("bootstrap", lambda _, other: _bounds(_inner(other, "bootstrap"), "{:+.2f}")),
         ("p", lambda _, other: _p(_inner(other, "accuracy").get("p"))),
         ("p, Holm", lambda _, other: _p(other.get("p_holm"))),
         (f"gap minus {baseline}, points", lambda _, other: interval(other.get("gap"), signed=True)),
-        ("epochs to baseline", lambda one, other: _reached(other.get("epochs_to_baseline"))),
-        ("epochs", lambda one, _: _count(one.get("epochs"))),
-        ("run", lambda one, _: duration(one["seconds"]) if _is_number(one.get("seconds")) else ""),
+        ("to baseline, epochs", lambda one, _: _reached(_inner(one, "epochs_to_baseline"))),
+        ("epochs", lambda one, _: _count(one.get("epochs")) if len(epochs) > 1 else ""),
+        ("run", lambda one, _: _time(one)),
         ("time ratio", lambda _, other: _number(other.get("wall_clock"), "x {:.2f}")),
     ]
     rows = [[cell(one, contrasts.get(one.get("scheme"), {})) for _, cell in columns] for one in parts(found, "schemes")]
@@ -73,7 +74,7 @@ def every_number(found: Json) -> Table:
     keys = list(dict.fromkeys(key for column in columns for key in column))
     return Table(
         "Every number of comparison.json, in percent and points",
-        ["", *(str(one.get("scheme")) for one in schemes)],
+        ["number", *(str(one.get("scheme")) for one in schemes)],
         [[key, *(column.get(key, "") for column in columns)] for key in keys],
     )
 
@@ -112,7 +113,7 @@ def environment_table(folder: Folder) -> Table:
             rows.append([ENVIRONMENT[key], f"{min(values)} to {max(values)}"])
         elif values:
             rows.append([ENVIRONMENT.get(key, key), _per_run(values)])
-    return Table("Where and how it was run", ["", "value"], rows)
+    return Table("Where and how it was run", ["what", "value"], rows)
 
 
 def _plain(key: str, value: Any) -> str:
@@ -163,32 +164,23 @@ def interval(value: Any, *, signed: bool = False) -> str:
     return " ".join(filter(None, [form.format(value["mean"]), _bounds(value, form)]))
 
 
-def _bounds(value: Any, form: str) -> str:
-    low, high = (value.get("low"), value.get("high")) if isinstance(value, Mapping) else _pair(value)
+def _bounds(value: Mapping[str, Any], form: str) -> str:
+    low, high = value.get("low"), value.get("high")
     return f"[{form.format(low)}, {form.format(high)}]" if _is_number(low) and _is_number(high) else ""
 
 
-def _pair(value: Any) -> tuple[Any, Any]:
-    return (value[0], value[1]) if isinstance(value, (list, tuple)) and len(value) == 2 else (None, None)
-
-
-def _bootstrap(contrast: Json) -> str:
-    return _bounds(contrast.get("bootstrap") or _inner(contrast, "accuracy").get("bootstrap"), "{:+.2f}")
-
-
-def _published(found: Json, one: Json) -> str:
-    values = _inner(found, "published")
-    values = _inner(values, "values") or values
-    return _number(one.get("published", values.get(str(one.get("scheme")))), "{:.2f}")
-
-
-def _reached(value: Any) -> str:
+def _reached(reach: Json) -> str:
     """Such as ``34 (4 of 5)``: the median epoch, and how many seeds came so far."""
-    if not isinstance(value, Mapping):
-        return _count(value)
-    median = next((value[key] for key in ("median", "epochs", "epoch") if _is_number(value.get(key))), None)
-    of = f"{value.get('reached')} of {value.get('n', value.get('of'))}" if value.get("reached") is not None else ""
-    return f"{_count(median) or 'never'} ({of})" if of else _count(median)
+    if not _is_number(reach.get("n")):
+        return ""
+    return f"{_count(reach.get('median')) or 'never'} ({_count(reach.get('reached'))} of {_count(reach.get('n'))})"
+
+
+def _time(summary: Json) -> str:
+    """A run, its teachers included."""
+    seconds, teachers = (summary.get(key) for key in ("seconds", "teacher_seconds"))
+    both = [float(value) for value in (seconds, teachers) if isinstance(value, (int, float))]
+    return duration(sum(both)) if _is_number(seconds) else ""
 
 
 def _inner(value: Mapping[str, Any], key: str) -> Json:

@@ -1,0 +1,329 @@
+"""The moving parts of one run: network, optimizer, images and scheme, trained and judged epoch by epoch."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+import torchreaper as tr
+from torchreaper.lab import data, models, schemes, snapshots, teachers
+from torchreaper.lab.environment import machine, make_fabric, rng_state, set_rng_state
+from torchreaper.lab.errors import UserError
+from torchreaper.lab.files import Json
+from torchreaper.lab.measures import convolutions, evaluate, event, fingerprint, overlap_by_layer
+from torchreaper.lab.optim import build_optimizer, build_schedule, reapply
+from torchreaper.lab.progress import Progress
+from torchreaper.lab.recipe import Recipe
+from torchreaper.lab.runs import RunFailed
+
+REMEDY = "lower optim.lr or set grad_clip; the last good checkpoint is kept"
+# Seconds between two looks at the loss: each look makes the host wait for the device.
+LOOK_EVERY = 1.0
+
+
+class Run:
+    """The moving parts of one run, on its device."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        spec: schemes.Spec,
+        *,
+        seed: int,
+        device: str,
+        progress: Progress | None = None,
+        teacher: teachers.Taught | None = None,
+    ) -> None:
+        self.recipe, self.seed, self.teacher = recipe, seed, teacher
+        self.lengths = spec.lengths(recipe.epochs)
+        self.epochs = sum(self.lengths)
+        dataset = data.load(recipe.data, recipe.base, progress=progress.loading if progress else None)
+        self.fabric = make_fabric(device, recipe.precision)
+        train = dataset.train
+        self.classes = len(dataset.classes)
+        self.shape = train.shape
+        data.check_augmentation(train, recipe.augment)
+        self.module = self._network(recipe, seed)
+        self.optimizer = build_optimizer(recipe.optim, self.module.parameters())
+        # The wrapped model and optimizer do the same in the precision asked for; states and hooks are the inner ones'.
+        self.model, self.stepper = self.fabric.setup(self.module, self.optimizer)
+        on = self.fabric.device
+        self.train, self.test = train.to(on), dataset.test.to(on)
+        self.validation = dataset.validation.to(on) if dataset.validation else None
+        dtype = next(self.module.parameters()).dtype
+        self.mean, self.std = dataset.mean.to(on, dtype), dataset.std.to(on, dtype)
+        self.steps = len(self.train) // recipe.batch
+        if not self.steps:
+            raise UserError(
+                f"batch={recipe.batch}: larger than the {len(self.train)} training images; use a smaller one"
+            )
+        self.layers = convolutions(self.module)
+        self.filters = {name: layer.out_channels for name, layer in self.layers.items()}
+        self.scheme = spec.attach(self._setup(spec))
+        self.schedule = build_schedule(
+            recipe.schedule,
+            self.optimizer,
+            epochs=recipe.epochs,
+            steps_per_epoch=self.steps,
+            lengths=self.lengths,
+            scale=lambda: self.scheme.lr_factor,
+        )
+        self.chosen: Json | None = None
+
+    def _network(self, recipe: Recipe, seed: int) -> nn.Module:
+        channels, height, width = self.shape
+        return models.build(
+            recipe.model.name,
+            recipe.model.options,
+            in_channels=channels,
+            classes=self.classes,
+            image_size=(height, width),
+            generator_seed=seed,
+            base=recipe.base,
+        )
+
+    def _setup(self, spec: schemes.Spec) -> schemes.Setup:
+        """What the scheme is put to work on."""
+
+        def sibling(seed: int) -> tuple[nn.Module, Optimizer]:
+            network = self._network(self.recipe, seed).to(self.fabric.device, self.mean.dtype)
+            return network, build_optimizer(self.recipe.optim, network.parameters())
+
+        def drawn(seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+            return self._batches(seed, epoch)
+
+        teacher = None
+        if wanted := teachers.recipe_of(self.recipe, spec):
+            # Without weights where a comparison only asks whether all can be built.
+            teacher = self._network(wanted, self.seed).to(self.fabric.device, self.mean.dtype)
+            teacher.requires_grad_(False).eval()
+            if self.teacher is not None:
+                teacher.load_state_dict(self.teacher.weights)
+        return schemes.Setup(
+            model=self.module,
+            optimizer=self.optimizer,
+            example_inputs=data.first(self.train, 2, self.mean, self.std),
+            seed=data.epoch_seed(self.seed, 0, "scheme"),
+            batches=data.FixedBatches.held_out(self.train, self.validation, mean=self.mean, std=self.std),
+            training=data.FixedBatches(self.train, "training", self.mean, self.std),
+            lengths=self.lengths,
+            sibling=sibling,
+            drawn=drawn,
+            autocast=self.fabric.autocast,
+            grad_clip=self.recipe.grad_clip,
+            base=self.recipe.base,
+            teacher=teacher,
+        )
+
+    @property
+    def judged(self) -> nn.Module:
+        """The network that counts: the scheme's, where it keeps one, else the one that is trained."""
+        network = self.scheme.network
+        return self.module if network is None else network
+
+    def epoch(self, epoch: int, progress: Progress) -> tuple[Json, list[Json], Json | None]:
+        """Train epoch number `epoch` (from 1), judge the network, then let the scheme act.
+
+        Returns:
+            The epoch's line of `metrics.jsonl`, its lines of `events.jsonl`, and its snapshot if one is due.
+        """
+        phase, dropped = self.scheme.phase, self.scheme.dropped
+        start = time.perf_counter()
+        trained = self._train(epoch, progress)
+        try:
+            self.scheme.trained()
+        except tr.ReaperError as error:
+            raise RunFailed(f"epoch {epoch}: {error}") from error
+        seconds = time.perf_counter() - start
+        # Before the scheme's step: filters that have just come back are not what this epoch trained.
+        test_loss, test_accuracy = self._judged(self.test, epoch, "test")
+        validation = self._judged(self.validation, epoch, "validation")[1] if self.validation else None
+        overlaps, total = overlap_by_layer(self.layers, self.filters, dropped)
+        counts = self.scheme.counts
+        if self.recipe.report == "validation" and counts:
+            self._choose(epoch, validation, test_accuracy)
+        snapshot = None
+        if snapshots.due(epoch, every=self.recipe.snapshots, epochs=self.epochs):
+            snapshot = snapshots.take(self.judged, epoch, phase, dropped)
+        start = time.perf_counter()
+        try:
+            transition = self.scheme.step()
+        except tr.ReaperError as error:
+            raise RunFailed(f"epoch {epoch}: {error}") from error
+        reapply(self.schedule)
+        stepping = time.perf_counter() - start
+        if transition is not None:
+            progress.transition(epoch, transition)
+        metrics = {
+            "epoch": epoch,
+            "phase": phase,
+            # Whether the network judged here is one that the scheme could end with.
+            "counts": counts,
+            **trained,
+            "validation_accuracy": validation,
+            "test_accuracy": test_accuracy,
+            "test_loss": test_loss,
+            "overlap": overlaps,
+            "overlap_total": total,
+            "dropped": {name: list(filters) for name, filters in dropped.items()},
+            "images_per_second": self.steps * self.recipe.batch / seconds,
+            # What training costs; judging the network and writing files are the lab's, not the scheme's.
+            "seconds": seconds + stepping,
+        }
+        return metrics, [] if transition is None else [event(epoch, transition)], snapshot
+
+    def result(self, scheme: str, metrics: list[Json]) -> Json:
+        """The content of `result.json`, from the final network and all lines of `metrics.jsonl`."""
+        last = metrics[-1]
+        reported = self.chosen or {
+            "epoch": last["epoch"],
+            "test_accuracy": last["test_accuracy"],
+            "validation_accuracy": last["validation_accuracy"],
+            "train_accuracy": self._judged(self.train, last["epoch"], "training")[1],
+        }
+        return {
+            "recipe": self.recipe.name,
+            "scheme": scheme,
+            "seed": self.seed,
+            "epochs": self.epochs,
+            "report": self.recipe.report,
+            "reported_epoch": reported["epoch"],
+            "test_accuracy": reported["test_accuracy"],
+            "train_accuracy": reported["train_accuracy"],
+            "gap": reported["train_accuracy"] - reported["test_accuracy"],
+            "validation_accuracy": reported["validation_accuracy"],
+            "seconds": sum(line["seconds"] for line in metrics),
+            "teacher_seconds": self.teacher.seconds if self.teacher else 0.0,
+            "fingerprint": fingerprint(self.judged.state_dict()),
+            "layers": self.filters,
+        }
+
+    def state_dict(self) -> Json:
+        """All that the rest of the run depends on."""
+        return {
+            "model": self.module.state_dict(),
+            **({} if self.judged is self.module else {"network": self.judged.state_dict()}),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "precision": self.fabric.strategy.precision.state_dict(),
+            "scheme": self.scheme.state_dict(),
+            "chosen": self.chosen,
+            "machine": machine(self.fabric.device),
+            "rng": rng_state(),
+        }
+
+    def load_state_dict(self, state: Json, note: Callable[[str], None]) -> None:
+        """Go on from `state`; `note` is told where this machine may give other bits than the one that wrote it."""
+        try:
+            self.module.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.schedule.load_state_dict(state["schedule"])
+            self.fabric.strategy.precision.load_state_dict(state["precision"])
+            self.scheme.load_state_dict(state["scheme"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"checkpoint: is of another model or version ({reason[:200]}); "
+                "run with the code that wrote it, or delete the run's folder"
+            ) from error
+        self.chosen = state["chosen"]
+        there, here = state["machine"], machine(self.fabric.device)
+        if there["threads"] != here["threads"]:
+            torch.set_num_threads(there["threads"])
+            note(
+                f"the run used {there['threads']} threads and this process {here['threads']}: going on with "
+                f"{torch.get_num_threads()}, because the number of threads changes the last bits"
+            )
+        for key in ("torch", "cpu", "device", "gpu"):
+            if there[key] != here[key]:
+                note(f"{key} was {there[key]} and is {here[key]}: the last bits may differ")
+        set_rng_state(state["rng"])
+
+    def _train(self, epoch: int, progress: Progress) -> Json:
+        self.model.train()
+        lr = self.optimizer.param_groups[0]["lr"]
+        losses: list[float] = []
+        waiting: list[Tensor] = []
+        correct = torch.zeros((), dtype=torch.int64, device=self.fabric.device)
+        looked = time.perf_counter()
+        for step, (images, targets) in enumerate(self._batches(self.seed, epoch), 1):
+            loss, right = self._step(images, targets)
+            waiting.append(loss * len(targets))
+            correct += right
+            if step == self.steps or time.perf_counter() - looked > LOOK_EVERY:
+                losses += _look(epoch, len(losses), waiting)
+                waiting, looked = [], time.perf_counter()
+                progress.batch(epoch, step, losses[-1] / len(targets))
+            else:
+                progress.batch(epoch, step, None)
+        count = self.steps * self.recipe.batch
+        return {"train_loss": math.fsum(losses) / count, "train_accuracy": correct.item() / count, "lr": lr}
+
+    def _batches(self, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The training batches of an epoch, augmented and normalised, in the order of (seed, epoch)."""
+        batch, augment = self.recipe.batch, self.recipe.augment
+        return data.training(self.train, self.mean, self.std, batch=batch, augment=augment, seed=seed, epoch=epoch)
+
+    def _step(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """One optimizer step; returns the batch's loss and its number of right answers, both on the device."""
+        images, aims = self.scheme.mix(images, targets)
+        batch, loss = self._backward(images, aims)
+        self.scheme.gradients(lambda: self._backward(images, aims))
+        if self.recipe.grad_clip is not None:
+            # A gradient that is not finite makes the next loss so, which is reported with its step.
+            self.fabric.clip_gradients(
+                self.model, self.stepper, max_norm=self.recipe.grad_clip, error_if_nonfinite=False
+            )
+        self.stepper.step()
+        self.scheme.stepped(batch)
+        self.schedule.step()
+        # Of mixed images the one that has the larger share counts.
+        classes = aims if aims.ndim == 1 else aims.argmax(1)
+        return loss.detach(), (batch.outputs.detach().argmax(1) == classes).sum()
+
+    def _backward(self, images: Tensor, targets: Tensor) -> tuple[schemes.Batch, Tensor]:
+        """The gradients of one batch, in the place of those before."""
+        self.optimizer.zero_grad()
+        with self.fabric.autocast():
+            batch = schemes.Batch(self.model, images, targets, self.model(images))
+            loss = self.scheme.loss(batch, schemes.cross_entropy(batch, self.scheme.label_smoothing))
+        self.fabric.backward(loss)
+        return batch, loss
+
+    def _judged(self, split: data.Readable, epoch: int, what: str) -> tuple[float, float]:
+        loss, accuracy = evaluate(
+            self.fabric,
+            self.model if self.judged is self.module else self.judged,
+            split,
+            mean=self.mean,
+            std=self.std,
+            batch=self.recipe.eval_batch,
+        )
+        if not math.isfinite(loss):
+            raise RunFailed(f"epoch {epoch}: the loss on the {what} images is {loss}; {REMEDY}")
+        return loss, accuracy
+
+    def _choose(self, epoch: int, validation: float | None, test: float) -> None:
+        """Remember this epoch if it is the best so far on the validation images; of equals, the first."""
+        if validation is None or (self.chosen and validation <= self.chosen["validation_accuracy"]):
+            return
+        self.chosen = {
+            "epoch": epoch,
+            "validation_accuracy": validation,
+            "test_accuracy": test,
+            "train_accuracy": self._judged(self.train, epoch, "training")[1],
+        }
+
+
+def _look(epoch: int, before: int, waiting: list[Tensor]) -> list[float]:
+    """The losses of the steps after number `before`, as numbers; `RunFailed` where one is not finite."""
+    losses: list[float] = torch.stack(waiting).tolist()
+    for step, loss in enumerate(losses, before + 1):
+        if not math.isfinite(loss):
+            raise RunFailed(f"epoch {epoch}, step {step}: the training loss is {loss}; {REMEDY}")
+    return losses

@@ -1,0 +1,96 @@
+"""``reaper compare --jobs`` as a command that is stopped from outside."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import yaml
+from tests.lab.execution.watching import holder, members, until
+from tests.lab.tiny import TINY
+
+from torchreaper.lab.locking import LOCK
+
+pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc to look for processes")
+SCHEMES = ("standard", "repr")
+INTERRUPTED = "interrupted; finished epochs are kept: give the same command again to go on\n"
+
+
+def begin(out, *more):
+    """The command, as the leader of a group of its own, as a shell would start it."""
+    command = [sys.executable, "-c", "from torchreaper.lab.cli import main; main()", "compare", str(out / "tiny.yaml")]
+    command += ["--out", str(out), "--seeds", "2", "--jobs", "2", "--threads", "1", *more]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=out
+    )
+
+
+@pytest.fixture
+def out(tmp_path):
+    """A folder with a recipe that takes some seconds a run."""
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({**TINY, "epochs": 300}))
+    return tmp_path
+
+
+def training(out):
+    """The folders in which a process trains that has finished an epoch."""
+    return [path.parent for path in out.rglob(LOCK) if (path.parent / "metrics.jsonl").exists()]
+
+
+def test_ctrl_c_leaves_no_process_and_the_same_command_goes_on(out):
+    first = begin(out)
+    until(lambda: len(training(out)) == 2)
+    os.killpg(first.pid, signal.SIGINT)  # as a terminal does: to all of them
+    assert first.communicate(timeout=60) == ("", INTERRUPTED)
+    assert first.returncode == 130
+    assert members(first.pid) == []
+    counts = {path.parent: path.read_text().count("\n") for path in out.rglob("metrics.jsonl")}
+    assert 0 < min(counts.values()) < 300
+
+    shown, errors = begin(out).communicate(timeout=200)
+    assert errors == ""
+    assert shown.count("test accuracy") == 4 + 1  # a line for each run, and the heading of the table
+    assert "4 of 4 runs were made side by side" in shown
+    for folder, count in counts.items():
+        # Not one epoch that stood in the log is trained again; the last checkpoint may be one ahead of it.
+        assert json.loads((folder / "environment.json").read_text())["resumed"][0]["after_epoch"] in (count, count + 1)
+    stamps = {path: path.stat().st_mtime_ns for path in out.rglob("seed-*/*")}
+    again, errors = begin(out).communicate(timeout=100)
+    assert (again.count("test accuracy"), errors) == (5, "")
+    assert stamps == {path: path.stat().st_mtime_ns for path in out.rglob("seed-*/*")}
+
+
+def test_ctrl_c_while_the_workers_are_starting(out):
+    command = begin(out)
+    until(lambda: len(members(command.pid)) >= 3)  # they are importing torch
+    os.killpg(command.pid, signal.SIGINT)
+    assert command.communicate(timeout=60) == ("", INTERRUPTED)
+    assert members(command.pid) == []
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_their_parent(out, how):
+    command = begin(out)
+    until(lambda: len(training(out)) == 2)
+    workers = [holder(folder) for folder in training(out)]
+    assert set(workers) <= set(members(command.pid)) - {command.pid}
+    command.send_signal(how)
+    assert command.communicate(timeout=60) == ("", "")
+    assert command.returncode == -how
+    until(lambda: not members(command.pid), seconds=20)
+
+
+def test_two_commands_do_not_train_one_run(out):
+    first = begin(out)
+    until(lambda: len(training(out)) == 2)
+    second = begin(out)
+    shown, errors = second.communicate(timeout=100)
+    assert (shown, second.returncode) == ("", 2)
+    assert errors.startswith(f"error: out={out}/tiny/")
+    assert ": is being trained by process " in errors
+    assert errors.count("\n") == 1
+    assert first.poll() is None
+    os.killpg(first.pid, signal.SIGINT)
+    assert first.communicate(timeout=60) == ("", INTERRUPTED)
