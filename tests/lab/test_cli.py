@@ -296,6 +296,10 @@ def test_bad_input_is_one_line(recipe, tmp_path, case, command):
         (["train", "tiny.yaml", "--threads", "0"], r"--threads"),
         (["compare", "tiny.yaml", "--seeds", "0"], r"seeds=0: must be 1 or more"),
         (["compare", "tiny.yaml", "--seeds", "three"], r"--seeds"),
+        (["compare", "tiny.yaml", "--jobs", "0"], r"jobs=0: must be 1 or more"),
+        (["compare", "tiny.yaml", "--ray", "--jobs", "2"], r"jobs=2: has no effect with ray='local'"),
+        (["compare", "tiny.yaml", "--jobs", "2", "--ray"], r"jobs=2: has no effect with ray='local'"),
+        (["compare", "tiny.yaml", "--ray", "h:1", "--jobs", "2"], r"jobs=2: has no effect with ray='h:1'"),
         (["compare", "tiny.yaml", "--schemes", ","], r"schemes: none named"),
         (["compare", "tiny.yaml", "--schemes", "standard,rerp"], r"'rerp': unknown scheme; did you mean 'repr'\?"),
         (

@@ -1,4 +1,4 @@
-"""The command ``reaper``: train, compare, report, inspect, analyze.
+"""The command ``reaper``: new, train, compare, report, inspect, analyze.
 
 Only the package itself is imported before a command needs more: data, plotting and statistics libraries take seconds.
 """
@@ -45,11 +45,18 @@ from torchreaper.lab.command_line import (
 
 EXAMPLES = """\b
 Examples:
+  reaper new mine.yaml
   reaper train recipes/demo.yaml
   reaper compare recipes/demo.yaml --schemes standard,repr --seeds 3
   reaper report runs/demo
   reaper inspect resnet20 --fraction 0.3
   reaper analyze runs/demo
+"""
+EXAMPLE_NEW = """\b
+Examples:
+  reaper new
+  reaper new flowers.yaml --model timm:resnet18 --data folder
+  reaper new mine.yaml --model mypackage.nets:Small --data mypackage.data:make
 """
 EXAMPLE_TRAIN = """\b
 Example:
@@ -90,6 +97,26 @@ def _reaper(
     if context.invoked_subcommand is None:
         print(context.get_help())
         raise typer.Exit(WRONG)
+
+
+@app.command(epilog=EXAMPLE_NEW)
+def new(
+    file: Annotated[Path, typer.Argument(metavar="[FILE]", help="Where the recipe goes.")] = Path("recipe.yaml"),
+    model: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="Network: of the zoo, timm:NAME, torchvision:NAME, package.module:callable."),
+    ] = "cnet",
+    data: Annotated[
+        str, typer.Option(metavar="NAME", help="Images: digits, folder, parquet, hub, package.module:callable.")
+    ] = "digits",
+    debug: Debug = False,
+) -> None:
+    """Write a recipe to start from, with a comment on every line. A file that is there is left alone."""
+    with guarded(debug):
+        from torchreaper.lab.starting import start
+
+        start(file, model=model, data=data)
+        screen.say(screen.stdout(), f"{file}: edit it, then: reaper compare {file}")
 
 
 @app.command(epilog=EXAMPLE_TRAIN)

@@ -1,0 +1,92 @@
+"""`reaper new`: a recipe to start from."""
+
+import json
+import re
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from torchreaper.lab import cli
+from torchreaper.lab.recipe import load_recipe
+from torchreaper.lab.starting import recipe_text
+
+
+def reaper(*args):
+    return CliRunner().invoke(cli.app, list(map(str, args)), prog_name="reaper")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_it_runs_as_it_stands(here, one_thread):
+    done = reaper("new")
+    assert (done.exit_code, done.output) == (0, "recipe.yaml: edit it, then: reaper compare recipe.yaml\n")
+    done = reaper("compare", "recipe.yaml", "--schemes", "standard,repr-random", "--seeds", "1", "--quiet")
+    assert done.exit_code == 0, done.output
+    results = [json.loads(path.read_text()) for path in (here / "runs" / "recipe").glob("*/seed-*/result.json")]
+    assert {result["scheme"] for result in results} == {"standard", "repr-random"}
+    assert len(results) == 2
+    assert all(result["test_accuracy"] > 0.6 for result in results), "far better than guessing one of ten"
+
+
+@pytest.mark.parametrize("data", ["digits", "folder", "parquet", "hub", "mypackage.data:make"])
+@pytest.mark.parametrize("model", ["cnet", "resnet20", "timm:resnet18", "torchvision:resnet18", "mynets.at:Class.make"])
+def test_every_choice_is_a_whole_recipe(here, model, data):
+    assert reaper("new", "My first.yaml", "--model", model, "--data", data).exit_code == 0
+    found = load_recipe(here / "My first.yaml")
+    assert (found.name, found.model.name, found.data.name) == ("My-first", model, data)
+
+
+@pytest.mark.parametrize("name", ["2024", "yes", "1e3", "null"])
+def test_a_name_stays_a_name(here, name):
+    assert reaper("new", f"{name}.yaml").exit_code == 0
+    assert load_recipe(f"{name}.yaml").name == name
+
+
+def test_what_is_commented_out_is_right_too(here):
+    """Each alternative, put in the place of the section that it follows."""
+    text = recipe_text("a.yaml")
+    tried = 0
+    for section in ("data", "model"):
+        part = text[text.index(f"\n{section}:") :].split("\n\n")[0]
+        for other in re.findall(r"^#   (\{.*\})", part, re.MULTILINE):
+            values = {**yaml.safe_load(text), section: yaml.safe_load(other)}
+            (here / "other.yaml").write_text(yaml.safe_dump(values))
+            load_recipe(here / "other.yaml")
+            tried += 1
+    assert tried == 8
+
+
+def test_no_line_is_wider_than_the_others():
+    for data in ("digits", "folder", "parquet", "hub"):
+        assert max(map(len, recipe_text("recipe.yaml", data=data).splitlines())) <= 120
+
+
+def test_a_file_that_is_there_is_left_alone(here):
+    (here / "recipe.yaml").write_text("mine")
+    done = reaper("new")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr == "error: file='recipe.yaml': is there already; choose another name, or delete it\n"
+    assert (here / "recipe.yaml").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--model", "resnet_20"], "model.name='resnet_20': unknown model; did you mean 'resnet20'?"),
+        (["--model", "a/b:c"], "model.name='a/b:c': must be package.module:callable, such as mynets.small:make"),
+        (["--data", "folders"], "data.name='folders': unknown data; did you mean 'folder'?"),
+        (["recipe.txt"], "file='recipe.txt': must end in .yaml"),
+        (["no/where.yaml"], "file='no/where.yaml': cannot be written (No such file or directory); choose another"),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_nothing_is_written(here, args, message):
+    done = reaper("new", *args)
+    assert done.exit_code == 2
+    assert done.stderr.startswith(f"error: {message}")
+    assert len(done.stderr.splitlines()) == 1
+    assert not list(here.iterdir())
