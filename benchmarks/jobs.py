@@ -43,7 +43,7 @@ COLUMNS = {
 }
 NOTES = (
     f"Every line: {RUNS} runs of {EPOCHS} epochs. Images/s: while training, the first epoch left out, of all processes "
-    "together. Seconds: all of it, with starting the processes (each imports torch and reads the images once), judging, "
+    "together. Seconds: all of it, with starting the processes (each imports torch and reads the images), judging, "
     "writing.",
     "Ratios are taken round by round. A short run is mostly its start, a long one is as the images/s say.",
 )
@@ -65,16 +65,17 @@ def once(recipe: Recipe, jobs: int, threads: int, device: str) -> tuple[float, f
 def measure(net: Net, args: argparse.Namespace, results: report.Report) -> None:
     batch = args.batch or net.batch_size(args.device)
     total = args.threads or cores()
-    found: dict[int, list[tuple[float, float]]] = {jobs: [] for jobs in JOBS}
+    counts = JOBS[:2] if args.quick else JOBS
+    found: dict[int, list[tuple[float, float]]] = {jobs: [] for jobs in counts}
     progress = Progress(net.key, args.repeats)
     with tempfile.TemporaryDirectory() as folder:
         made = {"parquet": args.parquet, "images": args.images, "batch": batch, "epochs": EPOCHS}
         recipe = pictures.recipe(net, Path(folder), **made)
         for _ in range(args.repeats):
-            for jobs in JOBS:
+            for jobs in counts:
                 found[jobs].append(once(recipe, jobs, max(1, total // jobs), args.device.type))
             progress.advance()
-    for jobs in JOBS:
+    for jobs in counts:
         results.add(
             {
                 "net": net.label,

@@ -5,7 +5,7 @@
     python benchmarks/throughput.py --quick
 
 Ours: `torchreaper.lab.run.Run`, images as one uint8 tensor on the device, augmented a batch at a time. Theirs: a
-PyTorch DataLoader over images in memory, each cropped, mirrored, made a tensor and normalised in Python (Pillow, NumPy),
+PyTorch DataLoader over images in memory, each cropped, mirrored, made a tensor, normalised in Python (Pillow, NumPy),
 which is what torchvision's transforms do; in a plain loop, the stand-in for Lightning's, and, where `lightning` is
 installed, in its Trainer too.
 """
@@ -58,7 +58,7 @@ COLUMNS = {
 }
 NOTES = (
     "Ratios of images a second, above 1: ours is faster. Target: >= 1.3 on the CPU, >= 3 on a GPU, for small networks.",
-    "Readers: processes of the DataLoader, kept from epoch to epoch (--readers). An epoch is timed from the first batch "
+    "Readers: processes of the DataLoader, kept between epochs (--readers). An epoch is timed from the first batch "
     "it asks for to its last step done; judging the network, setting up and writing files are left out on all sides.",
 )
 

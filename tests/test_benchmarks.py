@@ -43,7 +43,7 @@ def load(monkeypatch):
         ("scatter", [], {"scatter": 2}),
         ("oracle", ["--only", "c3-32-pooled"], {"oracle": 1}),
         ("throughput", ["--only", "c3-32-pooled", "--readers", "1"], {"throughput": 2}),
-        ("jobs", ["--only", "c3-32"], {"jobs": 3}),
+        ("jobs", ["--only", "c3-32"], {"jobs": 2}),
     ],
 )
 def test_program_runs_at_its_smallest(load, capsys, tmp_path, program, arguments, rows):
