@@ -45,10 +45,11 @@ def augment(
         return images
     n, _, height, width = images.shape
     device = images.device
-    top, left = (
-        torch.randint(0, 2 * _MARGIN + 1, (2, n), generator=generator, device=generator.device).to(device).unbind()
-    )
-    mirrored = torch.rand(n, generator=generator, device=generator.device).to(device) < 0.5
+    # Not blocking: waiting for the copies would be waiting, in every step, for all that the device has still to do.
+    corners = torch.randint(0, 2 * _MARGIN + 1, (2, n), generator=generator, device=generator.device)
+    top, left = corners.to(device, non_blocking=True).unbind()
+    chances = torch.rand(n, generator=generator, device=generator.device)
+    mirrored = chances.to(device, non_blocking=True) < 0.5
     rows = top[:, None] + torch.arange(height, device=device)
     columns = left[:, None] + torch.arange(width, device=device)
     columns = torch.where(mirrored[:, None], columns.flip(1), columns)

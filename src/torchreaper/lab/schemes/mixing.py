@@ -52,7 +52,7 @@ class Mixing(Attached):
         if self._generator is None:
             self._generator = np.random.default_rng(epoch_seed(self._seed, self.epoch, "mix"))
         share = float(self._generator.beta(self._alpha, self._alpha))
-        order = torch.from_numpy(self._generator.permutation(len(images))).to(images.device)
+        order = torch.from_numpy(self._generator.permutation(len(images))).to(images.device, non_blocking=True)
         mixed, share = self._mixer(images, images[order], share, self._generator)
         if targets.ndim == 1:
             targets = F.one_hot(targets, self._classes).to(images.dtype)
