@@ -18,7 +18,7 @@ import torchreaper as tr
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks"
-PROGRAMS = ("subnetwork", "scheme", "transition", "overhead", "growth", "oracle")
+PROGRAMS = ("subnetwork", "scheme", "transition", "overhead", "growth", "oracle", "throughput", "jobs")
 
 
 @pytest.fixture
@@ -42,6 +42,8 @@ def load(monkeypatch):
         ("growth", [], {"transitions": 6, "exponents": 6}),
         ("scatter", [], {"scatter": 2}),
         ("oracle", ["--only", "c3-32-pooled"], {"oracle": 1}),
+        ("throughput", ["--only", "c3-32-pooled", "--readers", "1"], {"throughput": 2}),
+        ("jobs", ["--only", "c3-32"], {"jobs": 2}),
     ],
 )
 def test_program_runs_at_its_smallest(load, capsys, tmp_path, program, arguments, rows):

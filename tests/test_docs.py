@@ -46,13 +46,15 @@ def of_the_reader() -> dict[str, Any]:
 def test_snippets(name, least, monkeypatch, capsys, tmp_path):
     """Blocks share their names, as they do for a reader who tries one after the other."""
     monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))  # what they register is forgotten again
-    monkeypatch.setattr(schemes, "SCHEMES", dict(schemes.SCHEMES))
+    monkeypatch.chdir(tmp_path)
     path = DOCS / f"{name}.md"
     text = path.read_text()
     blocks = list(BLOCK.finditer(text))
     assert len(blocks) >= least
-    names = {**of_the_reader(), "out": tmp_path}
+    names = of_the_reader()
     for block in blocks:
+        if file := re.match(r"# (\w+\.py)\n", block[1]):
+            Path(file[1]).write_text(block[1])
         lines_before = text[: block.start(1)].count("\n")  # errors name the line of the document
         exec(compile("\n" * lines_before + block[1], str(path), "exec", dont_inherit=True), names)
     assert "nan" not in capsys.readouterr().out

@@ -130,3 +130,19 @@ def test_what_cannot_be_run_is_told_before_anything_is_written(tmp_path, changes
     with pytest.raises(UserError, match=message):
         compare(tiny(**changes), schemes, seeds, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_written_has_the_curves_the_published_numbers_and_the_difference_asked_for(tmp_path):
+    paper = {"unit": "accuracy %", "source": "a table", "values": {"standard": 72.1}}
+    comparison = compare(tiny(published=paper), ["standard", "repr"], 2, tmp_path, detect=0.5)
+    found = json.loads((tmp_path / "tiny" / "comparison.json").read_text())
+    assert (found["detect"], found["published"]["values"]) == (0.5, {"standard": 72.1})
+    first, second = found["schemes"]
+    # The baseline gets at the latest in the last epoch where it is reported to be.
+    assert first["epochs_to_baseline"]["reached"] == 2
+    assert 1 <= first["epochs_to_baseline"]["median"] <= 3
+    assert (first["published"], second["published"]) == (72.1, None)
+    assert [note for note in found["notes"] if note.startswith("Paper:")]
+    lines = (tmp_path / "tiny" / "comparison-summary.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["scheme", "standard", "repr"]
+    assert comparison.contrasts[0].verdict == found["contrasts"][0]["verdict"]

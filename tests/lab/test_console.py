@@ -56,6 +56,30 @@ def test_elsewhere_there_is_one_line_a_run(terminal, quiet, capsys):
     assert capsys.readouterr().err == "note: something [to] know\n"
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_runs_side_by_side_have_a_bar_each_and_their_names_in_notes(terminal, capsys):
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=terminal, width=100, highlight=False, color_system=None)
+    with screen.progress_on(console, quiet=False, runs=3) as progress:
+        runs = [progress.beside(f"repr, seed {seed}") for seed in range(3)]
+        for seed, run in enumerate(runs[:2]):
+            run.start_run(f"demo / repr / seed {seed}", 3, 10, seed)
+        time.sleep(0.15)  # the screen is drawn ten times a second
+        runs[0].batch(2, 5, 1.5)
+        runs[1].note("something [to] know")
+        runs[1].end_run(RESULT)
+        runs[2].leave()  # it failed before it began
+        time.sleep(0.15)
+        runs[0].end_run({**RESULT, "recipe": "teacher-big-1234", "seed": 0, "scheme": "standard"})
+        time.sleep(0.15)
+    shown, notes = " ".join(text.getvalue().split()), capsys.readouterr().err
+    assert "note: repr, seed 1: something [to] know" in (shown if terminal else notes)
+    assert shown.count("repr seed 1: test accuracy 75.00 %") == 1
+    assert shown.count("teacher-big-1234 seed 0: test accuracy 75.00 %") == 1
+    for bar in ("all runs", "0 of 3 done", "2 of 3 done", "demo / repr / seed 0", "demo / repr / seed 1"):
+        assert (bar in shown) == terminal
+
+
 def test_many_layers_are_counted_not_listed():
     filters = {f"layer{k}": tuple(range(k + 1)) for k in range(7)}
     line = screen.transition_line(20, tr.Transition("restore", 1, 20, filters, {}, 0.1, ()))

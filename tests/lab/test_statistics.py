@@ -9,9 +9,14 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from torchreaper.lab.statistics import (
+    Difference,
+    answer,
+    bootstrap_interval,
     correlation_interval,
     estimate,
     format_p,
+    holm,
+    paired_bootstrap,
     paired_difference,
     seeds_needed,
     verdict,
@@ -114,6 +119,105 @@ def test_seeds_needed_at_the_ends():
     assert seeds_needed(1.0, 0.0) == 2
     assert seeds_needed(1.0, 1e-9) == 2
     assert seeds_needed(0.01, 1.0) is None
+
+
+@given(accuracies)
+def test_a_bootstrap_interval_lies_between_the_values_and_is_always_the_same(values):
+    before = np.random.get_state()[1].copy()
+    found = bootstrap_interval(values)
+    assert (np.random.get_state()[1] == before).all()  # a generator of its own
+    assert found == bootstrap_interval(values)
+    assert (found is None) == (len(values) < 3 or len(set(values)) == 1)
+    if found is not None:
+        assert min(values) <= found.low < found.high <= max(values)
+        narrower = bootstrap_interval(values, level=0.5)
+        assert found.low <= narrower.low
+        assert narrower.high <= found.high
+
+
+def test_the_bootstrap_of_many_values_is_near_the_t_interval_and_of_few_too_narrow():
+    draw = np.random.default_rng(1)
+    for n, least, most in ((60, 0.9, 1.1), (3, 0.2, 0.6)):
+        values = list(draw.normal(70, 1, n))
+        by_t, by_bootstrap = estimate(values), bootstrap_interval(values)
+        assert least < (by_bootstrap.high - by_bootstrap.low) / (by_t.high - by_t.low) < most
+
+
+@given(pairs)
+def test_the_paired_bootstrap_is_that_of_the_differences(pair):
+    values, baseline = pair
+    found = paired_bootstrap(values, baseline)
+    if paired_difference(values, baseline).sd:
+        assert found == bootstrap_interval([a - b for a, b in zip(values, baseline)])
+    else:
+        assert found is None
+
+
+def test_differences_of_rounding_have_no_bootstrap_interval():
+    assert paired_bootstrap([0.3, 0.4, 0.9], [0.1, 0.2, 0.7]) is None
+
+
+p_values = st.lists(st.integers(0, 1000).map(lambda thousandths: thousandths / 1000), max_size=10)
+
+
+@given(p_values, st.integers(1, 999).map(lambda thousandths: thousandths / 1000))
+def test_holm_rejects_what_stepping_down_rejects(found, alpha):
+    # Holm 1979: from the smallest p up, as long as it is at most alpha over the number that is left.
+    rejected, left = set(), sorted(range(len(found)), key=lambda place: found[place])
+    while left and found[left[0]] * len(left) <= alpha:
+        rejected.add(left.pop(0))
+    assert {place for place, p in enumerate(holm(found)) if p <= alpha} == rejected
+
+
+@given(p_values)
+def test_holm_corrects_upwards_in_order_and_at_most_to_bonferroni(found):
+    corrected = holm(found)
+    for p, q in zip(found, corrected):
+        assert p <= q <= min(1.0, len(found) * p)
+    ordered = [q for _, q in sorted(zip(found, corrected))]
+    assert ordered == sorted(ordered)
+    assert holm(found[::-1]) == corrected[::-1]
+    # What was not tested takes no part.
+    assert holm([None, *found, None]) == [None, *corrected, None]
+
+
+def test_holm_of_a_known_example_and_of_one():
+    # R: p.adjust(c(0.01, 0.04, 0.03, 0.005), "holm")
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.3]) == [0.3]
+    assert holm([]) == []
+
+
+@given(pairs, p_values)
+def test_the_verdict_judges_by_the_corrected_p_where_there_are_several(pair, others):
+    difference = paired_difference(*pair)
+    p_holm = holm([difference.p, *others])[0]
+    tests = len(others) + (difference.p is not None)
+    text = verdict("repr", "standard", difference, p_holm=p_holm, schemes=tests)
+    said = "better" if "is better" in text else "worse" if "is worse" in text else "open"
+    assert said == answer(difference, p_holm if tests > 1 else None)
+    if said != "open":
+        assert difference.low > 0 or difference.high < 0
+        assert tests == 1 or p_holm < 0.05
+    if tests > 1 and difference.low is not None:
+        assert f"Holm's correction for {tests} schemes" in text
+
+
+def test_what_several_schemes_make_of_one_difference():
+    found = Difference(3, 1.367, 0.3215, 0.57, 2.17, 0.018)
+    assert verdict("repr", "standard", found, p_holm=0.036, schemes=2) == (
+        "repr is better than standard by 1.37 points: +1.37 points [+0.57, +2.17], p = 0.036 by Holm's correction "
+        "for 2 schemes, 3 seeds."
+    )
+    assert verdict("repr", "standard", found, p_holm=0.054, schemes=3) == (
+        "No evidence of a difference between repr and standard after Holm's correction for 3 schemes: "
+        "+1.37 points [+0.57, +2.17], p = 0.018 by itself, p = 0.054 corrected, 3 seeds."
+    )
+    none = Difference(3, 0.37, 0.8, -1.56, 2.30, 0.499)
+    assert verdict("repr", "standard", none, p_holm=0.998, schemes=2).endswith(
+        "p = 0.998 by Holm's correction for 2 schemes, 3 seeds; with these seeds it would have had to be "
+        "more than 1.93 points to show."
+    )
 
 
 @given(pairs)

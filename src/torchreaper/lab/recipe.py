@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
+from torchreaper.lab import objects
 from torchreaper.lab import schemes as lab_schemes
 from torchreaper.lab.data import Augmentation, DataSpec
 from torchreaper.lab.errors import UserError
@@ -224,7 +225,8 @@ class Recipe(Settings):
         Raises ``UserError`` for a key that is none of them, and for a schedule that the epochs do not hold.
         """
         options = lab_schemes.options_of(key, self.scheme, self.schemes)
-        if lab_schemes.PLUS not in options["name"] and options["name"] not in lab_schemes.SCHEMES:
+        name = options["name"]
+        if not objects.is_object(name) and lab_schemes.PLUS not in name and name not in lab_schemes.SCHEMES:
             known = dict.fromkeys([*lab_schemes.SCHEMES, *self.schemes])
             raise UserError(f"scheme={key!r}: unknown scheme; {did_you_mean(key, known)}")
         return self._check(options)

@@ -18,19 +18,29 @@ SCHEMES = ("standard", "repr")
 INTERRUPTED = "interrupted; finished epochs are kept: give the same command again to go on\n"
 
 
-def begin(out, *more):
-    """The command, as the leader of a group of its own, as a shell would start it."""
-    command = [sys.executable, "-c", "from torchreaper.lab.cli import main; main()", "compare", str(out / "tiny.yaml")]
-    command += ["--out", str(out), "--seeds", "2", "--jobs", "2", "--threads", "1", *more]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=out
-    )
+@pytest.fixture
+def begin():
+    """Starts the command, as the leader of a group of its own, as a shell would; what is left of it is ended."""
+    started = []
+
+    def start(out):
+        command = [sys.executable, "-c", "from torchreaper.lab.cli import main; main()", "compare", "tiny.yaml"]
+        command += ["--out", str(out), "--seeds", "2", "--jobs", "2", "--threads", "1"]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen(command, start_new_session=True, cwd=out, **pipes))
+        return started[-1]
+
+    yield start
+    for process in started:
+        for member in members(process.pid):
+            os.kill(member, signal.SIGKILL)
+        process.communicate()
 
 
 @pytest.fixture
-def out(tmp_path):
-    """A folder with a recipe that takes some seconds a run."""
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({**TINY, "epochs": 300}))
+def out(tmp_path, request):
+    """A folder with a recipe of so many epochs; by default its runs do not end before they are stopped."""
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({**TINY, "epochs": getattr(request, "param", 100_000)}))
     return tmp_path
 
 
@@ -39,15 +49,16 @@ def training(out):
     return [path.parent for path in out.rglob(LOCK) if (path.parent / "metrics.jsonl").exists()]
 
 
-def test_ctrl_c_leaves_no_process_and_the_same_command_goes_on(out):
+@pytest.mark.parametrize("out", [120], indirect=True)
+def test_ctrl_c_leaves_no_process_and_the_same_command_goes_on(out, begin):
     first = begin(out)
-    until(lambda: len(training(out)) == 2)
+    until(lambda: len(training(out)) == 2, seconds=120)
     os.killpg(first.pid, signal.SIGINT)  # as a terminal does: to all of them
     assert first.communicate(timeout=60) == ("", INTERRUPTED)
     assert first.returncode == 130
     assert members(first.pid) == []
     counts = {path.parent: path.read_text().count("\n") for path in out.rglob("metrics.jsonl")}
-    assert 0 < min(counts.values()) < 300
+    assert 0 < min(counts.values()) < 120
 
     shown, errors = begin(out).communicate(timeout=200)
     assert errors == ""
@@ -57,12 +68,12 @@ def test_ctrl_c_leaves_no_process_and_the_same_command_goes_on(out):
         # Not one epoch that stood in the log is trained again; the last checkpoint may be one ahead of it.
         assert json.loads((folder / "environment.json").read_text())["resumed"][0]["after_epoch"] in (count, count + 1)
     stamps = {path: path.stat().st_mtime_ns for path in out.rglob("seed-*/*")}
-    again, errors = begin(out).communicate(timeout=100)
+    again, errors = begin(out).communicate(timeout=200)
     assert (again.count("test accuracy"), errors) == (5, "")
     assert stamps == {path: path.stat().st_mtime_ns for path in out.rglob("seed-*/*")}
 
 
-def test_ctrl_c_while_the_workers_are_starting(out):
+def test_ctrl_c_while_the_workers_are_starting(out, begin):
     command = begin(out)
     until(lambda: len(members(command.pid)) >= 3)  # they are importing torch
     os.killpg(command.pid, signal.SIGINT)
@@ -71,9 +82,9 @@ def test_ctrl_c_while_the_workers_are_starting(out):
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_workers_end_with_their_parent(out, how):
+def test_workers_end_with_their_parent(out, how, begin):
     command = begin(out)
-    until(lambda: len(training(out)) == 2)
+    until(lambda: len(training(out)) == 2, seconds=120)
     workers = [holder(folder) for folder in training(out)]
     assert set(workers) <= set(members(command.pid)) - {command.pid}
     command.send_signal(how)
@@ -82,11 +93,11 @@ def test_workers_end_with_their_parent(out, how):
     until(lambda: not members(command.pid), seconds=20)
 
 
-def test_two_commands_do_not_train_one_run(out):
+def test_two_commands_do_not_train_one_run(out, begin):
     first = begin(out)
-    until(lambda: len(training(out)) == 2)
+    until(lambda: len(training(out)) == 2, seconds=120)
     second = begin(out)
-    shown, errors = second.communicate(timeout=100)
+    shown, errors = second.communicate(timeout=200)
     assert (shown, second.returncode) == ("", 2)
     assert errors.startswith(f"error: out={out}/tiny/")
     assert ": is being trained by process " in errors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -95,8 +96,9 @@ class Cluster:
             return
         here = {"include_dashboard": False} if self.address == LOCAL else {}
         try:
+            _reach(self.address)
             ray.init(address=self.address, log_to_driver=False, logging_level="error", **here)
-        except (ConnectionError, ValueError) as error:
+        except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"ray={self.address!r}: cannot be reached ({reason}); start it, or use {LOCAL}") from error
         try:
@@ -126,6 +128,13 @@ def _attempt(job: Job, folder: str, told: Any, threads: int, at_once: int) -> Ou
         ray.get(told.put.remote(folder, said))  # waited for: nothing may come after the outcome
 
     return attempt(job, send, threads=threads, at_once=at_once)
+
+
+def _reach(address: str) -> None:
+    """Raise `OSError` where nobody listens: Ray would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _absolute(job: Job) -> Job:

@@ -25,6 +25,9 @@ def main(pipe: Connection, threads: int, at_once: int, gpu: str | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    # As in a process of its own: what starts processes here starts them as it would there, and the locks that
+    # libraries make at import are not left to the tracker of leaks, which would tell of them.
+    multiprocessing.set_start_method(None, force=True)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
     def send(message: Any) -> None:

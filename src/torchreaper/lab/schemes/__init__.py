@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from torchreaper.lab import settings
+from torchreaper.lab import objects, settings
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.schemes.averaging import EMASpec, SWASpec
 from torchreaper.lab.schemes.ban import BANSpec
@@ -20,6 +20,7 @@ from torchreaper.lab.schemes.grafting import GraftingSpec
 from torchreaper.lab.schemes.longer import LongerSpec
 from torchreaper.lab.schemes.mixing import CutMixSpec, MixupSpec
 from torchreaper.lab.schemes.orthogonality import OrthogonalityLossSpec
+from torchreaper.lab.schemes.own import OwnSpec
 from torchreaper.lab.schemes.repr_ import ReinitSpec, RePrSpec
 from torchreaper.lab.schemes.sam import SAMSpec
 from torchreaper.lab.schemes.sfp import SFPSpec
@@ -32,6 +33,7 @@ __all__ = [
     "SCHEMES",
     "Attached",
     "Batch",
+    "OwnSpec",
     "Phase",
     "RePrSpec",
     "ReinitSpec",
@@ -43,7 +45,6 @@ __all__ = [
     "describe",
     "options_of",
     "parse",
-    "register",
 ]
 
 #: Between the names of schemes that work together in one run.
@@ -72,7 +73,8 @@ SCHEMES: dict[str, type[Spec]] = {
 def parse(options: Mapping[str, Any], *, where: str = "scheme") -> Spec:
     """The scheme that `options` describe: its `name`, and what its spec knows.
 
-    A name such as "repr+kd" stands for several that work together; their options are in `parts`, by key.
+    A name such as "repr+kd" stands for several that work together; their options are in `parts`, by key. One such as
+    "package.module:Spec" is one of the user's own; its options are in `options`.
 
     Args:
         options: As they stand in a recipe.
@@ -86,6 +88,8 @@ def parse(options: Mapping[str, Any], *, where: str = "scheme") -> Spec:
         raise UserError(f"{where}.name: is missing; choose one of {', '.join(SCHEMES)}")
     if isinstance(name, str) and PLUS in name:
         return _together(name, options, where)
+    if isinstance(name, str) and objects.is_object(name):
+        return settings.parse(OwnSpec, options, at=where)
     spec = SCHEMES.get(name) if isinstance(name, str) else None
     if spec is None:
         near = settings.did_you_mean(str(name), SCHEMES)
@@ -103,25 +107,6 @@ def describe(spec: type[Spec]) -> list[str]:
         defaults = spec.model_construct().model_dump(mode="json", exclude={"name"})
         lines += yaml.safe_dump(defaults, sort_keys=False, default_flow_style=False).splitlines()
     return lines
-
-
-def register(spec: type[Spec]) -> type[Spec]:
-    """Make a scheme of one's own known to the recipes that are read from now on, by the default of its `name`.
-
-    For use as a decorator, too; it lasts as long as the process.
-
-    Raises:
-        UserError: The name is taken by another scheme, or cannot be one.
-    """
-    name = spec.model_fields["name"].default
-    if not isinstance(name, str) or not name.replace("-", "").replace("_", "").isalnum():
-        raise UserError(
-            f"{spec.__name__}.name={settings.show(name)}: must have a default of letters, digits, '-' and '_'"
-        )
-    if SCHEMES.get(name, spec) is not spec:
-        raise UserError(f"{spec.__name__}.name={name!r}: is the name of {SCHEMES[name].__name__}; choose another")
-    SCHEMES[name] = spec
-    return spec
 
 
 def _together(name: str, options: Mapping[str, Any], where: str) -> Spec:
