@@ -1,5 +1,8 @@
 """Images that are read when they are needed give what images in memory give."""
 
+import multiprocessing
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -96,6 +99,22 @@ def test_any_number_of_batches_comes_in_order(count, batch, workers):
     found = list(split.read(torch.split(torch.arange(count), batch)))
     assert torch.cat([images for images, _ in found]).flatten().tolist() == rows.tolist()
     assert torch.cat([labels for _, labels in found]).tolist() == (rows % 3).tolist()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere processes are spawned")
+def test_a_process_that_was_spawned_does_not_spawn_its_readers(make, tmp_path, monkeypatch):
+    class Unpicklable(list):
+        def __reduce__(self):
+            raise AssertionError("was sent to a spawned process")
+
+    dataset = load(DataSpec(**make(make.pictures(20)), memory=False), tmp_path)
+    object.__setattr__(dataset.train.source, "files", Unpicklable(map(str, range(20))))
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        assert len(batches(dataset)) == 6
+    finally:
+        multiprocessing.set_start_method(before, force=True)
 
 
 def test_mean_and_deviation_of_many_images_are_those_of_a_sample(make, tmp_path, monkeypatch):

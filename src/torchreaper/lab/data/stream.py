@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -218,6 +219,8 @@ def fetch(
         batches,
         batch_size=None,
         num_workers=workers,
+        # A process of `--jobs` would start others by spawn: each epoch would wait for them to import torch.
+        multiprocessing_context="fork" if workers > 0 and sys.platform == "linux" else None,
         pin_memory=pin,
         generator=torch.Generator(),  # else the seeds of its workers would be drawn from the global one
     )
