@@ -197,7 +197,10 @@ def test_inspect_ranks_by_the_images_that_the_run_reads(recipe, seeing, monkeypa
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["inspect", "cnet", "--criterion", "seeing"], r"criterion='seeing': reads images; name a recipe instead of c"),
+        (
+            ["inspect", "cnet", "--criterion", "seeing"],
+            r"criterion='seeing': may read images; name a recipe instead of c",
+        ),
         (
             ["inspect", "tiny.yaml", "--set", "scheme.criterion=seeing", "--set", "scheme.images=51"],
             r"scheme\.images=51: only 50 training images are there; use images <= 50$",
