@@ -279,7 +279,8 @@ def _bootstrap(values: Sequence[float], level: float) -> Interval:
         method="percentile",
         random_state=np.random.default_rng(0),
     ).confidence_interval
-    return Interval(float(found.low), float(found.high))
+    # A mean of equal values may be rounded past them.
+    return Interval(max(float(found.low), min(values)), min(float(found.high), max(values)))
 
 
 def _interval(n: int, mean: float, sd: float | None, level: float) -> tuple[float | None, float | None]:

@@ -49,27 +49,32 @@ def training(out):
     return [path.parent for path in out.rglob(LOCK) if (path.parent / "metrics.jsonl").exists()]
 
 
-@pytest.mark.parametrize("out", [120], indirect=True)
+def gone(command):
+    """Nothing is left of it; Python's own tracker of resources ends a moment after the process that it served."""
+    until(lambda: not members(command.pid), seconds=20)
+
+
+@pytest.mark.parametrize("out", [800], indirect=True)
 def test_ctrl_c_leaves_no_process_and_the_same_command_goes_on(out, begin):
     first = begin(out)
     until(lambda: len(training(out)) == 2, seconds=120)
     os.killpg(first.pid, signal.SIGINT)  # as a terminal does: to all of them
-    assert first.communicate(timeout=60) == ("", INTERRUPTED)
+    assert first.communicate(timeout=200) == ("", INTERRUPTED)
     assert first.returncode == 130
-    assert members(first.pid) == []
+    gone(first)
     counts = {path.parent: path.read_text().count("\n") for path in out.rglob("metrics.jsonl")}
-    assert 0 < min(counts.values()) < 120
+    assert 0 < min(counts.values()) < 800
 
     shown, errors = begin(out).communicate(timeout=200)
     assert errors == ""
-    assert shown.count("test accuracy") == 4 + 1  # a line for each run, and the heading of the table
+    assert shown.count(": test accuracy ") == 4
     assert "4 of 4 runs were made side by side" in shown
     for folder, count in counts.items():
         # Not one epoch that stood in the log is trained again; the last checkpoint may be one ahead of it.
         assert json.loads((folder / "environment.json").read_text())["resumed"][0]["after_epoch"] in (count, count + 1)
     stamps = {path: path.stat().st_mtime_ns for path in out.rglob("seed-*/*")}
     again, errors = begin(out).communicate(timeout=200)
-    assert (again.count("test accuracy"), errors) == (5, "")
+    assert (again.count(": test accuracy "), errors) == (4, "")
     assert stamps == {path: path.stat().st_mtime_ns for path in out.rglob("seed-*/*")}
 
 
@@ -77,8 +82,8 @@ def test_ctrl_c_while_the_workers_are_starting(out, begin):
     command = begin(out)
     until(lambda: len(members(command.pid)) >= 3)  # they are importing torch
     os.killpg(command.pid, signal.SIGINT)
-    assert command.communicate(timeout=60) == ("", INTERRUPTED)
-    assert members(command.pid) == []
+    assert command.communicate(timeout=200) == ("", INTERRUPTED)
+    gone(command)
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
@@ -88,9 +93,9 @@ def test_workers_end_with_their_parent(out, how, begin):
     workers = [holder(folder) for folder in training(out)]
     assert set(workers) <= set(members(command.pid)) - {command.pid}
     command.send_signal(how)
-    assert command.communicate(timeout=60) == ("", "")
+    assert command.communicate(timeout=200) == ("", "")
     assert command.returncode == -how
-    until(lambda: not members(command.pid), seconds=20)
+    gone(command)
 
 
 def test_two_commands_do_not_train_one_run(out, begin):
@@ -104,4 +109,4 @@ def test_two_commands_do_not_train_one_run(out, begin):
     assert errors.count("\n") == 1
     assert first.poll() is None
     os.killpg(first.pid, signal.SIGINT)
-    assert first.communicate(timeout=60) == ("", INTERRUPTED)
+    assert first.communicate(timeout=200) == ("", INTERRUPTED)
