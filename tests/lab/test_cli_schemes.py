@@ -31,6 +31,43 @@ def test_the_options_shown_are_those_of_a_recipe(name):
     assert parse({"name": name, **(yaml.safe_load(options) or {})}) == parse({"name": name})
 
 
+OWN = """
+from typing import Literal
+
+from pydantic import Field
+
+from torchreaper.lab.schemes import Attached, Spec
+
+
+class PullSpec(Spec):
+    \"\"\"Pulls. `strength`: how hard.\"\"\"
+
+    name: Literal["pull"] = "pull"
+    strength: float = Field(default=0.25, ge=0)
+
+    def attach(self, setup):
+        return Attached()
+
+
+class BareSpec(Spec):
+    name: str
+"""
+
+
+def test_ones_own_is_shown_too(tmp_path, monkeypatch):
+    (tmp_path / "shown_pulling.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    done = reaper("shown_pulling:PullSpec")
+    assert done.exit_code == 0, done.stderr
+    assert "Pulls. `strength`: how hard." in done.output
+    assert done.output.endswith("as they stand in a recipe, below options:\nstrength: 0.25\n")
+    assert reaper("shown_pulling:BareSpec").exit_code == 0
+
+    done = reaper("shown_pulling:Field")
+    assert done.exit_code == 2
+    assert done.stderr == "error: scheme='shown_pulling:Field': must be a subclass of torchreaper.lab.schemes.Spec\n"
+
+
 def test_a_misspelt_one_is_guessed():
     done = reaper("graftin")
     assert done.exit_code == 2

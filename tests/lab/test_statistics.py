@@ -13,6 +13,7 @@ from torchreaper.lab.statistics import (
     answer,
     bootstrap_interval,
     correlation_interval,
+    decimals,
     estimate,
     format_p,
     holm,
@@ -302,3 +303,18 @@ def test_the_interval_of_a_correlation_of_ranks_is_wider_and_some_have_none():
     assert low < plain[0] < plain[1] < high
     for correlation, n in ((0.6, 4), (1.0, 50), (-1.0, 50)):
         assert correlation_interval(correlation, n) == (None, None)
+
+
+@pytest.mark.parametrize("form", ["{:+.2f}", "{:.2f}", "x {:.2f}"])
+@given(st.floats(-200, 200))
+def test_a_number_as_text_is_itself_rounded_and_zero_has_no_minus(form, value):
+    text = decimals(value, form)
+    assert abs(float(text.removeprefix("x ")) - value) <= 0.005 + 1e-9
+    assert "-0.00" not in text
+    assert text == form.format(value) or form.format(value) == form.format(-0.0)
+
+
+def test_what_is_almost_no_difference_is_no_negative_one():
+    assert (decimals(-0.004), decimals(-0.006), decimals(math.nan)) == ("+0.00", "-0.01", "+nan")
+    tiny = Difference(5, -0.001, 0.01, -0.0134, -0.001 + 0.0124, 0.835)
+    assert "scheme and other: +0.00 [-0.01, +0.01]" in verdict("scheme", "other", tiny)

@@ -261,12 +261,16 @@ def _image_size(text: str | None) -> tuple[int, int, int] | None:
 
 def schemes(
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="Show the options of this one.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="NAME", help="Show the options of this one, or of your own, package.module:Spec.", show_default=False
+        ),
     ] = None,
     debug: Debug = False,
 ) -> None:
     """What a network can be trained with: RePr, and what it is compared with. Combine them with +, such as repr+kd."""
     with guarded(debug):
+        from torchreaper.lab import objects
         from torchreaper.lab import schemes as known
         from torchreaper.lab.settings import did_you_mean
 
@@ -275,7 +279,7 @@ def schemes(
             rows = [[key, spec.summary, spec.source] for key, spec in known.SCHEMES.items()]
             screen.show_table(console, ["scheme", "what it does", "source"], rows, words=True)
             return
-        spec = known.SCHEMES.get(name)
+        spec = known.imported(name, "scheme") if objects.is_object(name) else known.SCHEMES.get(name)
         if spec is None:
             raise UserError(f"scheme={name!r}: unknown scheme; {did_you_mean(name, known.SCHEMES)}")
         for line in known.describe(spec):

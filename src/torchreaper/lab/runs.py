@@ -38,7 +38,7 @@ from torchreaper.lab.settings import parse
 
 #: The files of a run folder, beside its snapshots; nothing else in it is ever touched.
 METRICS, EVENTS, RESULT = "metrics.jsonl", "events.jsonl", "result.json"
-RECIPE, ENVIRONMENT = "recipe.yaml", "environment.json"
+RECIPE, ENVIRONMENT, ERROR = "recipe.yaml", "environment.json", "error.txt"
 LAST, PREVIOUS, DAMAGED = "last.pt", "previous.pt", ".damaged"
 # Of a recipe, these do not change a single run: how many runs there are, what the others do, what is kept on the way.
 _NOT_OF_THE_RUN = ("seeds", "schemes", "profiles", "snapshots")
@@ -108,6 +108,17 @@ def _base(begun: Json, about: Path) -> Path:
     return Path(base)
 
 
+def write_error(folder: Path, traceback: str) -> str:
+    """Keep the traceback of a run that failed, until it is taken up again; where it is, to be put into a sentence."""
+    path = Path(folder) / ERROR
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(traceback)
+    except OSError:  # not worth to hide the error itself
+        return ""
+    return f"the traceback is in {path}; "
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """One run's folder, for the run that writes it.
@@ -145,6 +156,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             if not resume:
                 self._clear()
+            (self.path / ERROR).unlink(missing_ok=True)
             if not (self.path / RECIPE).exists():
                 write_whole(self.path / RECIPE, yaml.safe_dump(recipe, sort_keys=False).encode())
         except OSError as error:

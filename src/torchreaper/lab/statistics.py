@@ -213,7 +213,7 @@ def verdict(
         unit: As printed.
     """
     n, mean, half = difference.n, difference.mean, difference.half_width
-    size = f"{mean:+.2f} {unit}"
+    size = f"{decimals(mean)} {unit}"
     if n == 1:
         return (
             f"One seed says nothing about a difference: {name} minus {baseline} is {size}, "
@@ -227,7 +227,7 @@ def verdict(
             "so there is no spread to judge it by; run more seeds."
         )
     several = schemes > 1 and p_holm is not None
-    interval = f"[{difference.low:+.2f}, {difference.high:+.2f}]"
+    interval = f"[{decimals(difference.low)}, {decimals(difference.high)}]"
     p = f"{format_p(p_holm)} by Holm's correction for {schemes} schemes" if several else format_p(difference.p)
     found = answer(difference, p_holm if several else None)
     if found != "open":
@@ -242,6 +242,12 @@ def verdict(
         f"No evidence of a difference between {name} and {baseline} after Holm's correction for {schemes} schemes: "
         f"{size} {interval}, {format_p(difference.p)} by itself, {format_p(p_holm)} corrected, {n} seeds."
     )
+
+
+def decimals(value: float, form: str = "{:+.2f}") -> str:
+    """A number as text, by a format of fixed decimals; one that is rounded to zero is no negative one."""
+    text = form.format(value)
+    return form.format(0.0) if text == form.format(-0.0) else text
 
 
 def format_p(p: float | None) -> str:

@@ -18,7 +18,7 @@ from torchreaper.lab.analyze.settings import Settings, resolved
 from torchreaper.lab.environment import environment
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.files import read_json, write_json, write_whole
-from torchreaper.lab.statistics import correlation_interval, mean_correlation
+from torchreaper.lab.statistics import correlation_interval, decimals, mean_correlation
 
 MEASURES = {"pearson": "Pearson, values", "pearson_ranks": "Pearson, ranks", "spearman": "Spearman"}
 Rows = list[list[Any]]
@@ -174,12 +174,8 @@ def _with_interval(agreements: Sequence[Agreement], measure: str) -> str:
     low, high = found.low, found.high
     if len(values) == 1:
         low, high = correlation_interval(found.mean, agreements[0].filters, ranks=measure != "pearson")
-    mean = _signed(found.mean)
-    return mean if low is None or high is None else f"{mean} [{_signed(low)}, {_signed(high)}]"
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-0.00", "+0.00")
+    mean = decimals(found.mean)
+    return mean if low is None or high is None else f"{mean} [{decimals(low)}, {decimals(high)}]"
 
 
 def _criteria_in_order(found: Sequence[Analysis]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 from torchreaper.lab.comparison.curves import Curve, first_epoch
 from torchreaper.lab.comparison.found import Comparison, Contrast, Reach, Result, Summary
 from torchreaper.lab.published import percent
-from torchreaper.lab.statistics import MOST_SEEDS, Estimate, Interval, format_p
+from torchreaper.lab.statistics import MOST_SEEDS, Estimate, Interval, decimals, format_p
 
 RUN_COLUMNS = (
     *("scheme", "seed", "test_accuracy", "train_accuracy", "gap", "validation_accuracy", "seconds"),
@@ -41,7 +41,7 @@ def table(comparison: Comparison) -> Table:
                 str(summary.accuracy.n),
                 *([_or_empty(summary.published, percent)] if paper else []),
                 _with_interval(summary.accuracy, "{:.2f}"),
-                f"{summary.gap.mean:.2f}",
+                decimals(summary.gap.mean, "{:.2f}"),
                 _with_interval(contrast.accuracy, "{:+.2f}") if contrast else "",
                 _p(contrast.p_holm) if contrast else "",
                 *([_reached(summary.epochs_to_baseline)] if reached else []),
@@ -263,14 +263,14 @@ def _by_scheme(comparison: Comparison) -> dict[str, Contrast]:
 
 
 def _with_interval(value: Estimate, form: str) -> str:
-    text = form.format(value.mean)
+    text = decimals(value.mean, form)
     if value.low is None or value.high is None:
         return text
     return f"{text} {_bounds(Interval(value.low, value.high), form)}"
 
 
 def _bounds(interval: Interval | None, form: str) -> str:
-    return f"[{form.format(interval.low)}, {form.format(interval.high)}]" if interval else ""
+    return f"[{decimals(interval.low, form)}, {decimals(interval.high, form)}]" if interval else ""
 
 
 def _p(p: float | None) -> str:

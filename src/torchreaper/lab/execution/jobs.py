@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +10,13 @@ from typing import Any, Protocol
 
 import torch
 
+from torchreaper.errors import ReaperError
 from torchreaper.lab.comparison import Failure, Result
+from torchreaper.lab.errors import UserError
 from torchreaper.lab.progress import Progress
 from torchreaper.lab.recipe import Recipe
 from torchreaper.lab.run import finished, train
-from torchreaper.lab.runs import RunFailed, folder_of
+from torchreaper.lab.runs import RunFailed, folder_of, write_error
 
 #: How often a run whose process has died is taken up again from its checkpoint.
 RETRIES = 2
@@ -80,8 +83,11 @@ class Executor(Protocol):
 def perform(job: Job, progress: Progress, *, threads: int | None = None, at_once: int = 1) -> Outcome:
     """Do a job in this process. `progress` is told the end of a run that was finished before, too.
 
+    What the user's own network, data or scheme raises, or the device (out of memory), fails this run alone; the
+    traceback is put into the run's folder.
+
     Raises:
-        UserError: The run cannot be begun.
+        UserError, ReaperError: The run cannot be begun.
     """
     before = torch.get_num_threads()
     if threads is not None:
@@ -92,12 +98,24 @@ def perform(job: Job, progress: Progress, *, threads: int | None = None, at_once
         result = train(job.recipe, **how, progress=progress, device=job.device, jobs=at_once)
     except RunFailed as error:
         return job.failed(str(error))
+    except (UserError, ReaperError):
+        raise
+    except Exception as error:
+        return job.failed(_unexpected(error, job.folder))
     finally:
         if threads is not None:
             torch.set_num_threads(before)
     if known is not None:
         progress.end_run(result)
     return result
+
+
+def _unexpected(error: Exception, folder: Path) -> str:
+    """An error that nobody foresaw, in one line; all of it goes to the run's folder."""
+    *_, where = traceback.extract_tb(error.__traceback__)
+    what = " ".join(str(error).split())[:_LONGEST]
+    more = write_error(folder, "".join(traceback.format_exception(error)))
+    return f"{type(error).__name__}: {what} ({where.filename}, line {where.lineno}); {more}finished epochs are kept"
 
 
 class Plan:
@@ -158,4 +176,5 @@ class Plan:
         return []
 
 
+_LONGEST = 300  # characters of an error's own text
 _REMEDY = "is there memory enough? Fewer jobs at once need less; finished epochs are kept"

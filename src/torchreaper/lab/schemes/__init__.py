@@ -20,7 +20,7 @@ from torchreaper.lab.schemes.grafting import GraftingSpec
 from torchreaper.lab.schemes.longer import LongerSpec
 from torchreaper.lab.schemes.mixing import CutMixSpec, MixupSpec
 from torchreaper.lab.schemes.orthogonality import OrthogonalityLossSpec
-from torchreaper.lab.schemes.own import OwnSpec
+from torchreaper.lab.schemes.own import OwnSpec, imported
 from torchreaper.lab.schemes.repr_ import ReinitSpec, RePrSpec
 from torchreaper.lab.schemes.sam import SAMSpec
 from torchreaper.lab.schemes.sfp import SFPSpec
@@ -43,6 +43,7 @@ __all__ = [
     "TogetherSpec",
     "cross_entropy",
     "describe",
+    "imported",
     "options_of",
     "parse",
 ]
@@ -101,9 +102,11 @@ def describe(spec: type[Spec]) -> list[str]:
     """What a scheme does, where it comes from, and its options with their defaults, as lines of text."""
     fields = {key: field for key, field in spec.model_fields.items() if key != "name"}
     source = f" ({spec.source})" if spec.source else ""
-    lines = [f"{spec.summary}{source}", "", *inspect.cleandoc(spec.__doc__ or "").splitlines()]
+    head = f"{spec.summary}{source}".strip()
+    lines = [*([head, ""] if head else []), *inspect.cleandoc(spec.__doc__ or "").splitlines()]
     if fields:
-        lines += ["", "Options and their defaults, as they stand in a recipe:"]
+        place = "" if spec.model_fields["name"].default in SCHEMES else ", below options"
+        lines += ["", f"Options and their defaults, as they stand in a recipe{place}:"]
         defaults = spec.model_construct().model_dump(mode="json", exclude={"name"})
         lines += yaml.safe_dump(defaults, sort_keys=False, default_flow_style=False).splitlines()
     return lines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, Field
@@ -24,6 +25,18 @@ def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
     return dict(options)
 
 
+def imported(name: str, argument: str, base: Path | None = None) -> type[Spec]:
+    """The class that `package.module:Spec` names, looked for in `base` too.
+
+    Raises:
+        UserError: It cannot be imported, or is no `Spec`; `argument` is the key it is told under.
+    """
+    found = objects.find(name, argument, base=base, example=EXAMPLE)
+    if not (isinstance(found, type) and issubclass(found, Spec)):
+        raise UserError(f"{argument}={name!r}: must be a subclass of torchreaper.lab.schemes.Spec")
+    return found
+
+
 class OwnSpec(Spec):
     """A scheme that is no part of the lab: a subclass of `Spec`, and its `options`.
 
@@ -41,10 +54,7 @@ class OwnSpec(Spec):
         Raises:
             UserError: It cannot be imported, is no `Spec`, or refuses its options or the epochs.
         """
-        found = objects.find(self.name, "scheme.name", base=setup.base, example=EXAMPLE)
-        if not (isinstance(found, type) and issubclass(found, Spec)):
-            raise UserError(f"scheme.name={self.name!r}: must be a subclass of torchreaper.lab.schemes.Spec")
-        spec = settings.parse(found, self.options, at="scheme.options")
+        spec = settings.parse(imported(self.name, "scheme.name", setup.base), self.options, at="scheme.options")
         if spec.lengths(setup.epochs) != (setup.epochs,) or spec.teachers():
             raise UserError(
                 f"scheme.name={self.name!r}: has epochs or a teacher of its own, as only the lab's schemes can; "

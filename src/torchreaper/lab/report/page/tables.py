@@ -14,7 +14,7 @@ import yaml
 
 from torchreaper.lab.comparison import duration
 from torchreaper.lab.report.page.reading import Folder, Json, Run, parts
-from torchreaper.lab.statistics import format_p
+from torchreaper.lab.statistics import decimals, format_p
 
 ENVIRONMENT = {
     "device": "device", "gpu": "GPU", "cpu": "CPU", "threads": "CPU threads", "precision": "precision",
@@ -161,12 +161,12 @@ def interval(value: Any, *, signed: bool = False) -> str:
     if not isinstance(value, Mapping) or not _is_number(value.get("mean")):
         return ""
     form = "{:+.2f}" if signed else "{:.2f}"
-    return " ".join(filter(None, [form.format(value["mean"]), _bounds(value, form)]))
+    return " ".join(filter(None, [decimals(value["mean"], form), _bounds(value, form)]))
 
 
 def _bounds(value: Mapping[str, Any], form: str) -> str:
     low, high = value.get("low"), value.get("high")
-    return f"[{form.format(low)}, {form.format(high)}]" if _is_number(low) and _is_number(high) else ""
+    return f"[{decimals(low, form)}, {decimals(high, form)}]" if _is_number(low) and _is_number(high) else ""
 
 
 def _reached(reach: Json) -> str:
@@ -193,7 +193,7 @@ def _p(value: Any) -> str:
 
 
 def _number(value: Any, form: str, scale: float = 1) -> str:
-    return form.format(scale * value) if _is_number(value) else ""
+    return decimals(scale * value, form) if _is_number(value) else ""
 
 
 def _count(value: Any) -> str:
