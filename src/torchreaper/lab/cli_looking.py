@@ -263,7 +263,9 @@ def schemes(
     name: Annotated[
         str | None,
         typer.Argument(
-            metavar="NAME", help="Show the options of this one, or of your own, package.module:Spec.", show_default=False
+            metavar="NAME",
+            help="Show the options of this one, or of package.module:Spec.",
+            show_default=False,
         ),
     ] = None,
     debug: Debug = False,
