@@ -317,4 +317,4 @@ def test_a_number_as_text_is_itself_rounded_and_zero_has_no_minus(form, value):
 def test_what_is_almost_no_difference_is_no_negative_one():
     assert (decimals(-0.004), decimals(-0.006), decimals(math.nan)) == ("+0.00", "-0.01", "+nan")
     tiny = Difference(5, -0.001, 0.01, -0.0134, -0.001 + 0.0124, 0.835)
-    assert "scheme and other: +0.00 [-0.01, +0.01]" in verdict("scheme", "other", tiny)
+    assert "scheme and other: +0.00 points [-0.01, +0.01]" in verdict("scheme", "other", tiny)

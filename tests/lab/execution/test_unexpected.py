@@ -77,3 +77,13 @@ def test_one_run_alone_tells_it_in_a_line_too(tmp_path, tiny):
 def test_a_traceback_that_cannot_be_written_does_not_hide_the_error(tmp_path):
     (tmp_path / "file").touch()
     assert write_error(tmp_path / "file" / "seed-0", "Traceback") == ""
+
+
+def test_who_is_told_and_is_gone_ends_the_command_and_no_run_is_blamed(tmp_path):
+    class Gone(Listener):
+        def epoch(self, metrics):
+            raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        compare(recipe(), ["standard", "repr"], 1, tmp_path / "out", Gone())
+    assert not list((tmp_path / "out").rglob(ERROR))

@@ -10,6 +10,7 @@ from tests.lab.execution.watching import Killer
 from tests.lab.test_compare import Listener
 from tests.lab.tiny import recipe
 
+from torchreaper.errors import ReaperError
 from torchreaper.lab.compare import compare
 from torchreaper.lab.comparison import Failure
 from torchreaper.lab.errors import UserError
@@ -86,7 +87,7 @@ def test_a_run_that_fails_is_not_tried_again_and_an_error_of_the_user_ends_all(t
 
 
 def test_an_error_that_cannot_travel_becomes_one_that_can(tmp_path, monkeypatch):
-    class OddError(Exception):
+    class OddError(ReaperError):
         def __init__(self, one, two):
             super().__init__(f"{one} {two}")
 
@@ -97,7 +98,7 @@ def test_an_error_that_cannot_travel_becomes_one_that_can(tmp_path, monkeypatch)
     job, threads = Job(recipe(), "standard", 0, tmp_path), torch.get_num_threads()
     raised = attempt(job, lambda _: None, threads=1, at_once=1)
     assert isinstance(raised, Raised)
-    assert (type(raised.error), str(raised.error)) == (RuntimeError, "OddError: so odd")
+    assert (type(raised.error), str(raised.error)) == (UserError, "so odd")
     assert "in broken" in str(raised.cause)
     assert torch.get_num_threads() == threads
 

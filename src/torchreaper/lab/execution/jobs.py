@@ -98,7 +98,7 @@ def perform(job: Job, progress: Progress, *, threads: int | None = None, at_once
         result = train(job.recipe, **how, progress=progress, device=job.device, jobs=at_once)
     except RunFailed as error:
         return job.failed(str(error))
-    except (UserError, ReaperError):
+    except (UserError, ReaperError, BrokenPipeError):  # the last: who was to be told, is gone
         raise
     except Exception as error:
         return job.failed(_unexpected(error, job.folder))

@@ -13,6 +13,7 @@ from typing import Any
 
 import torchreaper as tr
 from torchreaper.errors import NoEffectWarning, OneLayerWarning
+from torchreaper.lab.errors import UserError
 from torchreaper.lab.execution.jobs import Job, Outcome, perform
 from torchreaper.lab.progress import NullProgress, Progress
 
@@ -101,7 +102,7 @@ def attempt(job: Job, send: Callable[[Told | Warned], None], *, threads: int, at
         try:
             pickle.loads(pickle.dumps(error))
         except Exception:  # some errors cannot travel
-            error = RuntimeError(f"{type(error).__name__}: {error}")
+            error = UserError(str(error))
         return Raised(error, text)
 
 

@@ -32,12 +32,16 @@ def main(pipe: Connection, threads: int, at_once: int, gpu: str | None) -> None:
 
     def send(message: Any) -> None:
         # Plain pickle: the one of multiprocessing would share the memory of tensors, and their file handles.
-        pipe.send_bytes(pickle.dumps(message))
+        data = pickle.dumps(message)
+        try:
+            pipe.send_bytes(data)
+        except OSError:
+            os._exit(1)  # the parent is gone
 
     try:
         while (job := pickle.loads(pipe.recv_bytes())) is not None:
             send(attempt(job, send, threads=threads, at_once=at_once))
-    except (EOFError, BrokenPipeError, ConnectionResetError):
+    except (EOFError, OSError):
         os._exit(1)  # the parent is gone
 
 

@@ -165,8 +165,8 @@ def interval(value: Any, *, signed: bool = False) -> str:
 
 
 def _bounds(value: Mapping[str, Any], form: str) -> str:
-    low, high = value.get("low"), value.get("high")
-    return f"[{decimals(low, form)}, {decimals(high, form)}]" if _is_number(low) and _is_number(high) else ""
+    low, high = _number(value.get("low"), form), _number(value.get("high"), form)
+    return f"[{low}, {high}]" if low and high else ""
 
 
 def _reached(reach: Json) -> str:
