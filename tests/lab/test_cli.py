@@ -396,7 +396,7 @@ def test_what_comes_from_outside_is_one_line(recipe, monkeypatch, error, code, m
     def stopped(*args, **options):
         raise error
 
-    monkeypatch.setattr("torchreaper.lab.execution.jobs.train", stopped)
+    monkeypatch.setattr("torchreaper.lab.compare.perform", stopped)
     done = reaper("train", recipe)
     assert (done.exit_code, done.output) == (code, message + "\n")
 
