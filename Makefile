@@ -25,7 +25,7 @@ demo: $(VENV)/.lab  ## RePr and standard training side by side on real images: t
 	@# One thread: on pictures of 8x8 pixels a second one costs more than it gives.
 	$(BIN)/reaper compare recipes/demo.yaml --threads 1 --out $(RUNS)
 
-test: $(VENV)/.dev  ## the tests; under 10 minutes on 2 cores
+test: $(VENV)/.dev  ## the tests; about 15 minutes on 2 cores
 	$(BIN)/pytest -m "not slow and not sweep and not stress and not gpu"
 
 test-all: $(VENV)/.dev  ## all tests, the long ones too
