@@ -106,8 +106,9 @@ def _seeds_notes(comparison: Comparison) -> Iterable[str]:
     size = f"a difference of {_points(comparison)}"
     if len(unanswered) == 1:
         (one,) = unanswered
+        count = _needed(one) if one.seeds_needed is None else f"about {one.seeds_needed}"
         yield (
-            f"With this spread it takes about {_needed(one)} seeds to see {size} between {one.scheme} and "
+            f"With this spread it takes {count} seeds to see {size} between {one.scheme} and "
             f"{one.baseline} 4 times out of 5.{guess}"
         )
         return
