@@ -275,6 +275,13 @@ def test_remarks_stand_before_the_failures(results):
     assert said[-2:] == ["Two at once.", "Failed: dsd, seed 0: nan"]
 
 
+def test_a_scheme_that_fails_at_times_is_not_flattered_silently(results):
+    failures = [Failure("repr", seed, "nan") for seed in (3, 4)]
+    assert notes(summarise(results, failures=failures))[-3:-2] == [
+        "2 of 5 runs of repr failed: its numbers are of the others, which a scheme that fails at times is flattered by."
+    ]
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.04, "0.0 s"), (99.0, "99.0 s"), (150.0, "2.5 min"), (9000.0, "2.5 h")]
 )

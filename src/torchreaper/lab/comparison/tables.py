@@ -92,6 +92,7 @@ def notes(comparison: Comparison) -> list[str]:
         *_budget_notes(comparison),
         *_reading_notes(comparison),
         *comparison.remarks,
+        *_failure_notes(comparison),
         *(f"Failed: {failure.scheme}, seed {failure.seed}: {failure.reason}" for failure in comparison.failures),
     ]
 
@@ -152,6 +153,17 @@ def _reading_notes(comparison: Comparison) -> Iterable[str]:
             f"Paper: test accuracy as published ({paper.where()}){by}. It was measured with the paper's full settings; "
             "a profile or other changes to the recipe make it another experiment."
         )
+
+
+def _failure_notes(comparison: Comparison) -> Iterable[str]:
+    """Whose numbers are those of the runs that survived."""
+    for summary in comparison.schemes:
+        count = sum(failure.scheme == summary.scheme for failure in comparison.failures)
+        if count:
+            yield (
+                f"{count} of {count + summary.accuracy.n} runs of {summary.scheme} failed: its numbers are of the others, "
+                "which a scheme that fails at times is flattered by."
+            )
 
 
 def markdown(comparison: Comparison) -> str:
