@@ -161,8 +161,8 @@ def _failure_notes(comparison: Comparison) -> Iterable[str]:
         count = sum(failure.scheme == summary.scheme for failure in comparison.failures)
         if count:
             yield (
-                f"{count} of {count + summary.accuracy.n} runs of {summary.scheme} failed: its numbers are of the others, "
-                "which a scheme that fails at times is flattered by."
+                f"{count} of {count + summary.accuracy.n} runs of {summary.scheme} failed: its numbers are of the "
+                "others, which a scheme that fails at times is flattered by."
             )
 
 
