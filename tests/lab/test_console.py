@@ -70,12 +70,12 @@ def test_runs_side_by_side_have_a_bar_each_and_their_names_in_notes(terminal, ca
         runs[1].end_run(RESULT)
         runs[2].leave()  # it failed before it began
         time.sleep(0.15)
-        runs[0].end_run({**RESULT, "recipe": "teacher-big-1234", "seed": 0, "scheme": "standard"})
+        runs[0].end_run({**RESULT, "recipe": "teacher-big-12345678", "seed": 0, "scheme": "standard"})
         time.sleep(0.15)
     shown, notes = " ".join(text.getvalue().split()), capsys.readouterr().err
     assert "note: repr, seed 1: something [to] know" in (shown if terminal else notes)
     assert shown.count("repr seed 1: test accuracy 75.00 %") == 1
-    assert shown.count("teacher-big-1234 seed 0: test accuracy 75.00 %") == 1
+    assert shown.count("teacher-big-12345678 seed 0: test accuracy 75.00 %") == 1
     for bar in ("all runs", "0 of 3 done", "2 of 3 done", "demo / repr / seed 0", "demo / repr / seed 1"):
         assert (bar in shown) == terminal
 
@@ -129,3 +129,7 @@ def test_what_is_found_lies_beside_what_it_was_found_in(tmp_path, monkeypatch):
     assert screen.beside([run, other]) == tmp_path / "runs/demo/analysis"
     assert screen.beside([run.parent, other.parent]) == tmp_path / "runs/demo/analysis"
     assert screen.beside([run, Path("model.v1.pt")]) == tmp_path / "analysis"
+
+
+def test_a_recipe_called_like_a_teacher_is_none():
+    assert screen.run_line({**RESULT, "recipe": "teacher-x", "scheme": "repr"}).startswith("repr seed ")

@@ -184,6 +184,10 @@ def test_every_scheme_is_named_once(path):
         ("schemes.repr-random.cycles=4", "schemes.repr-random: scheme: full=20, sub=10, cycles=4 need 120 epochs"),
         ("schemes.repr-random.cylces=4", "schemes.repr-random.cylces: unknown key; did you mean schemes.repr-random."),
         ("schemes.repr.full=4", "schemes.repr: has no effect, the recipe's own scheme has that name; rename it"),
+        (
+            "schemes.standard={name: ema}",
+            "schemes.standard.name='ema': standard is the name of another scheme; give it another key",
+        ),
         ("schemes.x/y={name: repr}", "schemes: 'x/y' names a folder: "),
         ("schemes.all={name: repr}", "schemes.all: is the word for all schemes together in reaper compare; rename it"),
         ("schemes.x=3", "schemes.x=3: must be a mapping (key: value)"),

@@ -143,6 +143,7 @@ def test_published_numbers_are_the_papers(name, profile):
 def test_published_numbers_belong_to_settings_and_schemes_that_there_are(name, profile):
     recipe = load(name, profile)
     other = (profile or "").removesuffix("-quick") in ANOTHER_SETTING
+    other |= name.endswith("imagenet") and profile == "quick"  # on CIFAR-10
     assert (recipe.published is None) == (other or name in NO_NUMBERS)
     if recipe.published:
         assert set(recipe.published.values) <= set(recipe.every_scheme())

@@ -36,7 +36,8 @@ def test_it_runs_as_it_stands(here, one_thread):
 @pytest.mark.parametrize("data", ["digits", "folder", "parquet", "hub", "mypackage.data:make"])
 @pytest.mark.parametrize("model", ["cnet", "resnet20", "timm:resnet18", "torchvision:resnet18", "mynets.at:Class.make"])
 def test_every_choice_is_a_whole_recipe(here, model, data):
-    assert reaper("new", "My first.yaml", "--model", model, "--data", data).exit_code == 0
+    done = reaper("new", "My first.yaml", "--model", model, "--data", data)
+    assert (done.exit_code, done.output) == (0, "My first.yaml: edit it, then: reaper compare 'My first.yaml'\n")
     found = load_recipe(here / "My first.yaml")
     assert (found.name, found.model.name, found.data.name) == ("My-first", model, data)
 

@@ -5,6 +5,7 @@ Only the package itself is imported before a command needs more: data, plotting 
 
 from __future__ import annotations
 
+import shlex
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -116,7 +117,7 @@ def new(
         from torchreaper.lab.starting import start
 
         start(file, model=model, data=data)
-        screen.say(screen.stdout(), f"{file}: edit it, then: reaper compare {file}")
+        screen.say(screen.stdout(), f"{file}: edit it, then: reaper compare {shlex.quote(str(file))}")
 
 
 @app.command(epilog=EXAMPLE_TRAIN)

@@ -370,6 +370,10 @@ def _complete(key: Any, scheme: Mapping[str, Any], schemes: Mapping[str, Any]) -
         raise UserError(f"schemes.{ALL}: is the word for all schemes together in reaper compare; rename it")
     if not isinstance(schemes[key], Mapping):
         return schemes[key]
+    if key in lab_schemes.SCHEMES and schemes[key].get("name", key) != key:
+        raise UserError(
+            f"schemes.{key}.name={show(schemes[key]['name'])}: {key} is the name of another scheme; give it another key"
+        )
     whole = {name: options for name, options in schemes.items() if isinstance(options, Mapping)}
     own = {} if scheme.get("name") == key else scheme  # refused below
     return lab_schemes.parse(lab_schemes.options_of(key, own, whole), where=f"schemes.{key}").model_dump(mode="json")

@@ -123,9 +123,7 @@ def recipe_text(file: str, *, model: str = "cnet", data: str = "digits") -> str:
         data=_OWN_DATA.format(name=data) if own else _DATA[data],
         model=template if model in _MODEL else template.format(name=model),
         zoo=f"{', '.join(list(MODELS)[1:3])}, densenet40, vgg16, ...",
-        judging="eval_batch: 100       # images at a time when the network is judged\n"
-        if data == "folder" or own
-        else "",
+        judging=_JUDGING if data == "folder" or own else "",
     )
 
 

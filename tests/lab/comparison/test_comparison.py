@@ -150,6 +150,8 @@ def test_seeds_needed_are_told_where_the_answer_is_open_and_only_there(results, 
         f"With this spread it takes about {contrast.seeds_needed} seeds to see a difference of 0.5 points between dsd "
         "and standard 4 times out of 5. This is a guess: the spread comes from 3 seeds."
     ) in notes(one)
+    hard = summarise({key: open_results[key] for key in ("standard", "dsd")}, detect=0.01)
+    assert any(line.startswith("With this spread it takes more than 1000 seeds to see") for line in notes(hard))
     assert not any("seeds to see" in line for line in notes(summarise(results)))
     several = summarise({**open_results, "ema": open_results["dsd"]}, detect=0.01)
     strict = seeds_needed(0.01, contrast.accuracy.sd, level=1 - 0.05 / 3)
@@ -271,6 +273,13 @@ def test_published_numbers_stand_beside_what_was_measured(results):
 def test_remarks_stand_before_the_failures(results):
     said = notes(summarise(results, remarks=["Two at once."], failures=[Failure("dsd", 0, "nan")]))
     assert said[-2:] == ["Two at once.", "Failed: dsd, seed 0: nan"]
+
+
+def test_a_scheme_that_fails_at_times_is_not_flattered_silently(results):
+    failures = [Failure("repr", seed, "nan") for seed in (3, 4)]
+    assert notes(summarise(results, failures=failures))[-3:-2] == [
+        "2 of 5 runs of repr failed: its numbers are of the others, which a scheme that fails at times is flattered by."
+    ]
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,12 @@ def test_side_by_side_gives_the_bits_of_one_after_the_other(tmp_path):
     assert multiprocessing.active_children() == []
 
 
+def test_runs_share_the_machine_with_those_there_are_not_with_those_there_could_be(tmp_path):
+    assert compare(recipe(), ["standard"], 1, tmp_path, executor=Workers(4, threads=1)).remarks == ()
+    beside = compare(recipe(), ["standard"], 3, tmp_path, executor=Workers(4, threads=1))
+    assert beside.remarks[0].startswith("2 of 3 runs were made side by side, up to 2 at once")
+
+
 def test_a_killed_worker_is_replaced_and_one_that_dies_again_and_again_is_given_up(tmp_path):
     tiny = recipe(epochs=60)
     jobs = [Job(tiny, "standard", seed, tmp_path / "killed") for seed in (0, 1, 2)]

@@ -25,7 +25,7 @@ from torchreaper.lab.data import FixedBatches, Split
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.measures import fingerprint
 from torchreaper.lab.run import train
-from torchreaper.lab.runs import folder_of, judged_weights, load_checkpoint
+from torchreaper.lab.runs import folder_of, judged_weights, load_checkpoint, read_metrics
 from torchreaper.lab.schemes import parse
 from torchreaper.lab.schemes.averaging import EMASpec, SWASpec
 
@@ -170,3 +170,14 @@ def test_with_validation_only_averages_are_chosen(tmp_path, one_thread):
     what = recipe(report="validation", schemes={"swa": {"start": 0.5}})
     result = train(what, scheme="swa", seed=0, out=tmp_path)
     assert result["reported_epoch"] >= 3
+
+
+@pytest.mark.parametrize("scheme", ["ema", "swa"])
+def test_the_network_is_trained_as_without_an_average(scheme, tmp_path, one_thread):
+    """It has Dropout: what the average draws for its statistics must not be drawn from the network's numbers."""
+    what = recipe(schemes={"swa": {"start": 0.3}})
+    losses = []
+    for key in ("standard", scheme):
+        train(what, scheme=key, seed=0, out=tmp_path)
+        losses.append([line["train_loss"] for line in read_metrics(folder_of(tmp_path, "tiny", key, 0))])
+    assert losses[0] == losses[1]

@@ -55,7 +55,7 @@ def test_standard_is_nothing_to_add():
     ("options", "text"),
     [
         ({"name": "repr+rep"}, "scheme.parts.rep.name='rep': unknown scheme; did you mean 'repr'?"),
-        ({"name": "repr+"}, "scheme.parts..name='': unknown scheme"),
+        ({"name": "repr+"}, "scheme.name='repr+': a scheme is missing beside a plus sign; such as repr+kd"),
         ({"name": "ema+ema"}, "scheme.name='ema+ema': ema stands there twice; name each once"),
         ({"name": "repr+kd", "fraction": 0.2}, "scheme.fraction: unknown key; options belong under scheme.parts.<"),
         ({"name": "repr+kd", "parts": []}, "scheme.parts=[]: must be a mapping of schemes to their options"),

@@ -92,6 +92,7 @@ def notes(comparison: Comparison) -> list[str]:
         *_budget_notes(comparison),
         *_reading_notes(comparison),
         *comparison.remarks,
+        *_failure_notes(comparison),
         *(f"Failed: {failure.scheme}, seed {failure.seed}: {failure.reason}" for failure in comparison.failures),
     ]
 
@@ -106,8 +107,9 @@ def _seeds_notes(comparison: Comparison) -> Iterable[str]:
     size = f"a difference of {_points(comparison)}"
     if len(unanswered) == 1:
         (one,) = unanswered
+        count = _needed(one) if one.seeds_needed is None else f"about {one.seeds_needed}"
         yield (
-            f"With this spread it takes about {_needed(one)} seeds to see {size} between {one.scheme} and "
+            f"With this spread it takes {count} seeds to see {size} between {one.scheme} and "
             f"{one.baseline} 4 times out of 5.{guess}"
         )
         return
@@ -151,6 +153,17 @@ def _reading_notes(comparison: Comparison) -> Iterable[str]:
             f"Paper: test accuracy as published ({paper.where()}){by}. It was measured with the paper's full settings; "
             "a profile or other changes to the recipe make it another experiment."
         )
+
+
+def _failure_notes(comparison: Comparison) -> Iterable[str]:
+    """Whose numbers are those of the runs that survived."""
+    for summary in comparison.schemes:
+        count = sum(failure.scheme == summary.scheme for failure in comparison.failures)
+        if count:
+            yield (
+                f"{count} of {count + summary.accuracy.n} runs of {summary.scheme} failed: its numbers are of the "
+                "others, which a scheme that fails at times is flattered by."
+            )
 
 
 def markdown(comparison: Comparison) -> str:

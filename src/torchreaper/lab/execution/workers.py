@@ -55,11 +55,13 @@ class Workers:
     def run(self, jobs: Sequence[Job], listen: Listen) -> Generator[Ended]:
         """As `Executor.run` says."""
         plan = Plan(jobs)
+        # By what was asked for: what is left to do after a stop must have the threads of what was done before it.
         threads = self.threads or max(1, cores() // self.at_once)
         devices = gpus()
+        count = min(self.at_once, len(plan.jobs))
         places = [
-            _Place(threads, self.at_once, devices[number % len(devices)] if len(devices) > 1 else None)
-            for number in range(min(self.at_once, len(plan.jobs)))
+            _Place(threads, count, devices[number % len(devices)] if len(devices) > 1 else None)
+            for number in range(count)
         ]
         try:
             while plan.open:

@@ -118,6 +118,8 @@ def _together(name: str, options: Mapping[str, Any], where: str) -> Spec:
         raise UserError(f"{where}.{unknown[0]}: unknown key; options belong under {where}.parts.<scheme>")
     if not isinstance(given, Mapping) or not all(isinstance(part, Mapping) for part in given.values()):
         raise UserError(f"{where}.parts={settings.show(given)}: must be a mapping of schemes to their options")
+    if not all(keys):
+        raise UserError(f"{where}.name={name!r}: a scheme is missing beside a plus sign; such as repr+kd")
     if twice := [key for key in keys if keys.count(key) > 1]:
         raise UserError(f"{where}.name={name!r}: {twice[0]} stands there twice; name each once")
     if extra := [key for key in given if key not in keys]:

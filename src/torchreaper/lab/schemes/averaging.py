@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
@@ -89,7 +90,10 @@ class StochasticAverage(Averaging):
         if self.epoch + 1 < self._first:
             return
         self._average.update_parameters(self._model)
-        update_bn(self._training, self._average)
+        # What the average draws here (Dropout) must not change how the network itself is trained on.
+        cuda = {value.device for value in self._model.parameters() if value.device.type == "cuda"}
+        with torch.random.fork_rng(devices=list(cuda)):
+            update_bn(self._training, self._average)
 
 
 class EMASpec(Spec):
