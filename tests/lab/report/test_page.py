@@ -156,7 +156,7 @@ def test_the_table_shows_what_there_is_of_any_version():
         "run": "63.0 s",
         "time ratio": "x 1.05",
     }
-    assert dict(zip(table.heads, table.rows[0]))["paper, %"] == "72.10"
+    assert dict(zip(table.heads, table.rows[0]))["paper, %"] == "72.1"
     assert dict(zip(table.heads, table.rows[2]))["to baseline, epochs"] == "never (0 of 5)"
 
 

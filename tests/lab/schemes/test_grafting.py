@@ -9,8 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from tests.lab.schemes.setups import hooks_on, network, optimizer_of, same, setup, train_epoch, train_step, weights_of
+from tests.lab.tiny import recipe
 
 import torchreaper as tr
+from torchreaper.lab.run import train
+from torchreaper.lab.runs import folder_of, read_metrics
 from torchreaper.lab.schemes import Attached
 from torchreaper.lab.schemes.grafting import GraftingSpec, entropy, graft, share_of_own
 
@@ -130,3 +133,13 @@ def test_the_partner_is_in_the_state(optimizer):
     other.load_state_dict(scheme.state_dict())
     assert same(weights_of(other._partner), weights_of(scheme._partner))
     assert other._optimizer.state_dict()["state"].keys() == scheme._optimizer.state_dict()["state"].keys()
+
+
+def test_until_the_first_graft_the_network_is_trained_as_without_a_partner(tmp_path, one_thread):
+    """It has Dropout: what the partner draws must not be drawn from the network's numbers."""
+    losses = []
+    for key in ("standard", "grafting"):
+        train(recipe(), scheme=key, seed=0, out=tmp_path)
+        losses.append([line["train_loss"] for line in read_metrics(folder_of(tmp_path, "tiny", key, 0))])
+    assert losses[0][0] == losses[1][0]
+    assert losses[0][1:] != losses[1][1:]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
@@ -12,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from torchreaper.criteria.ranking import quota
 from torchreaper.lab.data import FixedBatches
 from torchreaper.lab.errors import UserError
-from torchreaper.lab.schemes.base import Attached, Batch, Setup, Spec
+from torchreaper.lab.schemes.base import Attached, Batch, Setup, Spec, drawing_aside
 
 
 class Averaging(Attached):
@@ -90,9 +89,7 @@ class StochasticAverage(Averaging):
         if self.epoch + 1 < self._first:
             return
         self._average.update_parameters(self._model)
-        # What the average draws here (Dropout) must not change how the network itself is trained on.
-        cuda = {value.device for value in self._model.parameters() if value.device.type == "cuda"}
-        with torch.random.fork_rng(devices=list(cuda)):
+        with drawing_aside(self._model):
             update_bn(self._training, self._average)
 
 

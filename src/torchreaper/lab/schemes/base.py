@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -187,6 +188,22 @@ class Spec(Settings):
     def attach(self, setup: Setup) -> Attached:
         """Put the scheme to work."""
         raise NotImplementedError
+
+
+@contextmanager
+def drawing_aside(model: nn.Module, seed: int | None = None) -> Iterator[None]:
+    """What a network beside the one that is trained draws (its Dropout), from `seed` where one is given.
+
+    The generators of the CPU and of the network's GPUs are put back: training goes on as if there were none beside it.
+    """
+    devices = sorted({value.device.index for value in model.parameters() if value.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices):
+        if seed is not None:
+            # Not torch.manual_seed: it would reseed what is not put back.
+            torch.default_generator.manual_seed(seed)
+            for device in devices:
+                torch.cuda.default_generators[device].manual_seed(seed)
+        yield
 
 
 def cross_entropy(batch: Batch, smoothing: float = 0.0) -> Float[Tensor, ""]:

@@ -13,7 +13,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 import torchreaper as tr
-from torchreaper.lab.schemes.base import Attached, Batch, Setup, Spec
+from torchreaper.lab.data import epoch_seed
+from torchreaper.lab.schemes.base import Attached, Batch, Setup, Spec, drawing_aside
 
 BINS = 10
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -59,18 +60,19 @@ class Grafting(Attached):
     def __init__(self, setup: Setup, spec: GraftingSpec) -> None:
         self._setup, self._spec = setup, spec
         self._partner, self._optimizer = setup.sibling(setup.seed)
-        self._batches: Iterator[tuple[Tensor, Tensor]] | None = None
+        self._batches: Iterator[tuple[int, tuple[Tensor, Tensor]]] | None = None
 
     def stepped(self, batch: Batch) -> None:
         """A step of the partner."""
         if self._batches is None:
-            self._batches = self._setup.drawn(self._setup.seed, self.epoch + 1)
+            self._batches = enumerate(self._setup.drawn(self._setup.seed, self.epoch + 1))
             self._partner.train()
-        images, targets = next(self._batches)
+        step, (images, targets) = next(self._batches)
         for group, ours in zip(self._optimizer.param_groups, self._setup.optimizer.param_groups, strict=True):
             group["lr"] = ours["lr"]
         self._optimizer.zero_grad()
-        with self._setup.autocast():
+        seed = epoch_seed(self._setup.seed, self.epoch, f"partner, step {step}")
+        with drawing_aside(self._partner, seed), self._setup.autocast():
             loss = F.cross_entropy(self._partner(images), targets)
         loss.backward()  # type: ignore[no-untyped-call]
         if self._setup.grad_clip is not None:

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from torchreaper.lab.comparison import duration
+from torchreaper.lab.published import percent
 from torchreaper.lab.report.page.reading import Folder, Json, Run, parts
 from torchreaper.lab.statistics import decimals, format_p
 
@@ -41,7 +42,7 @@ def comparison_table(found: Json) -> Table:
         ("scheme", lambda one, _: str(one.get("scheme", ""))),
         ("seeds", lambda one, _: _count(_inner(one, "accuracy").get("n"))),
         ("test accuracy, %", lambda one, _: interval(one.get("accuracy"))),
-        ("paper, %", lambda one, _: _number(one.get("published"), "{:.2f}")),
+        ("paper, %", lambda one, _: percent(one["published"]) if _is_number(one.get("published")) else ""),
         ("gap, points", lambda one, _: interval(one.get("gap"))),
         (f"minus {baseline}, points", lambda _, other: interval(other.get("accuracy"), signed=True)),
         ("bootstrap", lambda _, other: _bounds(_inner(other, "bootstrap"), "{:+.2f}")),
