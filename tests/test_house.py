@@ -8,8 +8,28 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "torchreaper"
+# Each adapter, and what it alone imports beside torch.
+STACKS = {
+    "lightning": {"lightning"},
+    "transformers": {"transformers"},
+    "accelerate": {"accelerate"},
+    "timm_training": {"timm"},
+    "timm": {"timm"},
+}
 METHOD = [
-    *("__init__", "scheme", "transitions", "analysis", "bank", "restoring", "subnetwork", "cost", "criteria", "reinit"),
+    *(
+        "__init__",
+        "integrations",
+        "scheme",
+        "transitions",
+        "analysis",
+        "bank",
+        "restoring",
+        "subnetwork",
+        "cost",
+        "criteria",
+        "reinit",
+    ),
     *("geometry", "filters", "state", "ranks", "flow", "text", "errors"),
 ]
 INSIDE = {
@@ -19,6 +39,7 @@ INSIDE = {
     ],
     "analysis": ["__init__", "overlap", "maps", "cca", "agreement", "distribution", "values"],
     "subnetwork": ["__init__", "subnetwork", "modes", "moments", "leaves", "plan", "parts"],
+    "integrations": ["__init__", *STACKS, "adapter"],
     "flow": [
         *("__init__", "find", "rows", "recording", "heads", "walk", "moving", "reading", "walking", "ledger"),
         *("following", "channels", "tracing", "operations"),
@@ -93,6 +114,13 @@ def test_the_method_needs_torch_and_jaxtyping_only():
         for node in ast.walk(ast.parse((SOURCE / path).read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            stack = STACKS.get(path.stem, set()) if path.parts[0] == "integrations" else set()
             for name in names:
                 top = name.split(".")[0]
-                assert top in allowed or top in sys.stdlib_module_names, f"{path} imports {name}"
+                assert top in allowed | stack or top in sys.stdlib_module_names, f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_an_adapter_is_short(stack):
+    path = SOURCE / "integrations" / f"{stack}.py"
+    assert not path.exists() or len(path.read_text().splitlines()) <= 100

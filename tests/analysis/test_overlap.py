@@ -10,7 +10,7 @@ from torch import nn
 
 import torchreaper as tr
 from tests.nets import build, inputs
-from torchreaper.analysis import LayerOverlap, layer_overlaps, network_overlap, spread_of_mean
+from torchreaper.analysis import LayerOverlap, layer_overlaps, network_overlap, present_overlap, spread_of_mean
 from torchreaper.geometry import expected_cosine
 
 
@@ -180,3 +180,20 @@ def test_weights_that_are_not_finite_are_an_error_with_the_layer(mixed, wrong):
     mixed["grouped"].module.weight.data[1, 0, 0, 0] = wrong
     with pytest.raises(tr.ReaperError, match="overlap: the weights of layer 'grouped' are not finite"):
         layer_overlaps(mixed)
+
+
+@pytest.mark.parametrize("mode", ["masked", "compact"])
+def test_present_overlap_is_of_the_filters_that_are_there(mode):
+    """The second layer loses two filters; the third then reads two channels less, zeros say as much as nothing."""
+    model, _ = build("plain")
+    bank = tr.find_filters(model, inputs()[0], skip=None)
+    first, second, third = (layer.rows.clone() for layer in bank.ranked)
+    assert present_overlap(bank) == pytest.approx(mean_overlap(first, second, third), abs=1e-12)
+    third.view(5, 6, 9)[:, [0, 2]] = 0
+    with bank.without({bank.ranked[1].name: [0, 2]}, mode=mode):
+        found = present_overlap(bank)
+    assert found == pytest.approx(mean_overlap(first, second[[1, 3, 4, 5]], third), abs=1e-12)
+
+
+def mean_overlap(*layers) -> float:
+    return float(torch.cat([tr.overlap(rows) for rows in layers]).mean())

@@ -13,4 +13,5 @@ from torchreaper.analysis.maps import feature_maps as feature_maps
 from torchreaper.analysis.overlap import LayerOverlap as LayerOverlap
 from torchreaper.analysis.overlap import layer_overlaps as layer_overlaps
 from torchreaper.analysis.overlap import network_overlap as network_overlap
+from torchreaper.analysis.overlap import present_overlap as present_overlap
 from torchreaper.analysis.overlap import spread_of_mean as spread_of_mean

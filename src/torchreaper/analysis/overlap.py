@@ -77,6 +77,21 @@ def layer_overlaps(bank: FilterBank) -> list[LayerOverlap]:
     return [_layer_overlap(layer) for layer in bank.layers]
 
 
+def present_overlap(bank: FilterBank) -> float:
+    """Mean O_f over the ranked filters that are there now: in a sub-network phase over those that were kept."""
+    found = []
+    for layer in bank.ranked:
+        rows, groups = _rows(layer), layer.groups
+        if gone := bank.dropped.get(layer.name, ()):
+            if len(rows) == layer.filters:  # masked: zeros stand where filters are missing
+                kept = torch.ones(len(rows), dtype=torch.bool)
+                kept[list(gone)] = False
+                rows = rows[kept.to(rows.device)]
+            groups = groups if len(rows) % groups == 0 else 1  # unequal groups: compared across them
+        found.append(geometry.overlap(rows, groups=groups))
+    return float(torch.cat(found).mean())
+
+
 def _layer_overlap(layer: FilterLayer) -> LayerOverlap:
     rows = _rows(layer)
     if not torch.isfinite(rows).all():

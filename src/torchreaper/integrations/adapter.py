@@ -1,0 +1,142 @@
+"""What the adapters share: a scheme that is built when its stack has model and optimizer, and waits with its state."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping
+from inspect import signature
+from typing import Any, Literal
+
+from torch import nn
+
+from torchreaper.analysis import present_overlap
+from torchreaper.errors import NoEffectWarning, ReaperError
+from torchreaper.flow.tracing import ExampleInputs
+from torchreaper.scheme import RePr
+from torchreaper.state import Optimizers
+from torchreaper.transitions import Transition, transition_at
+
+log = logging.getLogger("torchreaper")
+
+_GIVEN_LATER = {"self", "model", "optimizer", "example_inputs"}
+
+
+class Adapter:
+    """A :class:`RePr` whose model and optimizer come later, from a trainer that counts its epochs itself.
+
+    Trainers load a callback's state before the optimizer's, and build the optimizer last. So settings are checked here,
+    a state is held, and :meth:`start` builds the scheme and gives it the state at the end.
+
+    Args:
+        unit: what ``full`` and ``sub`` count: "epoch", or "step" for optimizer steps.
+        settings: those of :class:`RePr`, by name.
+
+    Attributes:
+        scheme: the scheme at work, or ``None`` before and after training.
+
+    Raises:
+        ReaperError: a setting that :class:`RePr` does not have.
+    """
+
+    def __init__(self, *, unit: Literal["epoch", "step"] = "epoch", **settings: Any) -> None:
+        known = [name for name in signature(RePr.__init__).parameters if name not in _GIVEN_LATER]
+        if unknown := sorted(settings.keys() - set(known)):
+            raise ReaperError(f"{unknown[0]}={settings[unknown[0]]!r}: RePr has {', '.join(known)}")
+        if unit not in ("epoch", "step"):
+            raise ReaperError(f'unit={unit!r}: must be "epoch" or "step"')
+        self.unit, self.settings = unit, settings
+        self.scheme: RePr | None = None
+        self._began = 0
+        self._loaded: Mapping[str, Any] | None = None
+        self._left: Mapping[str, Any] | None = None
+
+    def start(
+        self,
+        model: nn.Module,
+        optimizer: Optimizers,
+        example_inputs: ExampleInputs,
+        *,
+        done: int = 0,
+        until: int | None = None,
+        **more: Any,
+    ) -> RePr:
+        """Build the scheme; the states of model and optimizer are loaded by now.
+
+        Args:
+            model: the plain model.
+            optimizer: one, or a list.
+            example_inputs: see :class:`RePr`.
+            done: units that were trained before. With a state of the scheme it goes on from there, without one it
+                begins there.
+            until: units that will have been trained at the end, if that is known.
+            more: settings that the stack knows, such as ``followers``.
+
+        Raises:
+            ReaperError: what :class:`RePr` refuses, or training would end in a sub-network phase.
+        """
+        scheme = RePr(model, optimizer, example_inputs, **{**self.settings, **more})
+        state, self._loaded = self._loaded, None
+        if state is None and self._left is not None and 0 < self._left["began"] + self._left["scheme"]["steps"] <= done:
+            state = self._left  # the same trainer goes on
+        self._began = done if state is None else state["began"]
+        try:
+            if until is not None:
+                self._check_end(scheme, until - self._began)
+            if state is not None:
+                scheme.load_state_dict(state["scheme"])
+        except ReaperError:
+            scheme.remove()
+            raise
+        self.scheme = scheme
+        return scheme
+
+    def _check_end(self, scheme: RePr, units: int) -> None:
+        kinds = [due[0] for n in range(units + 1) if (due := transition_at(n, scheme.full, scheme.sub, scheme.cycles))]
+        plan = f"full={scheme.full}, sub={scheme.sub}, cycles={scheme.cycles}"
+        if kinds and kinds[-1] == "drop":
+            raise ReaperError(f"{plan}: training ends after {units} {self.unit}s, in a sub-network phase; change one")
+        if len(kinds) < 2 * scheme.cycles:
+            text = f"{plan}: only {len(kinds) // 2} cycles fit into {units} {self.unit}s; lower full, sub or cycles"
+            warnings.warn(text, NoEffectWarning, stacklevel=4)
+
+    def reached(self, done: int) -> list[Transition]:
+        """So many units have been trained: end those that the scheme has not counted, and return what happened.
+
+        One that was saved between the end of training and of its epoch is a unit behind when it goes on.
+        """
+        assert self.scheme is not None
+        happened = []
+        while self._began + self.scheme.steps < done:
+            happened += [transition] if (transition := self.scheme.step()) else []
+        return happened
+
+    def values(self) -> dict[str, float]:
+        """For a progress bar or logger: phase (1 in a sub-network), filters dropped now, mean overlap of the others."""
+        assert self.scheme is not None
+        return {
+            "repr/sub": float(self.scheme.phase == "sub"),
+            "repr/filters_dropped": float(sum(map(len, self.scheme.dropped.values()))),
+            "repr/overlap": present_overlap(self.scheme.bank),
+        }
+
+    def finish(self) -> None:
+        """Take the scheme off the model. Filters that are still dropped are put back as they were when they went."""
+        if self.scheme is None:
+            return
+        self._left = self.state_dict()
+        if self.scheme.phase == "sub":
+            log.warning("training ended in a sub-network phase: the dropped filters are back as they were")
+            self.scheme.bank.restore()
+        self.scheme.remove()
+        self.scheme = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Loadable with ``weights_only=True``; empty before training, unless a state is waiting."""
+        if self.scheme is None:
+            return dict(self._loaded or self._left or {})
+        return {"scheme": self.scheme.state_dict(), "began": self._began}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Hold a state until :meth:`start`."""
+        self._loaded = state or None

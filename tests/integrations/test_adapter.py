@@ -1,0 +1,91 @@
+"""What all adapters share, without any stack: when the scheme is built, what it goes on from, how it ends."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+import torchreaper as tr
+from tests.nets import build, inputs
+from torchreaper.integrations.adapter import Adapter
+
+SETTINGS = {"full": 2, "sub": 1, "cycles": 2, "fraction": 0.35, "skip": None}
+
+
+def parts(seed: int = 0):
+    model, _ = build("plain", seed=seed)
+    return model, torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9), inputs()[0]
+
+
+def test_settings_are_checked_before_there_is_a_model():
+    with pytest.raises(tr.ReaperError, match=r"^fractoin=0.3: RePr has full, sub, cycles, fraction, "):
+        Adapter(fractoin=0.3)
+    with pytest.raises(tr.ReaperError, match=r'^unit="?\'?batch\'?"?: must be "epoch" or "step"$'):
+        Adapter(unit="batch")
+
+
+def test_units_are_counted_from_where_training_stands():
+    adapter = Adapter(**SETTINGS)
+    adapter.start(*parts(), done=5)
+    assert [t.step for done in range(6, 12) for t in adapter.reached(done)] == [2, 3, 5, 6]
+
+
+@pytest.mark.parametrize("units", range(1, 7))
+def test_a_state_goes_on_whether_the_unit_it_was_saved_in_was_ended_or_not(units):
+    one = Adapter(**SETTINGS)
+    scheme = one.start(*parts())
+    for done in range(1, units + 1):
+        one.reached(done)
+    state = one.state_dict()
+    model, optimizer, images = parts()
+    if scheme.phase == "sub":
+        scheme.bank.restore()
+    model.load_state_dict(scheme.model.state_dict())
+    for done, already in ((units, 0), (units + 1, 1)):
+        other = Adapter(**SETTINGS)
+        other.load_state_dict(state)
+        model, optimizer, images = parts()
+        other.start(model, optimizer, images, done=done)
+        assert other.scheme.steps == units
+        other.reached(done)
+        assert other.scheme.steps == units + already
+
+
+def test_an_end_in_a_sub_network_phase_is_refused_and_leaves_the_model_alone():
+    model, optimizer, images = parts()
+    with pytest.raises(tr.ReaperError, match=r"^full=2, sub=1, cycles=2: training ends after 5 epochs, in a sub-net"):
+        Adapter(**SETTINGS).start(model, optimizer, images, until=5)
+    Adapter(**SETTINGS).start(model, optimizer, images, until=6)  # nothing of the refused one is left on it
+    with pytest.warns(tr.NoEffectWarning, match="only 1 cycles fit into 3 epochs"):
+        Adapter(**SETTINGS).start(*parts(), until=3)
+
+
+def test_what_is_dropped_at_the_end_is_back_as_it_was(caplog):
+    model, optimizer, images = parts()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    adapter = Adapter(**SETTINGS)
+    adapter.start(model, optimizer, images)
+    adapter.reached(2)
+    values = adapter.values()
+    assert values["repr/sub"] == 1
+    assert values["repr/filters_dropped"] == sum(map(len, adapter.scheme.dropped.values())) > 0
+    with caplog.at_level(logging.WARNING, "torchreaper"):
+        adapter.finish()
+    assert "training ended in a sub-network phase" in caplog.text
+    assert adapter.scheme is None
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_the_same_trainer_goes_on_and_another_one_begins():
+    adapter = Adapter(**SETTINGS)
+    model, optimizer, images = parts()
+    adapter.start(model, optimizer, images)
+    adapter.reached(2)
+    adapter.finish()
+    assert adapter.start(model, optimizer, images, done=2).steps == 2
+    assert adapter.scheme.phase == "sub"
+    adapter.finish()
+    assert adapter.start(*parts(), done=0).steps == 0
