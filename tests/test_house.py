@@ -47,8 +47,20 @@ INSIDE = {
 }
 LAB = [
     *("cli", "cli_looking", "command_line", "console", "report", "compare", "execution", "comparison", "analyze"),
-    *("statistics", "inspection", "starting", "run", "training", "teachers", "optim", "environment", "measures"),
-    *("progress", "locking", "runs", "snapshots", "library", "recipe", "published", "schemes", "data", "models"),
+    *("statistics", "inspection", "starting", "run", "training", "teachers", "optim", "measures", "processes"),
+    *(
+        "environment",
+        "progress",
+        "locking",
+        "runs",
+        "snapshots",
+        "library",
+        "recipe",
+        "published",
+        "schemes",
+        "data",
+        "models",
+    ),
     *("objects", "settings", "files", "errors"),
 ]
 FILES = sorted(p.relative_to(SOURCE) for p in SOURCE.rglob("*.py"))

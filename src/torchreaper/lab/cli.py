@@ -30,9 +30,12 @@ from torchreaper.lab.command_line import (
     WRONG,
     Debug,
     Device,
+    Devices,
+    Nodes,
     OneLine,
     Out,
     Overrides,
+    Precision,
     Profile,
     Quiet,
     RecipePath,
@@ -60,8 +63,10 @@ Examples:
   reaper new mine.yaml --model mypackage.nets:Small --data mypackage.data:make
 """
 EXAMPLE_TRAIN = """\b
-Example:
+Examples:
   reaper train recipes/demo.yaml --scheme repr --seed 1 --set optim.lr=0.05
+  reaper train mine.yaml --devices 2 --precision bf16-mixed
+  torchrun --nnodes 2 --nproc-per-node 8 ... $(which reaper) train mine.yaml
 """
 EXAMPLE_COMPARE = """\b
 Examples:
@@ -131,27 +136,34 @@ def train(
     overrides: Overrides = None,
     out: Out = Path("runs"),
     device: Device = "auto",
+    devices: Devices = None,
+    nodes: Nodes = None,
+    precision: Precision = None,
     threads: Threads = None,
     debug: Debug = False,
     quiet: Quiet = False,
 ) -> None:
     """Train one network. Given again, goes on where it was killed; a finished run is shown, not repeated."""
     with guarded(debug, resumable=True):
-        loaded = load(recipe, profile, overrides)
+        changed = [*(overrides or []), *([f"precision={precision}"] if precision else [])]
+        loaded = load(recipe, profile, changed)
         name = scheme or str(loaded.scheme["name"])
         loaded.scheme_spec(name)
         check_out(out)
-        use_threads(threads)
+        from torchreaper.lab import processes
         from torchreaper.lab.compare import run
+        from torchreaper.lab.progress import Silent
         from torchreaper.lab.runs import RunFailed, folder_of
 
-        console = screen.stdout()
+        fabric = processes.begin(device, loaded.precision, devices, nodes)
+        use_threads(threads)
+        console, speaks = screen.stdout(), fabric is None or fabric.is_global_zero
         try:
-            with screen.progress_on(console, quiet=quiet) as progress:
-                run(loaded, name, seed, out, progress, device=device)
+            with screen.progress_on(console, quiet=quiet or not speaks) as progress:
+                run(loaded, name, seed, out, progress if speaks else Silent(), device=device, fabric=fabric)
         except RunFailed as error:
             fail(str(error), FAILED, debug=debug)
-        if not quiet:
+        if speaks and not quiet:
             screen.show_paths(console, [folder_of(out, loaded.name, name, seed)])
 
 

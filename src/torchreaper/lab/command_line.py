@@ -79,6 +79,30 @@ Overrides = Annotated[
 ]
 Out = Annotated[Path, typer.Option(metavar="FOLDER", help="Where the run folders are.")]
 Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or mps.")]
+Devices = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="Processes that train one network together (DDP), each on a device of its own; they share every batch.",
+        show_default="1, or what torchrun or Slurm started",
+    ),
+]
+Nodes = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="Machines with so many processes each; start the command on all of them.",
+        show_default="1, or what torchrun or Slurm started",
+    ),
+]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="32-true, bf16-mixed or 64-true; like --set precision=NAME.", show_default="the recipe's"
+    ),
+]
 Threads = Annotated[
     int | None, typer.Option(metavar="N", min=1, help="CPU threads of torch.", show_default="torch's choice")
 ]
@@ -137,8 +161,17 @@ def fail(message: str, code: int, *, debug: bool, head: str = "error: ") -> NoRe
     """Say in one line what is wrong, and end with an exit code."""
     if debug:
         traceback.print_exc()
-    print(head + _one_line(message), file=sys.stderr)
+    print(_of_rank() + head + _one_line(message), file=sys.stderr)
     raise typer.Exit(code)
+
+
+def _of_rank() -> str:
+    """Which of several processes speaks, where it is not the first."""
+    if not any(name in os.environ for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
+        return ""
+    from torchreaper.lab.processes import rank
+
+    return f"rank {rank()}: " if rank() else ""
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
+from lightning_fabric import Fabric
+
 from torchreaper.lab import teachers
 from torchreaper.lab.comparison import Comparison, Failure, Result, read_curves, summarise, write
 from torchreaper.lab.errors import UserError
@@ -83,10 +85,17 @@ def to_do(recipe: Recipe, schemes: Sequence[str], seeds: int, out: Path) -> int:
 
 
 def run(
-    recipe: Recipe, scheme: str, seed: int, out: Path, progress: Progress | None = None, *, device: str = "auto"
+    recipe: Recipe,
+    scheme: str,
+    seed: int,
+    out: Path,
+    progress: Progress | None = None,
+    *,
+    device: str = "auto",
+    fabric: Fabric | None = None,
 ) -> Result:
     """``run.train``, but a run that was finished before is told to ``progress`` as well."""
-    outcome = perform(Job(recipe, scheme, seed, out, device), progress or NullProgress())
+    outcome = perform(Job(recipe, scheme, seed, out, device), progress or NullProgress(), fabric=fabric)
     if isinstance(outcome, Failure):
         raise RunFailed(outcome.reason)
     return outcome

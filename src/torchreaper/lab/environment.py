@@ -35,6 +35,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         "device": str(device),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "threads": torch.get_num_threads(),
+        "processes": torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1,
     }
 
 
@@ -53,18 +54,32 @@ def environment(*, device: torch.device, precision: str, base: Path) -> dict[str
     }
 
 
-def make_fabric(device: str, precision: str) -> Fabric:
-    """A `Fabric` on one device: "auto" (the best there is), "cpu", "cuda" or "mps"; `UserError` for others."""
+def make_fabric(device: str, precision: str, *, devices: int = 1, nodes: int = 1) -> Fabric:
+    """A `Fabric` on "auto" (the best device there is), "cpu", "cuda" or "mps"; `UserError` for others.
+
+    With several `devices` (on each of `nodes` machines) there is a process for each, and DDP over them.
+    """
     if device not in DEVICES:
         raise UserError(f"device={device!r}: unknown; choose one of {', '.join(DEVICES)}")
-    talk = logging.getLogger("lightning_fabric")
-    level = talk.level
-    talk.setLevel(logging.WARNING)  # it would announce the precision, in the middle of a progress bar
+    strategy = "ddp" if devices * nodes > 1 else "auto"
+    how: dict[str, Any] = {"devices": devices, "num_nodes": nodes, "strategy": strategy, "precision": precision}
     try:
-        return Fabric(accelerator=device, devices=1, precision=precision)
+        with fabric_quiet():
+            return Fabric(accelerator=device, **how)
     except (RuntimeError, ValueError, MisconfigurationException) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"device={device!r}: cannot be used here ({reason}); use auto or cpu") from error
+        many = f" with {devices} processes on {nodes} machines" if devices * nodes > 1 else ""
+        raise UserError(f"device={device!r}{many}: cannot be used here ({reason}); use auto or cpu") from error
+
+
+@contextmanager
+def fabric_quiet() -> Iterator[None]:
+    """Fabric would announce precision and processes, in the middle of a progress bar."""
+    talk = logging.getLogger("lightning_fabric")
+    level = talk.level
+    talk.setLevel(logging.WARNING)
+    try:
+        yield
     finally:
         talk.setLevel(level)
 
@@ -94,12 +109,13 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 
 @contextmanager
-def own_random_numbers(seed: int) -> Iterator[None]:
+def own_random_numbers(seed: int, rank: int = 0) -> Iterator[None]:
     """Seed the global generators; they and torch's thread count are the caller's again afterwards."""
     before, threads = rng_state(), torch.get_num_threads()
-    random.seed(epoch_seed(seed, 0, "python"))
-    np.random.seed(epoch_seed(seed, 0, "numpy") % 2**32)
-    torch.manual_seed(epoch_seed(seed, 0, "torch"))
+    mine = f"-{rank}" if rank else ""  # processes that train together drop out other activations
+    random.seed(epoch_seed(seed, 0, f"python{mine}"))
+    np.random.seed(epoch_seed(seed, 0, f"numpy{mine}") % 2**32)
+    torch.manual_seed(epoch_seed(seed, 0, f"torch{mine}"))
     try:
         yield
     finally:

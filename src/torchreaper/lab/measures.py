@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import torchreaper as tr
 from torchreaper.lab import data
 from torchreaper.lab.files import Json
+from torchreaper.lab.processes import summed
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
@@ -32,15 +33,20 @@ def evaluate(
     std: Float[Tensor, " channels"],
     batch: int,
 ) -> tuple[float, float]:
-    """Mean cross entropy and accuracy (0 to 1) of the network as it is now, in evaluation mode."""
+    """Mean cross entropy and accuracy (0 to 1) of the network as it is now, in evaluation mode.
+
+    Several processes share the images; each gets what all have found.
+    """
     model.eval()
     loss = torch.zeros((), dtype=mean.dtype, device=mean.device)
     right = torch.zeros((), dtype=torch.int64, device=mean.device)
     with torch.no_grad(), fabric.autocast():
-        for images, targets in data.judging(split, mean, std, batch=batch):
+        share = data.Share(fabric.global_rank, fabric.world_size)
+        for images, targets in data.judging(split, mean, std, batch=batch, share=share):
             outputs = model(images).to(mean.dtype)
             loss += F.cross_entropy(outputs, targets, reduction="sum")
             right += (outputs.argmax(1) == targets).sum()
+    loss, right = summed(fabric, loss), summed(fabric, right)
     return loss.item() / len(split), int(right.item()) / len(split)
 
 

@@ -42,8 +42,8 @@ class Progress(Protocol):
         return self
 
 
-class NullProgress(Progress):
-    """Shows nothing; notes go to the log `torchreaper.lab` as warnings."""
+class Silent(Progress):
+    """Says nothing: one of several processes that train together speaks for all."""
 
     def loading(self, what: str, done: int, total: int) -> None:
         """Ignored."""
@@ -61,11 +61,18 @@ class NullProgress(Progress):
         """Ignored."""
 
     def note(self, text: str) -> None:
-        """To the log."""
-        logger.warning(text)
+        """Ignored."""
 
     def end_run(self, result: dict[str, Any]) -> None:
         """Ignored."""
 
     def leave(self) -> None:
         """Ignored."""
+
+
+class NullProgress(Silent):
+    """Shows nothing; notes go to the log `torchreaper.lab` as warnings."""
+
+    def note(self, text: str) -> None:
+        """To the log."""
+        logger.warning(text)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -17,6 +18,7 @@ from torchreaper.lab.errors import UserError
 from torchreaper.lab.files import Json
 from torchreaper.lab.measures import convolutions, evaluate, event, fingerprint, overlap_by_layer
 from torchreaper.lab.optim import build_optimizer, build_schedule, reapply
+from torchreaper.lab.processes import of_every_rank, same_buffers, summed
 from torchreaper.lab.progress import Progress
 from torchreaper.lab.recipe import Recipe
 from torchreaper.lab.runs import RunFailed
@@ -24,6 +26,8 @@ from torchreaper.lab.runs import RunFailed
 REMEDY = "lower optim.lr or set grad_clip; the last good checkpoint is kept"
 # Seconds between two looks at the loss: each look makes the host wait for the device.
 LOOK_EVERY = 1.0
+# Several processes look together, so that none of them stops alone: after so many steps.
+LOOK_STEPS = 20
 
 
 class Run:
@@ -35,7 +39,8 @@ class Run:
         spec: schemes.Spec,
         *,
         seed: int,
-        device: str,
+        device: str = "auto",
+        fabric: Fabric | None = None,
         progress: Progress | None = None,
         teacher: teachers.Taught | None = None,
     ) -> None:
@@ -43,7 +48,12 @@ class Run:
         self.lengths = spec.lengths(recipe.epochs)
         self.epochs = sum(self.lengths)
         dataset = data.load(recipe.data, recipe.base, progress=progress.loading if progress else None)
-        self.fabric = make_fabric(device, recipe.precision)
+        self.fabric = fabric or make_fabric(device, recipe.precision)
+        self.share = data.Share(self.fabric.global_rank, self.fabric.world_size)
+        if recipe.batch % self.share.of:
+            raise UserError(
+                f"batch={recipe.batch}: {self.share.of} processes cannot share it evenly; use a multiple of that"
+            )
         train = dataset.train
         self.classes = len(dataset.classes)
         self.shape = train.shape
@@ -95,7 +105,7 @@ class Run:
             return network, build_optimizer(self.recipe.optim, network.parameters())
 
         def drawn(seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-            return self._batches(seed, epoch)
+            return self._batches(seed, epoch, data.WHOLE)  # for networks beside, of which each process has its own
 
         teacher = None
         if wanted := teachers.recipe_of(self.recipe, spec):
@@ -158,6 +168,7 @@ class Run:
         reapply(self.schedule)
         stepping = time.perf_counter() - start
         if transition is not None:
+            self._wrap_anew()
             progress.transition(epoch, transition)
         metrics = {
             "epoch": epoch,
@@ -214,7 +225,7 @@ class Run:
             "scheme": self.scheme.state_dict(),
             "chosen": self.chosen,
             "machine": machine(self.fabric.device),
-            "rng": rng_state(),
+            "rng": of_every_rank(self.fabric, rng_state()),
         }
 
     def load_state_dict(self, state: Json, note: Callable[[str], None]) -> None:
@@ -232,6 +243,8 @@ class Run:
                 "run with the code that wrote it, or delete the run's folder"
             ) from error
         self.chosen = state["chosen"]
+        if self.scheme.phase == "sub":
+            self._wrap_anew()
         there, here = state["machine"], machine(self.fabric.device)
         if there["threads"] != here["threads"]:
             torch.set_num_threads(there["threads"])
@@ -242,7 +255,16 @@ class Run:
         for key in ("torch", "cpu", "device", "gpu"):
             if there[key] != here[key]:
                 note(f"{key} was {there[key]} and is {here[key]}: the last bits may differ")
-        set_rng_state(state["rng"])
+        if (before := there.get("processes", 1)) != self.share.of:
+            note(f"{before} processes began this run and {self.share.of} go on with it: its numbers will be others")
+        states = state["rng"] if isinstance(state["rng"], list) else [state["rng"]]
+        if self.share.rank < len(states):
+            set_rng_state(states[self.share.rank])
+
+    def _wrap_anew(self) -> None:
+        """DDP lays out its reductions for the shapes that the parameters have when it is made."""
+        if self.share.of > 1:
+            self.model._forward_module = tr.rewrapped(self.model._forward_module)
 
     def _train(self, epoch: int, progress: Progress) -> Json:
         self.model.train()
@@ -251,23 +273,37 @@ class Run:
         waiting: list[Tensor] = []
         correct = torch.zeros((), dtype=torch.int64, device=self.fabric.device)
         looked = time.perf_counter()
-        for step, (images, targets) in enumerate(self._batches(self.seed, epoch), 1):
+        for step, (images, targets) in enumerate(self._batches(self.seed, epoch, self.share), 1):
             loss, right = self._step(images, targets)
             waiting.append(loss * len(targets))
             correct += right
-            if step == self.steps or time.perf_counter() - looked > LOOK_EVERY:
-                losses += _look(epoch, len(losses), waiting)
+            if step == self.steps or self._to_look(step, looked):
+                losses += _look(epoch, len(losses), summed(self.fabric, torch.stack(waiting)))
                 waiting, looked = [], time.perf_counter()
-                progress.batch(epoch, step, losses[-1] / len(targets))
+                progress.batch(epoch, step, losses[-1] / self.recipe.batch)
             else:
                 progress.batch(epoch, step, None)
-        count = self.steps * self.recipe.batch
+        count, correct = self.steps * self.recipe.batch, summed(self.fabric, correct)
+        same_buffers(self.fabric, self.module, self.judged)
         return {"train_loss": math.fsum(losses) / count, "train_accuracy": correct.item() / count, "lr": lr}
 
-    def _batches(self, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _to_look(self, step: int, looked: float) -> bool:
+        if self.share.of > 1:
+            return step % LOOK_STEPS == 0
+        return time.perf_counter() - looked > LOOK_EVERY
+
+    def _batches(self, seed: int, epoch: int, share: data.Share) -> Iterator[tuple[Tensor, Tensor]]:
         """The training batches of an epoch, augmented and normalised, in the order of (seed, epoch)."""
-        batch, augment = self.recipe.batch, self.recipe.augment
-        return data.training(self.train, self.mean, self.std, batch=batch, augment=augment, seed=seed, epoch=epoch)
+        return data.training(
+            self.train,
+            self.mean,
+            self.std,
+            batch=self.recipe.batch,
+            augment=self.recipe.augment,
+            seed=seed,
+            epoch=epoch,
+            share=share,
+        )
 
     def _step(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """One optimizer step; returns the batch's loss and its number of right answers, both on the device."""
@@ -298,7 +334,8 @@ class Run:
     def _judged(self, split: data.Readable, epoch: int, what: str) -> tuple[float, float]:
         loss, accuracy = evaluate(
             self.fabric,
-            self.model if self.judged is self.module else self.judged,
+            # A DDP wrapper would meet the other processes in every forward, whose batches may be fewer.
+            self.model if self.judged is self.module and self.share.of == 1 else self.judged,
             split,
             mean=self.mean,
             std=self.std,
@@ -320,9 +357,9 @@ class Run:
         }
 
 
-def _look(epoch: int, before: int, waiting: list[Tensor]) -> list[float]:
+def _look(epoch: int, before: int, waiting: Tensor) -> list[float]:
     """The losses of the steps after number `before`, as numbers; `RunFailed` where one is not finite."""
-    losses: list[float] = torch.stack(waiting).tolist()
+    losses: list[float] = waiting.tolist()
     for step, loss in enumerate(losses, before + 1):
         if not math.isfinite(loss):
             raise RunFailed(f"epoch {epoch}, step {step}: the training loss is {loss}; {REMEDY}")

@@ -13,7 +13,9 @@ from torchreaper.lab.data.batches import normalise as normalise
 from torchreaper.lab.data.batches import training as training
 from torchreaper.lab.data.load import load as load
 from torchreaper.lab.data.spec import DataSpec as DataSpec
+from torchreaper.lab.data.split import WHOLE as WHOLE
 from torchreaper.lab.data.split import Dataset as Dataset
 from torchreaper.lab.data.split import Readable as Readable
+from torchreaper.lab.data.split import Share as Share
 from torchreaper.lab.data.split import Split as Split
 from torchreaper.lab.data.table import Progress as Progress

@@ -31,7 +31,11 @@ def epoch_generator(seed: int, epoch: int, use: str = "order") -> torch.Generato
 
 
 def augment(
-    images: UInt8[Tensor, "n channels height width"], kind: Augmentation, generator: torch.Generator
+    images: UInt8[Tensor, "n channels height width"],
+    kind: Augmentation,
+    generator: torch.Generator,
+    part: slice = slice(None),
+    of: int | None = None,
 ) -> UInt8[Tensor, "n channels height width"]:
     """Change each image at random, all at once, on the images' device.
 
@@ -39,17 +43,18 @@ def augment(
     its mirror image with probability 1/2. Others leave the images as they are, and nothing is drawn: "resized-crop"
     is made while images are read, see `torchreaper.lab.data.picture`.
     The numbers come from ``generator``, on its own device: a CPU generator gives the same crops everywhere.
+    Where the images are only ``part`` of a batch ``of`` so many, their numbers are those they have in the whole one.
     Source: He et al. 2016, section 4.2.
     """
     if kind != "crop-flip":
         return images
-    n, channels, height, width = images.shape
-    device = images.device
+    _, channels, height, width = images.shape
+    n, device = len(images) if of is None else of, images.device
     # Not blocking: waiting for the copies would be waiting, in every step, for all that the device has still to do.
     corners = torch.randint(0, 2 * _MARGIN + 1, (2, n), generator=generator, device=generator.device)
-    top, left = corners.to(device, non_blocking=True).unbind()
+    top, left = corners[:, part].to(device, non_blocking=True).unbind()
     chances = torch.rand(n, generator=generator, device=generator.device)
-    mirrored = chances.to(device, non_blocking=True) < 0.5
+    mirrored = chances[part].to(device, non_blocking=True) < 0.5
     rows = top[:, None] + torch.arange(height, device=device)
     columns = left[:, None] + torch.arange(width, device=device)
     columns = torch.where(mirrored[:, None], columns.flip(1), columns)

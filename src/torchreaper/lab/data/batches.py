@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from torchreaper.lab.data.augment import Augmentation, epoch_generator
-from torchreaper.lab.data.split import Readable, choose
+from torchreaper.lab.data.split import WHOLE, Readable, Share, choose
 from torchreaper.lab.errors import UserError
 
 
@@ -40,23 +40,31 @@ def training(
     augment: Augmentation,
     seed: int,
     epoch: int,
+    share: Share = WHOLE,
 ) -> Iterator[tuple[Float[Tensor, "batch channels height width"], Int64[Tensor, " batch"]]]:
     """The batches of one epoch of training: images, augmented and normalised, and their classes.
 
-    Order and augmentation depend on (seed, epoch) only, whether the images are in memory or not.
+    Order and augmentation depend on (seed, epoch) only, whether the images are in memory or not, and whether a batch is
+    read whole or in shares.
     """
     # A last batch of a few images would be a full step on noise, right before the network is judged.
     order = batches(split, batch=batch, seed=seed, epoch=epoch, shuffle=True, drop_last=True)
-    for images, labels in split.read(order, augmentation=augment, seed=seed, epoch=epoch):
+    for images, labels in split.read(order, augmentation=augment, seed=seed, epoch=epoch, share=share):
         yield normalise(images, mean, std), labels
 
 
 def judging(
-    split: Readable, mean: Float[Tensor, " channels"], std: Float[Tensor, " channels"], *, batch: int
+    split: Readable,
+    mean: Float[Tensor, " channels"],
+    std: Float[Tensor, " channels"],
+    *,
+    batch: int,
+    share: Share = WHOLE,
 ) -> Iterator[tuple[Float[Tensor, "batch channels height width"], Int64[Tensor, " batch"]]]:
-    """All images of a split in its own order, normalised, and their classes."""
-    for images, labels in split.read(batches(split, batch=batch, seed=0, epoch=0, shuffle=False)):
-        yield normalise(images, mean, std), labels
+    """All images of a split in its own order, or a share of each batch, normalised, and their classes."""
+    for images, labels in split.read(batches(split, batch=batch, seed=0, epoch=0, shuffle=False), share=share):
+        if len(labels):
+            yield normalise(images, mean, std), labels
 
 
 def first(

@@ -17,6 +17,21 @@ Images = UInt8[Tensor, "n channels height width"] | Float[Tensor, "n channels he
 Index = Int64[Tensor, " batch"]
 
 
+@dataclass(frozen=True)
+class Share:
+    """The part of every batch that one of several processes takes: block `rank` of `of`."""
+
+    rank: int = 0
+    of: int = 1
+
+    def part(self, count: int) -> slice:
+        """Where it lies in a batch of ``count`` images."""
+        return slice(count * self.rank // self.of, count * (self.rank + 1) // self.of)
+
+
+WHOLE = Share()
+
+
 class Readable(Protocol):
     """Images and their classes, in memory or not: what training, judging and criteria read."""
 
@@ -41,11 +56,17 @@ class Readable(Protocol):
         """Whether both hold the same images with the same classes in the same order."""
 
     def read(
-        self, order: Iterable[Index], *, augmentation: Augmentation = "none", seed: int = 0, epoch: int = 0
+        self,
+        order: Iterable[Index],
+        *,
+        augmentation: Augmentation = "none",
+        seed: int = 0,
+        epoch: int = 0,
+        share: Share = WHOLE,
     ) -> Iterator[tuple[Images, Int64[Tensor, " batch"]]]:
-        """The images at the indices of each batch of ``order``, and their classes.
+        """The images at the indices of each batch of ``order``, and their classes; of each batch one ``share``.
 
-        What is drawn at random depends on (seed, epoch) and on the order only.
+        What is drawn at random depends on (seed, epoch) and on the order only, not on the share.
         """
 
 
@@ -83,12 +104,20 @@ class Split:
         )
 
     def read(
-        self, order: Iterable[Index], *, augmentation: Augmentation = "none", seed: int = 0, epoch: int = 0
+        self,
+        order: Iterable[Index],
+        *,
+        augmentation: Augmentation = "none",
+        seed: int = 0,
+        epoch: int = 0,
+        share: Share = WHOLE,
     ) -> Iterator[tuple[Images, Int64[Tensor, " batch"]]]:
-        """The images at the indices of each batch of ``order``, and their classes."""
+        """The images at the indices of each batch of ``order``, and their classes; of each batch one ``share``."""
         crops = epoch_generator(seed, epoch, "augment")
-        for index in order:
-            yield augment(self.images[index], augmentation, crops), self.labels[index]
+        for whole in order:
+            part = share.part(len(whole))
+            index = whole[part]
+            yield augment(self.images[index], augmentation, crops, part, len(whole)), self.labels[index]
 
 
 @dataclass(frozen=True)

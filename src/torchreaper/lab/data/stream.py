@@ -17,7 +17,7 @@ from torch import Tensor
 
 from torchreaper.lab.data.augment import Augmentation, augment, epoch_generator, epoch_seed
 from torchreaper.lab.data.picture import GREY, NUMBERS, check_mode, pixels
-from torchreaper.lab.data.split import Images, Index
+from torchreaper.lab.data.split import WHOLE, Images, Index, Share
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.objects import drawing, importable, reason
 
@@ -143,28 +143,42 @@ class Streamed:
         )
 
     def read(
-        self, order: Iterable[Index], *, augmentation: Augmentation = "none", seed: int = 0, epoch: int = 0
+        self,
+        order: Iterable[Index],
+        *,
+        augmentation: Augmentation = "none",
+        seed: int = 0,
+        epoch: int = 0,
+        share: Share = WHOLE,
     ) -> Iterator[tuple[Images, Int64[Tensor, " batch"]]]:
         """The images at the indices of each batch of ``order``, and their classes, read some batches ahead.
 
         What the source draws at random, and the numbers of "resized-crop", come from a seed of (seed, epoch, number of
-        the batch), so that neither the number of processes nor what was read before changes them.
+        the batch), so that neither the number of readers nor what was read before changes them. Of each batch one
+        ``share`` is read; only what the source itself draws is then another.
         """
-        for (images, _), index in self.found(order, augmentation=augmentation, seed=seed, epoch=epoch):
+        for (images, _), index in self.found(order, augmentation=augmentation, seed=seed, epoch=epoch, share=share):
             yield images, self.labels[index]
 
     def found(
-        self, order: Iterable[Index], *, augmentation: Augmentation = "none", seed: int = 0, epoch: int = 0
+        self,
+        order: Iterable[Index],
+        *,
+        augmentation: Augmentation = "none",
+        seed: int = 0,
+        epoch: int = 0,
+        share: Share = WHOLE,
     ) -> Iterator[tuple[Found, Index]]:
         """As `read`, but with whether all images of a batch are stored as grey pictures, and their indices."""
         indices, device = list(order), self.labels.device
         rows = [self.rows[index.cpu()] for index in indices]
         seeds = [epoch_seed(seed, epoch, f"batch-{number}") for number in range(len(rows))]
-        batches = _Batches(self.source, self.form, rows, seeds, augmentation == "resized-crop")
+        batches = _Batches(self.source, self.form, rows, seeds, augmentation == "resized-crop", share)
         crops = epoch_generator(seed, epoch, "augment")
         fetched = fetch(batches, workers=self.workers, base=self.base, pin=device.type == "cuda")
         for (images, grey), index in zip(fetched, indices):
-            yield (augment(images.to(device, non_blocking=True), augmentation, crops), grey), index
+            part, of = share.part(len(index)), len(index)
+            yield (augment(images.to(device, non_blocking=True), augmentation, crops, part, of), grey), index[part]
 
 
 class Part(NamedTuple):
@@ -178,8 +192,11 @@ class Part(NamedTuple):
 class _Batches(torch.utils.data.Dataset[Any]):
     """Batches by number. What is wrong with an image comes back as a text, because errors change on the way."""
 
-    def __init__(self, source: Source, form: Form, rows: list[Tensor], seeds: list[int], crop: bool) -> None:
+    def __init__(
+        self, source: Source, form: Form, rows: list[Tensor], seeds: list[int], crop: bool, share: Share
+    ) -> None:
         self._source, self._form, self._rows, self._seeds, self._crop = source, form, rows, seeds, crop
+        self._share = share
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -195,6 +212,8 @@ class _Batches(torch.utils.data.Dataset[Any]):
         if self._crop:
             generator = torch.Generator().manual_seed(seed)
             crops = torch.rand(len(rows), NUMBERS, generator=generator, dtype=torch.float64).tolist()
+        part = self._share.part(len(rows))
+        rows, crops, seed = rows[part], crops[part], seed + self._share.rank
         with drawing(seed) if self._source.random else nullcontext():
             found = self._source.read(rows)
         form = self._form

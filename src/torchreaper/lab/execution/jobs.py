@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from lightning_fabric import Fabric
 
 from torchreaper.errors import ReaperError
 from torchreaper.lab.comparison import Failure, Result
 from torchreaper.lab.errors import UserError
+from torchreaper.lab.processes import by_rank_zero
 from torchreaper.lab.progress import Progress
 from torchreaper.lab.recipe import Recipe
 from torchreaper.lab.run import finished, train
@@ -80,8 +82,12 @@ class Executor(Protocol):
         """
 
 
-def perform(job: Job, progress: Progress, *, threads: int | None = None, at_once: int = 1) -> Outcome:
+def perform(
+    job: Job, progress: Progress, *, threads: int | None = None, at_once: int = 1, fabric: Fabric | None = None
+) -> Outcome:
     """Do a job in this process. `progress` is told the end of a run that was finished before, too.
+
+    With a `fabric` this is one of several processes that do it together.
 
     What the user's own network, data or scheme raises, or the device (out of memory), fails this run alone; the
     traceback is put into the run's folder.
@@ -94,8 +100,8 @@ def perform(job: Job, progress: Progress, *, threads: int | None = None, at_once
         torch.set_num_threads(threads)
     how: dict[str, Any] = {"scheme": job.scheme, "seed": job.seed, "out": job.out}
     try:
-        known = finished(job.recipe, **how)
-        result = train(job.recipe, **how, progress=progress, device=job.device, jobs=at_once)
+        known = by_rank_zero(fabric, lambda: finished(job.recipe, **how))
+        result = train(job.recipe, **how, progress=progress, device=job.device, fabric=fabric, jobs=at_once)
     except RunFailed as error:
         return job.failed(str(error))
     except (UserError, ReaperError, BrokenPipeError):  # the last: who was to be told, is gone
