@@ -26,7 +26,8 @@ demo: $(VENV)/.lab  ## RePr and standard training side by side on real images: t
 	$(BIN)/reaper compare recipes/demo.yaml --threads 1 --out $(RUNS)
 
 test: $(VENV)/.dev  ## the tests; about 15 minutes on 2 cores
-	$(BIN)/pytest -m "not slow and not sweep and not stress and not gpu"
+	@# A process a core, each with one thread.
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal -m "not slow and not sweep and not stress and not gpu"
 
 test-all: $(VENV)/.dev  ## all tests, the long ones too
 	$(BIN)/pytest

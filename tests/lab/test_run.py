@@ -411,9 +411,9 @@ def test_order_and_augmentation_of_an_epoch_depend_on_the_seed_and_the_epoch_onl
             orders.append((seed, epoch))
         return batches(split, seed=seed, epoch=epoch, shuffle=shuffle, **kwargs)
 
-    def cropped(images, kind, generator):
+    def cropped(images, kind, generator, *share):
         crops.append(generator.initial_seed())
-        return augment(images, kind, generator)
+        return augment(images, kind, generator, *share)
 
     monkeypatch.setattr(batching, "batches", ordered)
     monkeypatch.setattr(splitting, "augment", cropped)

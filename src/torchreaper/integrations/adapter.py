@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from inspect import signature
 from typing import Any, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from torchreaper.analysis import present_overlap
 from torchreaper.errors import NoEffectWarning, ReaperError
@@ -48,6 +49,7 @@ class Adapter:
         self.unit, self.settings = unit, settings
         self.scheme: RePr | None = None
         self._began = 0
+        self._example: Tensor | None = None
         self._loaded: Mapping[str, Any] | None = None
         self._left: Mapping[str, Any] | None = None
 
@@ -75,6 +77,9 @@ class Adapter:
         Raises:
             ReaperError: what :class:`RePr` refuses, or training would end in a sub-network phase.
         """
+        if isinstance(example_inputs, Tensor):
+            device = next(model.parameters()).device
+            example_inputs = example_inputs.to(device)
         scheme = RePr(model, optimizer, example_inputs, **{**self.settings, **more})
         state, self._loaded = self._loaded, None
         if state is None and self._left is not None and 0 < self._left["began"] + self._left["scheme"]["steps"] <= done:
@@ -89,7 +94,27 @@ class Adapter:
             scheme.remove()
             raise
         self.scheme = scheme
+        if isinstance(example_inputs, Tensor):
+            self._example = torch.zeros((), dtype=example_inputs.dtype).expand(example_inputs.shape)
         return scheme
+
+    @staticmethod
+    def inputs(*choices: Any) -> Any:
+        """The first of these that is not None; the last is a batch, of which the first entry are the images."""
+        *known, batch = choices
+        for choice in known:
+            if choice is not None:
+                return choice
+        images = batch[0] if isinstance(batch, (list, tuple)) else batch
+        if not isinstance(images, Tensor) and batch is not None:
+            raise ReaperError(f"example_inputs=None: a batch is a {type(batch).__name__}; pass what the model takes")
+        return images
+
+    @property
+    def example(self) -> Tensor | None:
+        """Inputs as those that an earlier part of this training began with; zeros, as only shapes count."""
+        found: Tensor | None = (self._loaded or {}).get("example")
+        return found
 
     def _check_end(self, scheme: RePr, units: int) -> None:
         kinds = [due[0] for n in range(units + 1) if (due := transition_at(n, scheme.full, scheme.sub, scheme.cycles))]
@@ -135,7 +160,7 @@ class Adapter:
         """Loadable with ``weights_only=True``; empty before training, unless a state is waiting."""
         if self.scheme is None:
             return dict(self._loaded or self._left or {})
-        return {"scheme": self.scheme.state_dict(), "began": self._began}
+        return {"scheme": self.scheme.state_dict(), "began": self._began, "example": self._example}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Hold a state until :meth:`start`."""

@@ -209,3 +209,27 @@ def test_a_picture_of_a_tensor_is_resized_as_the_picture_is():
     tensor = torch.from_numpy(array).permute(2, 0, 1)
     assert torch.equal(form.fit(tensor, "here", None), form.fit(Image.fromarray(array), "here", None))
     assert torch.equal(form.fit(tensor[:1], "here", None), form.fit(Image.fromarray(array[..., 0]), "here", None))
+
+
+@pytest.mark.parametrize("memory", [True, False])
+@pytest.mark.parametrize("augment", ["none", "crop-flip", "resized-crop"])
+@pytest.mark.parametrize("of", [2, 3])
+def test_the_shares_of_several_processes_are_the_batches_of_one(make, tmp_path, memory, augment, of):
+    if memory and augment == "resized-crop":
+        pytest.skip("made while images are read")
+    spec = {**make(make.pictures(20), test_images=make.pictures(7, seed=1)), "memory": memory}
+    dataset = load(DataSpec(**spec), tmp_path)
+    how = {"batch": 6, "augment": augment, "seed": 3, "epoch": 2}
+    three = (dataset.train, dataset.mean, dataset.std)
+    parts = [list(data.training(*three, **how, share=data.Share(rank, of))) for rank in range(of)]
+    joined = [tuple(map(torch.cat, zip(*batch))) for batch in zip(*parts)]
+    assert alike(joined, list(data.training(*three, **how)))
+
+    judged = (dataset.test, dataset.mean, dataset.std)
+    parts = [list(data.judging(*judged, batch=7, share=data.Share(rank, of))) for rank in range(of)]
+    assert alike([tuple(map(torch.cat, zip(*(part[0] for part in parts))))], list(data.judging(*judged, batch=7)))
+    # A last batch of one image has nothing for most of them.
+    counts = [
+        sum(len(labels) for _, labels in data.judging(*judged, batch=6, share=data.Share(r, of))) for r in range(of)
+    ]
+    assert sum(counts) == 7
