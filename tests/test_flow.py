@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import random
 
 import numpy
@@ -415,6 +416,55 @@ def test_the_users_hooks_see_no_tracing():
     attached = plain()
     tr.find_filters(attached, inputs()[0]).attach()
     assert not find_flow(attached, inputs()[0]).barriers, "the package's own hooks are no barrier"
+
+
+class Padded(nn.Module):
+    """Pads by plain numbers out of the sizes of a map, as TensorFlow does; `scaled`: divides by its channels."""
+
+    def __init__(self, scaled: bool = False) -> None:
+        super().__init__()
+        self.a, self.b, self.last = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 5, 3), nn.Linear(5, 3)
+        self.scaled = scaled
+
+    def forward(self, x):
+        x = self.a(x).relu()
+        over = int(x.shape[-1]) % 2
+        x = nn.functional.pad(x, (over, over + 1, over, over + 1))
+        if self.scaled:
+            x = x / int(x.shape[1])
+        return self.last(self.b(x).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_size_taken_as_a_number_keeps_the_width_where_it_counts_channels(scaled):
+    model, images = Padded(scaled).double(), torch.randn(2, 3, 9, 9, dtype=torch.float64)
+    bank = tr.find_filters(model, images, skip=None)
+    assert not bank.flow.untraced
+    assert bank["a"].route == ("masked" if scaled else "narrow")
+    found = []
+    for mode in ("masked", "compact"):
+        with bank.without({"a": [1, 4], "b": [0]}, mode=mode):
+            found.append(model(images))
+    assert torch.allclose(*found, rtol=0, atol=1e-12)
+
+
+def test_a_decorated_forward_is_called_by_its_names():
+    def keyword_only(forward):
+        @functools.wraps(forward)
+        def wrapped(self, *args, **kwargs):
+            kwargs.pop("unknown", None)
+            return forward(self, *args, **kwargs)
+
+        return wrapped
+
+    class Decorated(Padded):
+        @keyword_only
+        def forward(self, images=None, labels=None, twice: bool = False, **more):
+            return (2 if twice else 1) * super().forward(images)
+
+    bank = tr.find_filters(Decorated(), {"images": torch.randn(2, 3, 9, 9), "twice": True}, skip=None)
+    assert not bank.flow.untraced
+    assert bank["a"].route == "narrow"
 
 
 def test_arguments_of_forward():

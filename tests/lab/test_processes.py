@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,7 @@ def environment(**more: str) -> dict[str, str]:
 
 def started(command: list[str], folder: Path = ROOT, **more: str) -> subprocess.Popen[str]:
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    pipes["start_new_session"] = True
     return subprocess.Popen(command, cwd=folder, env=environment(**more), **pipes)
 
 
@@ -67,7 +70,8 @@ def ended(process: subprocess.Popen[str]) -> tuple[str, str]:
     try:
         out, errors = process.communicate(timeout=SECONDS)
     finally:
-        process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # torchrun's processes too, where they wait for each other
     assert process.returncode == 0, errors
     return out, errors
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from inspect import signature
+from inspect import Parameter, signature
 from typing import Any, Union
 
 import torch
@@ -74,6 +74,15 @@ class _InPlaceProxy(fx.Proxy):
     def __itruediv__(self, other: Any) -> Any:
         return self._in_place(operator.itruediv, other)
 
+    def __int__(self) -> int:
+        """A size as a plain number, as the example has it; the graph says that it was taken."""
+        assert isinstance(self.tracer, _Tracer)
+        number = self.tracer.number(self.node)
+        if number is None:
+            raise TypeError(f"int() of {self.node}, which the model computes, cannot be traced")
+        self.tracer.create_proxy("call_function", taken_as_number, (self,), {})
+        return number
+
     def _in_place(self, operation: Callable[..., Any], other: Any) -> Any:
         return self.tracer.create_proxy("call_function", operation, (self, other), {})
 
@@ -81,6 +90,11 @@ class _InPlaceProxy(fx.Proxy):
 def seen_by_a_hook(value: Any) -> Any:
     """Stands in the graph where a user's hook sees, and may change, a value: nothing is known of it."""
     return value
+
+
+def taken_as_number(size: Any) -> Any:
+    """Stands in the graph where the model goes on with the number that a size is: it does not change with the size."""
+    return size
 
 
 def leaving(value: Any, module: str) -> Any:
@@ -140,6 +154,11 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self.untraced: dict[str, str] = {}
         self.several: set[str] = set()
+        self._arguments = arguments
+        kinds = {name: one.kind for name, one in signature(model.forward).parameters.items()}
+        self._collected = [
+            name for name in arguments if kinds[name] in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+        ]
         self._example = _Example(model, arguments)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -152,6 +171,26 @@ class _Tracer(fx.Tracer):
         """A branch on sizes goes the way of the example; one on what a tensor holds cannot be traced."""
         answer = self._example.value(obj.node)
         return answer if isinstance(answer, bool) else super().to_bool(obj)
+
+    def number(self, node: fx.Node) -> int | None:
+        """The whole number that ``node`` is on the example, where it is one."""
+        found = self._example.value(node)
+        return found if type(found) is int else None
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        """Decorated ones are called by the names of their arguments: fx reads them from the code of the decorator."""
+        named = {name: v for name, v in self._arguments.items() if name not in self._collected}
+        if not hasattr(root_fn, "__wrapped__") or any(holds_tensor(self._arguments[name]) for name in self._collected):
+            return super().create_args_for_root(root_fn, is_module, concrete_args)
+        proxies = [self.create_proxy("placeholder", name, (), {}) for name in named]
+
+        def called(root: nn.Module, *given: Any) -> Any:
+            values = {name: one if holds_tensor(named[name]) else named[name] for name, one in zip(named, given)}
+            return root_fn(root, **values)
+
+        return called, [self.root, *proxies]
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import logging
 import warnings
 from collections.abc import Mapping
@@ -161,6 +163,18 @@ class Adapter:
         if self.scheme is None:
             return dict(self._loaded or self._left or {})
         return {"scheme": self.scheme.state_dict(), "began": self._began, "example": self._example}
+
+    def as_text(self) -> str:
+        """The state as text, for stacks that keep JSON."""
+        buffer = io.BytesIO()
+        torch.save(self.state_dict(), buffer)
+        return base64.b64encode(buffer.getvalue()).decode()
+
+    @staticmethod
+    def read_text(text: str) -> dict[str, Any]:
+        """The state that :meth:`as_text` wrote."""
+        found: dict[str, Any] = torch.load(io.BytesIO(base64.b64decode(text)), weights_only=True)
+        return found
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Hold a state until :meth:`start`."""
