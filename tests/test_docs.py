@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
+import torchreaper as tr
 from tests.nets import plain
 from torchreaper.criteria import base
 from torchreaper.lab import schemes
@@ -34,6 +35,7 @@ def of_the_reader() -> dict[str, Any]:
         fc.bias -= model(images).mean(0)  # so that each class is somewhere the likeliest, and single filters decide
     return {
         "torch": torch,
+        "tr": tr,
         "model": model,
         "optimizer": torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
         "example_inputs": images[:2],
@@ -42,7 +44,10 @@ def of_the_reader() -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(("name", "least"), [("criteria", 4), ("analysis", 1), ("schemes", 2)])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what exports to ONNX and quantizes
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*is an Enum subclass:UserWarning")
+@pytest.mark.parametrize(("name", "least"), [("criteria", 4), ("analysis", 1), ("schemes", 2), ("after", 5)])
 def test_snippets(name, least, monkeypatch, capsys, tmp_path):
     """Blocks share their names, as they do for a reader who tries one after the other."""
     monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))  # what they register is forgotten again

@@ -29,6 +29,13 @@ IN_A_PHASE = (
 )
 
 
+ATTACHED = (
+    "a scheme is attached to the model, and what is exported would hold its hooks, and a sub-network's zeros; call "
+    "scheme.remove() before (in a sub-network phase scheme.restore() before that)"
+)
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # new in torch 2.7
+
+
 @dataclass(eq=False)
 class Leaf(OwnHook):
     """What one module is without; its methods are the module's hooks.
@@ -56,7 +63,11 @@ class Leaf(OwnHook):
     def complete(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
         """Forward hook: zeros where filters are missing."""
         if torch.compiler.is_compiling():
+            if _is_exporting():
+                raise ReaperError(f"export: {ATTACHED}")
             _count_graph(self)
+        elif torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            raise ReaperError(f"torch.jit.trace: {ATTACHED}")
         if self.mask is not None:
             if self.mask.device != output.device:
                 self.mask = self.mask.to(output.device)
