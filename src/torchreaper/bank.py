@@ -16,7 +16,7 @@ from torchreaper.errors import ReaperError
 from torchreaper.filters import FilterLayer, Filters, Skip, apart, cuts, dropped_ids, filter_layers
 from torchreaper.flow import find_flow
 from torchreaper.flow.channels import Flow
-from torchreaper.flow.tracing import ExampleInputs, refuse_wrappers
+from torchreaper.flow.tracing import ExampleInputs, refuse_shards, refuse_wrappers
 from torchreaper.reinit import Reinit, as_reinit
 from torchreaper.restoring import bring_back
 from torchreaper.state import Optimizers, as_optimizers
@@ -293,6 +293,7 @@ class FilterBank:
             ReaperError: filters are dropped already, an unknown layer or index, a layer that would lose all, or
                 "compact" where it would not be exact.
         """
+        refuse_shards(self.model)
         chosen, _ = self.resolve(mode)
         if self.dropped:
             raise ReaperError("drop: filters are dropped already; restore them before dropping others")

@@ -18,7 +18,7 @@ from torchreaper.bank import FilterBank, find_filters
 from torchreaper.errors import NoEffectWarning, OneLayerWarning, ReaperError
 from torchreaper.filters import Skip, cuts, dropped_ids, weight_parameters
 from torchreaper.flow.operations import NORMS
-from torchreaper.flow.tracing import ExampleInputs
+from torchreaper.flow.tracing import ExampleInputs, refuse_shards
 from torchreaper.ranks import Wrappers, decided_by_rank_zero
 from torchreaper.reinit import Reinit, as_reinit
 from torchreaper.state import Optimizers, as_optimizers, parameter_ids
@@ -259,6 +259,7 @@ class RePr:
 
     def _drop(self) -> Transition:
         start = time.perf_counter()
+        refuse_shards(self.model)  # by whom it was wrapped since
         filters, notes, scores, random = decided_by_rank_zero(self._decide)
         self.bank.generator.set_state(random)  # so that the return draws the same on every rank
         notes += self._one_layer(filters)

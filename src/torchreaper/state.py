@@ -115,6 +115,11 @@ def _unwrapped(optimizer: Any) -> Optimizer:
         optimizer = inner
     if not isinstance(optimizer, Optimizer):
         raise ReaperError(f"optimizer={optimizer!r}: must be a torch.optim.Optimizer or a list of them")
+    if isinstance(getattr(optimizer, "optim", None), Optimizer):
+        raise ReaperError(
+            f"optimizer={type(optimizer).__name__}: works through another one, whose state of dropped filters could "
+            "not be kept; use a plain optimizer (under DDP every rank then holds its state)"
+        )
     return optimizer
 
 

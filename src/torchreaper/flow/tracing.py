@@ -34,6 +34,19 @@ def refuse_wrappers(model: nn.Module) -> None:
         raise ReaperError(f"model={type(model).__name__}: a wrapper; pass model.module")
     if isinstance(model, torch.jit.ScriptModule):
         raise ReaperError(f"model={type(model).__name__}: scripted; pass the module it was made from")
+    refuse_shards(model)
+
+
+def refuse_shards(model: nn.Module) -> None:
+    """Raise :class:`ReaperError` where no rank holds whole filters (FSDP, tensor parallelism)."""
+    tensors, fsdp = sys.modules.get("torch.distributed.tensor"), sys.modules.get("torch.distributed.fsdp")
+    sharded = next((n for n, p in model.named_parameters() if tensors and isinstance(p, tensors.DTensor)), None)
+    flat = next((n for n, m in model.named_modules() if fsdp and isinstance(m, fsdp.FullyShardedDataParallel)), None)
+    if sharded is not None or flat is not None:
+        what = f"{sharded} is a shard, a DTensor" if sharded is not None else f"{flat or 'it'} is wrapped by FSDP"
+        raise ReaperError(
+            f"model={type(model).__name__}: {what}, and filters are dropped whole; use DistributedDataParallel"
+        )
 
 
 def bind_arguments(model: nn.Module, example_inputs: ExampleInputs) -> dict[str, Any]:
