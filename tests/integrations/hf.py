@@ -1,8 +1,10 @@
 """A model of transformers, its data and its Trainer; run as a script it goes on from checkpoints.
 
     python -m tests.integrations.hf FOLDER
+    torchrun --nproc-per-node 2 -m tests.integrations.hf FOLDER
 
-FOLDER holds a folder MODE-WHEN for each run; its end from each checkpoint goes to `ends.pt` beside them.
+FOLDER holds a folder MODE-WHEN for each run; its end from each checkpoint goes to `ends.pt` beside them. Two processes
+train together instead, and write their ends to FOLDER/RANK.pt.
 """
 
 from __future__ import annotations
@@ -61,13 +63,13 @@ def arguments(folder: Path, when: str = "no", **more) -> TrainingArguments:
     """Quiet ones, without shuffling: a plain loop is to do the same."""
     return TrainingArguments(
         output_dir=str(folder),
-        per_device_train_batch_size=6,
         use_cpu=True,
         report_to=[],
         disable_tqdm=True,
         dataloader_pin_memory=False,
         **{
             "num_train_epochs": EPOCHS,
+            "per_device_train_batch_size": 6,
             "learning_rate": 0.01,
             "weight_decay": 0.01,
             "max_grad_norm": 1.0,
@@ -100,5 +102,13 @@ def main(out: Path) -> None:
         torch.save(ends, folder / "ends.pt")
 
 
+def together(out: Path) -> None:
+    """Train with DDP, each process on its half of the images."""
+    torch.set_num_threads(1)
+    runs, callback = fit(out, "auto", per_device_train_batch_size=3, train_sampling_strategy="random")
+    dropped = [t["filters"] for t in callback.state_dict()["scheme"]["history"]]
+    torch.save((runs.model.state_dict(), dropped), out / f"{os.environ['RANK']}.pt")
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    (together if "RANK" in os.environ else main)(Path(sys.argv[1]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import os
 import subprocess
 import sys
 from itertools import cycle
@@ -220,3 +221,14 @@ def test_its_state_is_plain_json():
     own = RePrCallback(criterion=object())
     assert own.state()["args"] == {}
     assert copy.deepcopy(own.state()) == own.state()
+
+
+def test_two_processes_under_its_ddp_drop_the_same_and_end_alike(tmp_path):
+    torchrun = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    command = [*torchrun, "-m", "tests.integrations.hf", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, env=environment, timeout=200)
+    (mine, dropped), (theirs, theirs_dropped) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert dropped == theirs_dropped
+    assert len(dropped) == 4
+    assert all(torch.equal(value, theirs[name]) for name, value in mine.items() if "running" not in name)

@@ -60,11 +60,11 @@ class RePrCallback(Adapter, Callback):
         if inputs is None:
             return
         averages = [one._average_model for one in trainer.callbacks if isinstance(one, _AVERAGING)]
-        followers = {"followers": [self._part(one.module) for one in averages]} if averages else {}
+        followers = [*self.settings.get("followers", ()), *(self._part(one.module) for one in averages)]
         limit = trainer.max_epochs if self.unit == "epoch" else trainer.max_steps
         until = limit if limit is not None and limit >= 0 else None
         done = trainer.current_epoch if self.unit == "epoch" else trainer.global_step
-        self.start(self._part(module), trainer.optimizers, inputs, done=done, until=until, **followers)
+        self.start(self._part(module), trainer.optimizers, inputs, done=done, until=until, followers=followers)
         self._wrap_anew(trainer)
         self._count(trainer, done)
 
