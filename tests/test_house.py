@@ -61,7 +61,7 @@ LAB = [
         "data",
         "models",
     ),
-    *("objects", "settings", "files", "errors"),
+    *("objects", "settings", "files", "launched", "errors"),
 ]
 FILES = sorted(p.relative_to(SOURCE) for p in SOURCE.rglob("*.py"))
 

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,22 @@ def test_devices_slurm_and_torchrun_come_to_the_same_and_a_rank_that_dies_change
     assert [one["after_epoch"] for one in about["resumed"]] == [2]
     assert numbers(job / "devices")[2]["phase"] == "sub"
     assert numbers(job / "devices") == numbers(job / "slurm") == numbers(job / "torchrun")
+
+
+def test_ctrl_c_ends_both_with_one_line(job):
+    script = job / "reaper.py"
+    script.write_text(REAPER)
+    command = [sys.executable, str(script), "train", "tiny.yaml", "--devices", "2", "--set", "epochs=9999"]
+    process = started([*command, "--out", "stopped"], job, KILLED="")
+    lines = folder_of(job / "stopped", "tiny", "repr", 0) / "metrics.jsonl"
+    end = time.monotonic() + SECONDS
+    while not lines.exists() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    out, errors = process.communicate(timeout=SECONDS)
+    assert process.returncode == 130, errors
+    assert out == ""
+    assert errors == "interrupted; finished epochs are kept: give the same command again to go on\n"
 
 
 def test_numbers_that_are_not_those_of_the_job_are_refused(monkeypatch):

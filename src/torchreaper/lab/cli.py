@@ -155,7 +155,7 @@ def train(
         from torchreaper.lab.progress import Silent
         from torchreaper.lab.runs import RunFailed, folder_of
 
-        fabric = processes.begin(device, loaded.precision, devices, nodes)
+        fabric = processes.begin(device, loaded.precision, devices, nodes, batch=loaded.batch)
         use_threads(threads)
         console, speaks = screen.stdout(), fabric is None or fabric.is_global_zero
         try:

@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 
 from torchreaper.errors import NoEffectWarning, OneLayerWarning, ReaperError
 from torchreaper.lab.errors import UserError
+from torchreaper.lab.launched import rank
 
 if TYPE_CHECKING:
     from torchreaper.lab.recipe import Recipe
@@ -149,6 +150,8 @@ def guarded(debug: bool, *, resumable: bool = False) -> Iterator[None]:
         except (UserError, ReaperError) as error:
             fail(str(error), WRONG, debug=debug)
         except KeyboardInterrupt:
+            if rank():  # the first one speaks for all
+                raise typer.Exit(INTERRUPTED) from None
             more = "; finished epochs are kept: give the same command again to go on" if resumable else ""
             fail(f"interrupted{more}", INTERRUPTED, debug=False, head="")
         except BrokenPipeError:  # `reaper ... | head`: typer ends quietly
@@ -167,10 +170,6 @@ def fail(message: str, code: int, *, debug: bool, head: str = "error: ") -> NoRe
 
 def _of_rank() -> str:
     """Which of several processes speaks, where it is not the first."""
-    if not any(name in os.environ for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
-        return ""
-    from torchreaper.lab.processes import rank
-
     return f"rank {rank()}: " if rank() else ""
 
 

@@ -68,7 +68,7 @@ def make_fabric(device: str, precision: str, *, devices: int = 1, nodes: int = 1
             return Fabric(accelerator=device, **how)
     except (RuntimeError, ValueError, MisconfigurationException) as error:
         reason = " ".join(str(error).split())
-        many = f" with {devices} processes on {nodes} machines" if devices * nodes > 1 else ""
+        many = f", {devices} processes a machine" if devices * nodes > 1 else ""
         raise UserError(f"device={device!r}{many}: cannot be used here ({reason}); use auto or cpu") from error
 
 

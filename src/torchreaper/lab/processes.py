@@ -6,7 +6,6 @@ are the affair of rank 0 alone; the others need not see its disk, except for the
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -17,11 +16,15 @@ from torch import Tensor, nn
 from torchreaper.errors import ReaperError
 from torchreaper.lab.environment import fabric_quiet, make_fabric
 from torchreaper.lab.errors import UserError
+from torchreaper.lab.launched import rank as rank
+from torchreaper.lab.launched import started
 
 Value = TypeVar("Value")
 
 
-def begin(device: str, precision: str, devices: int | None, nodes: int | None) -> Fabric | None:
+def begin(
+    device: str, precision: str, devices: int | None, nodes: int | None, *, batch: int | None = None
+) -> Fabric | None:
     """The processes that were asked for, each with its `Fabric`; None for a single one.
 
     Returns in every process. Those that torchrun or Slurm has not started begin the command anew, from its first line.
@@ -31,11 +34,12 @@ def begin(device: str, precision: str, devices: int | None, nodes: int | None) -
         precision: As in a recipe.
         devices: Processes on each machine; None: as many as torchrun or Slurm has started, else one.
         nodes: Machines; None: likewise.
+        batch: What they are to share, if that is known: better refused before they begin.
 
     Raises:
         UserError: The numbers are not those of torchrun or Slurm, or there are fewer devices.
     """
-    there = _started()
+    there = started()
     for name, asked, found in zip(("devices", "nodes"), (devices, nodes), there or ()):
         if asked is not None and asked != found:
             raise UserError(
@@ -44,28 +48,18 @@ def begin(device: str, precision: str, devices: int | None, nodes: int | None) -
     devices, nodes = there or (devices or 1, nodes or 1)
     if devices * nodes == 1:
         return None
+    if batch is not None:
+        check_batch(batch, devices * nodes)
     fabric = make_fabric(device, precision, devices=devices, nodes=nodes)
     with fabric_quiet():
         fabric.launch()
     return fabric
 
 
-def _started() -> tuple[int, int] | None:
-    """The processes on each machine, and the machines, of a job that torchrun or Slurm has started."""
-    found = os.environ.get
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        here = int(found("LOCAL_WORLD_SIZE", "1"))
-        return here, int(found("WORLD_SIZE", "1")) // here
-    if int(found("SLURM_NTASKS", "1")) > 1 and found("SLURM_JOB_NAME") not in ("bash", "interactive"):
-        nodes = int(found("SLURM_NNODES", "1"))
-        return int(found("SLURM_NTASKS_PER_NODE", found("SLURM_NTASKS", "1"))), nodes
-    return None
-
-
-def rank() -> int:
-    """The number of this process among those that train together, from 0, wherever it was started."""
-    ranks = ("RANK", "SLURM_PROCID") if _started() else ("LOCAL_RANK",)
-    return next((int(os.environ[name]) for name in ranks if name in os.environ), 0)
+def check_batch(batch: int, processes: int) -> None:
+    """Raise `UserError` where so many processes cannot share a batch evenly."""
+    if batch % processes:
+        raise UserError(f"batch={batch}: {processes} processes cannot share it evenly; use a multiple of that")
 
 
 def by_rank_zero(fabric: Fabric | None, work: Callable[[], Value]) -> Value:

@@ -18,7 +18,7 @@ from torchreaper.lab.errors import UserError
 from torchreaper.lab.files import Json
 from torchreaper.lab.measures import convolutions, evaluate, event, fingerprint, overlap_by_layer
 from torchreaper.lab.optim import build_optimizer, build_schedule, reapply
-from torchreaper.lab.processes import of_every_rank, same_buffers, summed
+from torchreaper.lab.processes import check_batch, of_every_rank, same_buffers, summed
 from torchreaper.lab.progress import Progress
 from torchreaper.lab.recipe import Recipe
 from torchreaper.lab.runs import RunFailed
@@ -50,10 +50,7 @@ class Run:
         dataset = data.load(recipe.data, recipe.base, progress=progress.loading if progress else None)
         self.fabric = fabric or make_fabric(device, recipe.precision)
         self.share = data.Share(self.fabric.global_rank, self.fabric.world_size)
-        if recipe.batch % self.share.of:
-            raise UserError(
-                f"batch={recipe.batch}: {self.share.of} processes cannot share it evenly; use a multiple of that"
-            )
+        check_batch(recipe.batch, self.share.of)
         train = dataset.train
         self.classes = len(dataset.classes)
         self.shape = train.shape
