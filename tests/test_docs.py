@@ -40,6 +40,15 @@ def _name(reading: Reading) -> str:
     return f"{reading.page.relative_to(DOCS)} {reading.part}".strip()
 
 
+def _marks(reading: Reading) -> list[pytest.MarkDecorator]:
+    if reading.page.name != "after.md":
+        return []
+    return [  # of what exports to ONNX and quantizes
+        pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+        pytest.mark.filterwarnings("ignore::FutureWarning"),
+    ]
+
+
 # What the stacks say of torch, and of data sets as small as these.
 @pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning")
 @pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning")
@@ -47,7 +56,7 @@ def _name(reading: Reading) -> str:
 @pytest.mark.filterwarnings("ignore:The number of training batches .* is smaller than the logging interval:UserWarning")
 @pytest.mark.filterwarnings("ignore:.*is an Enum subclass:UserWarning")
 @pytest.mark.filterwarnings("ignore:.*script_method.*:DeprecationWarning")
-@pytest.mark.parametrize("reading", [pytest.param(one, id=_name(one)) for one in readings()])
+@pytest.mark.parametrize("reading", [pytest.param(one, id=_name(one), marks=_marks(one)) for one in readings()])
 def test_python(reading, monkeypatch, capsys, tmp_path):
     """Blocks share their names, as they do for a reader who tries one after the other."""
     monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))  # what they register is forgotten again
@@ -66,6 +75,9 @@ def test_python(reading, monkeypatch, capsys, tmp_path):
             # Errors name the line of the document.
             exec(compile("\n" * before + code, str(reading.page), "exec", dont_inherit=True), names)
     assert "nan" not in capsys.readouterr().out
+    if reading.stack or reading.part == "Plain PyTorch":  # by then three cycles are over
+        state = names["callback"].state_dict()["scheme"] if "callback" in names else names["scheme"].state_dict()
+        assert len(state["history"]) == 6
 
 
 def test_every_block_of_python_is_read():
