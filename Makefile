@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 RUNS   ?= runs
 
-.PHONY: help demo test test-all lint format clean
+.PHONY: help demo docs test test-all lint format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -25,9 +25,12 @@ demo: $(VENV)/.lab  ## RePr and standard training side by side on real images: t
 	@# One thread: on pictures of 8x8 pixels a second one costs more than it gives.
 	$(BIN)/reaper compare recipes/demo.yaml --threads 1 --out $(RUNS)
 
-test: $(VENV)/.dev  ## the tests; about 15 minutes on 2 cores
+test: $(VENV)/.dev  ## the tests; about 12 minutes on 2 cores
 	@# A process a core, each with one thread.
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal -m "not slow and not sweep and not stress and not gpu"
+
+docs: $(VENV)/.dev  ## the documentation, into site/; open site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 test-all: $(VENV)/.dev  ## all tests, the long ones too
 	$(BIN)/pytest

@@ -38,10 +38,11 @@ class Reading:
     def stack(self) -> str:
         """The training stack that it is about, if it is about one."""
         told = "\n".join([str(self.page.relative_to(DOCS)), *(code for _, code in self.blocks)])
-        found = re.search(r"^stacks/(\w+)|integrations\.(\w+)|\b(accelerate)|\b(accelerator)\.", told)
-        if found is None:
-            return ""
-        return "accelerate" if found[4] else next(name for name in found.groups() if name)
+        signs = {r"\baccelerator\.": "accelerate", r"\bcreate_model\(": "timm"}
+        found = re.search(r"^stacks/(\w+)|integrations\.(\w+)", told)
+        if found is not None:
+            return found[1] or found[2]
+        return next((stack for sign, stack in signs.items() if re.search(sign, told)), "")
 
 
 def readings() -> Iterator[Reading]:
@@ -123,9 +124,24 @@ def _of_accelerate() -> dict[str, Any]:
     return {"accelerator": Accelerator(cpu=True), "model": model, "optimizer": optimizer}
 
 
+def _of_timm() -> dict[str, Any]:
+    from tests.zoo import torchvision_importable
+
+    torchvision_importable()
+    from timm import create_model
+    from timm.optim import create_optimizer_v2
+
+    def small(name: str, **options: Any) -> nn.Module:
+        """One of timm's that is made for tests, for whatever name."""
+        return create_model("test_resnet", **options)
+
+    return {"create_model": small, "create_optimizer_v2": create_optimizer_v2}
+
+
 #: What the reader of a page on one of these has besides, or instead.
 STACKS: dict[str, Callable[[], dict[str, Any]]] = {
     "lightning": _of_lightning,
     "transformers": _of_transformers,
     "accelerate": _of_accelerate,
+    "timm": _of_timm,
 }
