@@ -78,6 +78,7 @@ def one_layer() -> None:
     scheme(cnet(CNetOptions(), in_channels=3, classes=3, image_size=(8, 8)), skip=None).step()
 
 
+@torch._dynamo.config.patch(recompile_limit=8)  # importing timm.optim sets it to 1,000,000
 def compiled() -> None:
     model = net()
     found = scheme(model)

@@ -115,6 +115,7 @@ def test_without_an_optimizer():
         bank.resolve("small")
 
 
+@torch._dynamo.config.patch(recompile_limit=8)  # importing timm.optim sets it to 1,000,000
 def test_more_graphs_than_the_compiler_keeps():
     """Each set of widths is a graph; over the limit torch would fall back to eager for good."""
     torch._dynamo.reset()

@@ -150,14 +150,23 @@ def guarded(debug: bool, *, resumable: bool = False) -> Iterator[None]:
         except (UserError, ReaperError) as error:
             fail(str(error), WRONG, debug=debug)
         except KeyboardInterrupt:
-            if rank():  # the first one speaks for all
-                raise typer.Exit(INTERRUPTED) from None
             more = "; finished epochs are kept: give the same command again to go on" if resumable else ""
-            fail(f"interrupted{more}", INTERRUPTED, debug=False, head="")
+            if not rank():  # the first one speaks for all
+                print(_one_line(f"interrupted{more}"), file=sys.stderr)
+            _leave_others()
+            raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:  # `reaper ... | head`: typer ends quietly
             raise
         except OSError as error:  # a full disk, a file that vanished
             fail(str(error), FAILED, debug=debug)
+
+
+def _leave_others() -> None:
+    """End a process of several at once: its group's threads may abort it noisily when Python tears them down."""
+    if (torch := sys.modules.get("torch")) and torch.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(INTERRUPTED)
 
 
 def fail(message: str, code: int, *, debug: bool, head: str = "error: ") -> NoReturn:
