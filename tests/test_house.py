@@ -13,8 +13,12 @@ STACKS = {
     "lightning": {"lightning"},
     "transformers": {"transformers"},
     "accelerate": {"accelerate"},
-    "timm_training": {"timm"},
     "timm": {"timm"},
+    "timm_validation": {"timm"},
+    "timm_epoch": {"timm"},
+    "timm_parts": {"timm"},
+    "timm_images": {"timm"},
+    "timm_saving": set(),
 }
 METHOD = [
     *(
@@ -46,7 +50,18 @@ INSIDE = {
     ],
 }
 LAB = [
-    *("cli", "cli_looking", "command_line", "console", "report", "compare", "execution", "comparison", "analyze"),
+    *(
+        "cli",
+        "cli_looking",
+        "cli_timm",
+        "command_line",
+        "console",
+        "report",
+        "compare",
+        "execution",
+        "comparison",
+        "analyze",
+    ),
     *("statistics", "inspection", "starting", "run", "training", "teachers", "optim", "measures", "processes"),
     *(
         "environment",

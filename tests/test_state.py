@@ -84,3 +84,15 @@ def test_optimizers_are_unwrapped_and_checked():
     assert as_optimizers(None) == ()
     with pytest.raises(tr.ReaperError, match=r"optimizer='adam': must be a torch.optim.Optimizer"):
         as_optimizers(["adam"])
+
+
+def test_an_optimizer_that_takes_no_hooks_is_refused():
+    """As timm's Lookahead, which wraps another one."""
+
+    class Wrapping(torch.optim.Optimizer):
+        def __init__(self, inner):
+            self.inner, self.param_groups, self.state = inner, inner.param_groups, inner.state
+
+    optimizer = Wrapping(torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1))
+    with pytest.raises(tr.ReaperError, match="optimizer=Wrapping: does not let torch's hooks see its state, which"):
+        as_optimizers(optimizer)

@@ -104,7 +104,7 @@ def as_optimizers(optimizer: Any) -> tuple[Optimizer, ...]:
     """One optimizer, several or none as a tuple, without the wrappers of Fabric and Accelerate.
 
     Raises:
-        ReaperError: something in it is no ``torch.optim.Optimizer``.
+        ReaperError: something in it is no ``torch.optim.Optimizer``, or does not take its hooks.
     """
     given = () if optimizer is None else tuple(optimizer) if isinstance(optimizer, (list, tuple)) else (optimizer,)
     return tuple({id(inner): inner for inner in map(_unwrapped, given)}.values())
@@ -120,6 +120,11 @@ def _unwrapped(optimizer: Any) -> Optimizer:
             f"optimizer={type(optimizer).__name__}: works through another one, whose state of dropped filters could "
             "not be kept; use a plain optimizer (under DDP every rank then holds its state)"
         )
+    try:
+        optimizer.register_state_dict_post_hook(lambda *_: None).remove()
+    except AttributeError as error:  # timm's Lookahead, which leaves torch's __init__ out
+        text = "does not let torch's hooks see its state, which would be cut wrongly; use the optimizer that it wraps"
+        raise ReaperError(f"optimizer={type(optimizer).__name__}: {text}") from error
     return optimizer
 
 

@@ -1,4 +1,4 @@
-"""The command ``reaper``: new, train, compare, report, inspect, analyze.
+"""The command ``reaper``: new, train, compare, report, inspect, analyze, timm-train.
 
 Only the package itself is imported before a command needs more: data, plotting and statistics libraries take seconds.
 """
@@ -25,6 +25,7 @@ from torchreaper.lab.cli_looking import (
     report,
     schemes,
 )
+from torchreaper.lab.cli_timm import EXAMPLE_TIMM, timm_train
 from torchreaper.lab.command_line import (
     FAILED,
     WRONG,
@@ -241,3 +242,5 @@ app.command(epilog=EXAMPLE_ANALYZE, short_help=WHAT_ANALYZE)(analyze)
 app.command(epilog=EXAMPLE_INSPECT, short_help="Show the filters of a network and which would go.")(inspect)
 app.command(epilog=EXAMPLE_SCHEMES, short_help="Which schemes there are, and their options.")(schemes)
 app.command(epilog=EXAMPLE_RECIPES, short_help="Which recipes there are, and what a paper reports for them.")(recipes)
+WHAT_TIMM = "Train a timm model by timm's own parts, with RePr."
+app.command("timm-train", epilog=EXAMPLE_TIMM, short_help=WHAT_TIMM)(timm_train)

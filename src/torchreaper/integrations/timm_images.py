@@ -1,0 +1,98 @@
+"""The images of a timm training run, by timm's data sets, augmentation, mixup and loaders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data import FastCollateMixup, Mixup, create_dataset, create_loader
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from torchreaper.errors import ReaperError
+
+
+@dataclass
+class Images:
+    """Loaders of an epoch, and the mixup to be called on each batch where the loader does not mix itself."""
+
+    training: Any
+    validation: Any
+    mixup: Mixup | None
+
+
+@contextmanager
+def naming(argument: str, value: Any) -> Iterator[None]:
+    """What timm refuses, as a `ReaperError` that names the argument."""
+    try:
+        yield
+    except (RuntimeError, ValueError, AssertionError, LookupError, TypeError, OSError, ImportError) as error:
+        raise ReaperError(f"{argument}={value!r}: {str(error) or type(error).__name__}") from error
+
+
+def datasets(args: Any) -> tuple[Dataset[Any], Dataset[Any]]:
+    """Those of training and validation; see `load` for `args`."""
+    if not args.dataset and not Path(args.data_dir).exists():
+        raise ReaperError(f"data_dir={args.data_dir!r}: there is no such folder")
+    found: list[Any] = []
+    for split, is_training in ((args.train_split, True), (args.val_split, False)):
+        with naming("data_dir", str(args.data_dir)):
+            where = {"root": args.data_dir, "split": split, "is_training": is_training}
+            found.append(create_dataset(args.dataset, seed=args.seed, batch_size=args.batch_size, **where))
+    roots = [Path(str(getattr(getattr(one, "reader", None), "root", number))) for number, one in enumerate(found)]
+    # timm's readers take all there is where they do not find a split.
+    if roots[0].is_relative_to(roots[1]) or roots[1].is_relative_to(roots[0]):
+        splits = f"train_split={args.train_split!r}, val_split={args.val_split!r}"
+        raise ReaperError(f"{splits}: {args.data_dir} has no folders of both; what it trains on cannot judge it")
+    return found[0], found[1]
+
+
+def classes_of(args: Any, dataset: Any) -> int | None:
+    """How many there are, or refuse too few; None where neither `args` nor a folder's names tell."""
+    names = getattr(getattr(dataset, "reader", None), "class_to_idx", None)
+    if names and args.num_classes and args.num_classes < len(names):
+        there = f"{args.data_dir} has {len(names)} classes; leave --num-classes out, or raise it"
+        raise ReaperError(f"num_classes={args.num_classes}: {there}")
+    return args.num_classes or (len(names) if names else None)
+
+
+def load(args: Any, data: dict[str, Any], sets: tuple[Any, Any], classes: int, device: torch.device) -> Images:
+    """Make the loaders, or refuse a size of batch.
+
+    Args:
+        args: those of timm's ``train.py``, by its names; ``distributed`` is set.
+        data: size, mean and so on, as timm's ``resolve_data_config`` gives them.
+        sets: those of `datasets`.
+        classes: outputs of the model.
+        device: where the images go.
+    """
+    mixed = bool(args.mixup or args.cutmix)
+    if mixed and args.batch_size % 2:
+        raise ReaperError(f"batch_size={args.batch_size}: mixup and cutmix pair images; use an even number")
+    mixup, collate = None, {}
+    if mixed:
+        mixing = {"mixup_alpha": args.mixup, "cutmix_alpha": args.cutmix, "label_smoothing": args.smoothing}
+        mixup = (FastCollateMixup if args.prefetcher else Mixup)(**mixing, num_classes=classes)
+        collate = {"collate_fn": mixup} if args.prefetcher else {}
+    common = {name: data[name] for name in ("input_size", "mean", "std", "interpolation")}
+    common |= {"batch_size": args.batch_size, "num_workers": args.workers, "use_prefetcher": args.prefetcher}
+    # Workers that stayed would go on with random numbers that no checkpoint knows.
+    common |= {"distributed": args.distributed, "device": device, "persistent_workers": False}
+    augment = {"re_prob": args.reprob, "auto_augment": args.aa, **collate}
+    augment |= {name: getattr(args, name) for name in ("hflip", "color_jitter", "no_aug")}
+    with naming("aa", args.aa):
+        training = create_loader(sets[0], is_training=True, **common, **augment)
+    validation = create_loader(sets[1], crop_pct=data["crop_pct"], **common)
+    if not len(training):
+        raise ReaperError(f"batch_size={args.batch_size}: {len(sets[0])} images do not make one batch; lower it")
+    return Images(training, validation, mixup)
+
+
+def on_device(args: Any, device: torch.device, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """A batch as the model takes it."""
+    layout = torch.channels_last if args.channels_last else torch.preserve_format
+    return images.to(device, memory_format=layout), labels.to(device)

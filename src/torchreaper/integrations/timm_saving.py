@@ -1,0 +1,52 @@
+"""What a timm training run leaves after each epoch, and goes on from."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from torchreaper.errors import ReaperError
+
+#: Beside timm's own checkpoints, which do not know of the scheme.
+LAST = "repr-last.pt"
+#: Arguments that change no number.
+_FREE = {"device", "workers", "log_interval", "output", "experiment", "checkpoint_hist", "rank", "local_rank"}
+
+
+def what(args: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    """What makes a run's numbers."""
+    return {name: value for name, value in vars(args).items() if name not in _FREE} | settings
+
+
+def save(folder: Path, state: dict[str, Any]) -> None:
+    """Replace what is there as a whole, wherever this is cut off."""
+    written = folder / f"{LAST}.tmp"
+    with open(written, "wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(written, folder / LAST)
+
+
+def load(folder: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
+    """What was saved last, on the CPU; None where a run begins.
+
+    Raises:
+        ReaperError: it cannot be read, or was begun with something else than ``asked``, which `what` gave.
+    """
+    file = folder / LAST
+    if not file.exists():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        began = state["what"]
+    except Exception as error:  # whatever the bytes make of it
+        raise ReaperError(f"{file}: is no checkpoint that can be read ({error}); move it away to begin anew") from error
+    for name, value in asked.items():
+        if began.get(name) != value:
+            text = f"{name}={value!r}: the run in {folder} was begun with {began.get(name)!r}"
+            raise ReaperError(f"{text}; use that, or another --experiment")
+    return state

@@ -1,0 +1,335 @@
+"""`reaper timm-train`: the bits of a loop that is written with timm's parts, killed and taken up, refused in a line."""
+
+from __future__ import annotations
+
+import csv
+import inspect
+import os
+import random
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from typer.testing import CliRunner
+
+import torchreaper as tr
+from tests.zoo import torchvision_importable
+from torchreaper.lab import cli
+from torchreaper.lab.cli_timm import timm_train
+
+torchvision_importable()
+import timm  # noqa: E402
+from timm.data import Mixup, create_dataset, create_loader  # noqa: E402
+from timm.loss import SoftTargetCrossEntropy  # noqa: E402
+from timm.optim import create_optimizer_v2  # noqa: E402
+from timm.scheduler import create_scheduler_v2  # noqa: E402
+from timm.utils import ModelEmaV3, random_seed  # noqa: E402
+
+from torchreaper.integrations.timm import Training  # noqa: E402
+from torchreaper.integrations.timm_saving import LAST  # noqa: E402
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::torchreaper.OneLayerWarning"),  # small networks have few layers
+    # timm's and torch's own
+    pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:.*script_method.*:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler:UserWarning"),
+]
+ROOT = Path(__file__).parents[2]
+MODEL, SIZE, CLASSES, EACH = "test_resnet.r160_in1k", 32, 3, 16
+REPR = {"full": 2, "sub": 1, "cycles": 2}
+EPOCHS = 7
+ARGS = {
+    **{"model": MODEL, "img_size": SIZE, "epochs": EPOCHS, "batch_size": 8, "workers": 0, "lr": 0.05},
+    **{"warmup_epochs": 1, "mixup": 0.2, "model_ema": True, "model_ema_decay": 0.8, "reprob": 0.2, "clip_grad": 1.0},
+}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    """A folder of three classes that are easily told apart."""
+    root, draw = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    patterns = draw.integers(0, 255, (CLASSES, 4, 4, 3))
+    for split, count in (("train", EACH), ("validation", EACH // 2)):
+        for label, pattern in enumerate(patterns):
+            folder = root / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = np.kron(pattern, np.ones((SIZE // 4, SIZE // 4, 1))) + draw.normal(0, 30, (SIZE, SIZE, 3))
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{number}.png")
+    return root
+
+
+def arguments(images: Path, **more) -> Namespace:
+    """The command's own, where nothing else is asked."""
+    known = {name: one.default for name, one in inspect.signature(timm_train).parameters.items() if name != "data_dir"}
+    known |= {"data_dir": str(images), "output": "", "device": "cpu", "model_kwargs": {}, "opt_kwargs": {}}
+    return Namespace(**{**known, **ARGS, **more})
+
+
+def trained(images: Path, folder: Path, *, repr_settings=REPR, **more) -> Training:
+    folder.mkdir(exist_ok=True)
+    run = Training(arguments(images, **more), folder, dict(repr_settings))
+    list(run.epochs())
+    return run
+
+
+def by_hand(images: Path, mode: str) -> tuple[nn.Module, nn.Module]:
+    """The loop that docs/stacks/timm.md shows, with mixup; the model and its average."""
+    random_seed(42, 0)
+    data = create_dataset("", root=str(images), split="train", is_training=True)
+    create_dataset("", root=str(images), split="validation")
+    model = timm.create_model(MODEL, num_classes=CLASSES)
+    config = timm.data.resolve_data_config({"img_size": SIZE}, model=model)
+    shown = {name: config[name] for name in ("mean", "std", "interpolation")}
+    loader = create_loader(
+        *(data, (3, SIZE, SIZE), 8),
+        **{"is_training": True, "use_prefetcher": False, "num_workers": 0, "re_prob": 0.2, "device": "cpu"},
+        **shown,
+    )
+    mixup = Mixup(mixup_alpha=0.2, label_smoothing=0.1, num_classes=CLASSES)
+    optimizer = create_optimizer_v2(model, opt="sgd", lr=0.05, momentum=0.9, weight_decay=2e-5)
+    schedule, _ = create_scheduler_v2(
+        optimizer, sched="cosine", num_epochs=EPOCHS, warmup_epochs=1, warmup_lr=1e-5, min_lr=0.0
+    )
+    average = ModelEmaV3(model, decay=0.8)
+    scheme = tr.RePr(model, optimizer, torch.zeros(2, 3, SIZE, SIZE), subnetwork=mode, **REPR)
+    loss_fn, updates = SoftTargetCrossEntropy(), 0
+    for epoch in range(EPOCHS):
+        random_seed(42 + 1 + epoch, 0)
+        model.train()
+        for batch in loader:
+            inputs, targets = mixup(*batch)
+            optimizer.zero_grad()
+            loss_fn(model(inputs), targets).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            average.update(model, step=(updates := updates + 1))
+        scheme.step()
+        schedule.step(epoch + 1)
+    assert len(scheme.history) == 4
+    scheme.remove()
+    return model, average.module
+
+
+def same(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("mode", ["masked", "compact"])
+def test_the_bits_of_a_loop_by_hand(images, tmp_path, mode):
+    run = trained(images, tmp_path / "run", repr_settings={**REPR, "subnetwork": mode}, prefetcher=False)
+    model, average = by_hand(images, mode)
+    assert same(run.parts.model.state_dict(), model.state_dict())
+    assert same(run.parts.ema.module.state_dict(), average.state_dict())
+
+
+def command(images: Path, output: Path, **more) -> list[str]:
+    """The command line of the same run."""
+    given = {**ARGS, **REPR, "device": "cpu", "threads": 1, "output": output, "experiment": "run", **more}
+    flags = [
+        f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}")
+        for name, value in given.items()
+        if value is not False
+    ]
+    return ["timm-train", str(images), *flags]
+
+
+def started(call: list[str], *before: str, **environment: str) -> subprocess.CompletedProcess:
+    mine = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", **environment}
+    script = [sys.executable, *before, "-m", "tests.integrations.timm_cli"] if not before else [sys.executable, *before]
+    return subprocess.run([*script, *call], cwd=ROOT, env=mine, capture_output=True, text=True, timeout=240)
+
+
+def end(folder: Path) -> dict:
+    """All that a run ended with, but for its times."""
+    state = torch.load(folder / LAST, weights_only=True)
+    for line in [*state["history"], *state["repr"]["scheme"]["history"]]:
+        del line["seconds"]
+    del state["saver"]["checkpoint_files"]  # where they are
+    return state
+
+
+def alike(one, other) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(alike(one[name], other[name]) for name in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(alike, one, other))
+    return one == other
+
+
+def test_killed_in_a_sub_network_and_given_again(images, tmp_path):
+    """A real SIGKILL in the third epoch, workers that load, and the same command: the same bits as never killed."""
+    call = command(images, tmp_path, subnetwork="compact", workers=1)
+    killed = {"KILLED": str(tmp_path / "mark"), "BATCH": str(2 * 6 + 3)}
+    assert started(call, **killed).returncode == -9
+    state = torch.load(tmp_path / "run" / LAST, weights_only=True)
+    assert len(state["history"]) == 2
+    assert state["repr"]["scheme"]["dropped"]
+    again = started(call, **killed)
+    assert again.returncode == 0, again.stderr
+    assert "2 of 7 epochs are there" in again.stdout
+    assert again.stdout.splitlines()[-1] == str(tmp_path / "run")
+    whole = started(command(images, tmp_path / "whole", subnetwork="compact", workers=1))
+    assert whole.returncode == 0, whole.stderr
+    one, other = end(tmp_path / "run"), end(tmp_path / "whole" / "run")
+    assert alike(one, other)
+    rows = list(csv.DictReader((tmp_path / "run" / "summary.csv").open()))
+    assert [row["epoch"] for row in rows] == [str(epoch) for epoch in range(EPOCHS)]
+    assert [float(row["sub"]) for row in rows] == [0, 0, 1, 0, 0, 1, 0]
+    assert float(rows[2]["filters_dropped"]) > 0
+    finished = started(call)
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert "7 of 7 epochs are there" in finished.stdout
+
+
+def test_two_processes_of_which_one_dies(images, tmp_path):
+    """torchrun starts both again, and they end at the bits of those that nobody killed."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "2"]
+    torchrun += ["-m", "tests.integrations.timm_cli"]
+    apart = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    killed = {"KILLED": str(tmp_path / "mark"), "BATCH": str(2 * 6 + 3), **apart}
+    small = {"batch_size": 4, "subnetwork": "compact", "grad_accum_steps": 1}
+    whole = started(command(images, tmp_path / "whole", **small), *torchrun, **apart)
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    died = started(command(images, tmp_path, **small), *torchrun, **killed)
+    assert died.returncode == 0, died.stderr[-3000:]
+    assert (tmp_path / "mark").exists()
+    one, other = end(tmp_path / "run"), end(tmp_path / "whole" / "run")
+    assert alike(one, other)
+    assert "2 of 7 epochs are there" in died.stdout
+    assert died.stdout.count("epoch 6 full") == 1, "one of them speaks"
+
+
+def test_timms_checkpoints_are_of_whole_networks(images, tmp_path):
+    """The best is what timm loads, and as good as the summary says."""
+    run = trained(images, tmp_path / "run", model_ema=False)
+    best = run.saver.best_epoch
+    (line,) = (line for line in run.history if line["epoch"] == best)
+    assert line["sub"] == 0
+    assert line["top1"] == max(line["top1"] for line in run.history if not line["sub"])
+    assert line["top1"] > 60, "they are easily told apart"
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert "checkpoint-2.pth.tar" not in names, "a sub-network's"
+    assert "checkpoint-3.pth.tar" in names
+    model = timm.create_model(MODEL, num_classes=CLASSES, checkpoint_path=str(tmp_path / "run" / "model_best.pth.tar"))
+    model.eval()
+    with torch.no_grad():
+        right = sum((model(images).argmax(1) == labels).sum() for images, labels in run.parts.images.validation)
+    assert 100 * right / (CLASSES * EACH // 2) == pytest.approx(line["top1"])
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in run.parts.model.modules())
+
+
+EVERYTHING = {
+    **{"opt": "adamw", "lr": 1e-3, "amp": True, "amp_dtype": "bfloat16", "channels_last": True, "cutmix": 0.5},
+    **{"grad_accum_steps": 4, "sched_on_updates": True, "model_ema_warmup": True, "clip_mode": "agc", "clip_grad": 0.1},
+    **{"mixup_off_epoch": 3, "aa": "rand-m3", "drop": 0.1, "drop_path": 0.05},
+}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        EVERYTHING,
+        {**EVERYTHING, "prefetcher": False},
+        {"opt": "sgdp", "sched": "step", "decay_epochs": 2},
+        {"opt": "lamb", "lr": 1e-3, "sched": "none"},
+    ],
+    ids=["everything", "without a prefetcher", "sgdp", "lamb"],
+)
+def test_what_timm_offers_beside_it(images, tmp_path, more):
+    """Stopped after the third epoch and taken up again, it is what it is in one go."""
+    whole = trained(images, tmp_path / "whole", **more)
+    (tmp_path / "run").mkdir()
+    first = Training(arguments(images, **more), tmp_path / "run", dict(REPR))
+    steps = first.epochs()
+    for _ in range(3):
+        next(steps)
+    steps.close()
+    random.seed(0)
+    again = trained(images, tmp_path / "run", **more)
+    assert alike(end(tmp_path / "run")["parts"], end(tmp_path / "whole")["parts"])
+    assert [line["sub"] for line in again.history] == [0, 0, 1, 0, 0, 1, 0]
+    assert all(np.isfinite(line["train_loss"]) for line in whole.history)
+
+
+def test_compiled(images, tmp_path):
+    run = trained(images, tmp_path / "run", torchcompile="eager")
+    plain = trained(images, tmp_path / "plain")
+    assert same(run.parts.model.state_dict(), plain.parts.model.state_dict())
+
+
+def refused(images: Path, tmp_path: Path, **more) -> str:
+    found = CliRunner().invoke(cli.app, command(images, tmp_path / "out", **more))
+    assert found.exit_code == 2, found.output
+    assert not (tmp_path / "out").exists(), "nothing is written"
+    (line,) = found.stderr.splitlines()
+    assert line.startswith("error: ")
+    return line.removeprefix("error: ")
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        ({"model": "resnet19"}, "model='resnet19': Unknown model (resnet19)"),
+        ({"opt": "sdg"}, "opt='sdg': "),
+        ({"opt": "lookahead_sgd"}, "optimizer=Lookahead: does not let torch's hooks see its state, "),
+        ({"sched": "cosinus"}, "sched='cosinus': "),
+        ({"sched": "plateau"}, "sched='plateau': timm keeps no state of it to go on from; use cosine, step or another"),
+        ({"val_split": "test"}, "train_split='train', val_split='test': "),
+        ({"aa": "nonsense"}, "aa='nonsense': "),
+        ({"batch_size": 400}, "batch_size=400: 48 images do not make one batch; lower it"),
+        ({"batch_size": 5}, "batch_size=5: mixup and cutmix pair images; use an even number"),
+        ({"num_classes": 2}, "num_classes=2: "),
+        ({"full": 5, "sub": 3}, "full=5, sub=3, cycles=2: training ends after 7 epochs, in a sub-network phase"),
+        ({"criterion": "taylr"}, "criterion='taylr'"),
+        ({"repr_kwargs": "min_filter=3"}, "min_filter=3: RePr has "),
+        ({"opt_kwargs": "betas"}, "opt_kwargs='betas': must be KEY=VALUE"),
+        ({"opt_kwargs": "bets=3"}, "opt='sgd': "),
+        ({"model_kwargs": "width=[1"}, "model_kwargs='width=[1': '[1' is not YAML"),
+        ({"device": "gpu"}, "device='gpu': choose among auto and cpu"),
+    ],
+)
+def test_what_is_refused(images, tmp_path, more, text):
+    assert refused(images, tmp_path, **more).startswith(text)
+
+
+def test_a_folder_that_is_none(images, tmp_path):
+    assert refused(tmp_path / "nowhere", tmp_path) == f"data_dir='{tmp_path / 'nowhere'}': there is no such folder"
+
+
+def test_another_run_in_the_folder(images, tmp_path):
+    """Other numbers are not mixed in; another place or number of workers makes no other."""
+    call = command(images, tmp_path, epochs=3, cycles=1)
+    assert CliRunner().invoke(cli.app, call).exit_code == 0
+    for other, text in [({"mixup": 0.3}, "mixup=0.3: "), ({"fraction": 0.2}, "fraction=0.2: ")]:
+        found = CliRunner().invoke(cli.app, command(images, tmp_path, **{"epochs": 3, "cycles": 1, **other}))
+        began = f"the run in {tmp_path / 'run'} was begun with {ARGS.get('mixup') if 'mixup' in other else 0.3!r}"
+        assert (found.exit_code, found.stderr) == (2, f"error: {text}{began}; use that, or another --experiment\n")
+    found = CliRunner().invoke(cli.app, command(images, tmp_path, epochs=3, cycles=1, workers=1, log_interval=7))
+    assert found.exit_code == 0
+    (tmp_path / "run" / LAST).write_bytes(b"half a file")
+    found = CliRunner().invoke(cli.app, call)
+    assert found.exit_code == 2
+    assert found.stderr.startswith(f"error: {tmp_path / 'run' / LAST}: is no checkpoint that can be read (")
+
+
+def test_training_that_diverges(images, tmp_path):
+    call = command(images, tmp_path, lr=1e30, warmup_epochs=0, clip_grad=1e30)
+    found = CliRunner().invoke(cli.app, call)
+    assert found.exit_code == 1
+    assert found.stderr.endswith("; use a lower lr, or clip_grad\n")
+    assert not (tmp_path / "run" / LAST).exists()
+
+
+def test_a_network_without_filters_to_drop(images, tmp_path):
+    found = refused(images, tmp_path, model="test_vit.r160_in1k")
+    assert found.startswith("model=VisionTransformer: no convolution to rank (patch_embed.proj: skipped)")
