@@ -282,6 +282,7 @@ class Run:
                 if self.average is not None:
                     self.average.update(self.model)
                     self.expected.update(recorded(self.model), self.scheme.dropped)
+            assert self.scheme.bank.mode == (self.mode if self.scheme.phase == "sub" else None)
             transition = self.scheme.step()
             if transition is not None and transition.kind == "restore":
                 self.expected.returned(recorded(self.model), transition.filters)
@@ -344,3 +345,158 @@ def test_over_state_dicts_it_may_be_made_in_any_full_phase(start, kind, mode):
             run.expected.check(run.average.module, epoch)
     run.scheme.remove()
     is_an_ordinary_network(run.average.module, run.model, "residual")
+
+
+def widths(net: str) -> dict[str, int]:
+    return {layer: fresh(net)[0].get_submodule(layer).out_channels for layer in BELONGS[net]}
+
+
+def drop_sets(net: str) -> st.SearchStrategy[dict[str, list[int]]]:
+    """Any filters of any layers, one at least, but never all of a layer."""
+    sets = {layer: st.sets(st.integers(0, n - 1), max_size=n - 1).map(sorted) for layer, n in widths(net).items()}
+    return st.fixed_dictionaries(sets).filter(lambda gone: any(gone.values()))
+
+
+@dataclass
+class Phase:
+    """What is dropped in it (nothing: a full one), whether each of its steps is averaged, and how filters return."""
+
+    gone: dict[str, list[int]]
+    averaged: list[bool]
+    reinit: str | None
+
+
+def phases(net: str) -> st.SearchStrategy[list[Phase]]:
+    steps, reinit = st.lists(st.booleans(), max_size=3), st.sampled_from(["orthogonal", "random", None])
+    full, sub = (st.builds(Phase, gone, steps, reinit) for gone in (st.just({}), drop_sets(net)))
+    return st.tuples(full, sub, full, sub, full).map(list)
+
+
+def through(net: str, mode: str, kind: str, scattered: bool, course: list[Phase]) -> list[State]:
+    """The average after every phase, each as expected."""
+    model, optimizer = fresh(net)
+    average, expected = KINDS[kind].make(model), Expected(KINDS[kind], net, recorded(model))
+    bank = tr.find_filters(model, EXAMPLE, skip=None)
+    if scattered:
+        routed(bank, {layer.name: "scatter" for layer in bank.layers if layer.route == "masked"})
+    bank.attach(optimizer, followers=[average.module] if KINDS[kind].follows else [])
+    found, step = [], 0
+    for number, phase in enumerate(course):
+        if phase.gone:
+            bank.drop(phase.gone, mode=mode)
+        for averaged in phase.averaged:
+            train(model, optimizer, step)
+            step += 1
+            if averaged:
+                average.update(model)
+                expected.update(recorded(model), bank.dropped)
+                expected.check(average.module, f"in phase {number}, step {step}")
+        back = bank.dropped
+        bank.restore(phase.reinit)
+        if phase.reinit is not None:
+            expected.returned(recorded(model), back)
+        expected.check(average.module, f"after phase {number}")
+        found.append(recorded(average.module))
+    bank.detach()
+    assert not hooks_of(average.module)
+    return found
+
+
+@pytest.mark.parametrize("net", NETS)
+@settings(max_examples=25)
+@given(data=st.data(), kind=st.sampled_from(list(KINDS)), scattered=st.booleans())
+def test_whatever_goes_and_whenever_it_is_averaged(net, data, kind, scattered):
+    course = data.draw(phases(net))
+    for pair in zip(*(through(net, mode, kind, scattered, course) for mode in MODES), strict=True):
+        assert_all_close(*pair, "masked and compact")
+
+
+def statistics(net: str, state: State, dropped: Filters, batches: list[Tensor]) -> State:
+    """What `update_bn` finds in a network in which these filters give 0: gamma and beta are."""
+    model, _ = fresh(net, seed=3)
+    model.load_state_dict(state)
+    for layer, indices in dropped.items():
+        norm = model.get_submodule(BELONGS[net][layer][0])
+        norm.weight.data[list(indices)] = norm.bias.data[list(indices)] = 0
+    update_bn(batches, model)
+    return recorded(model)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", ["torch mean", "torch ema, buffers", "timm", "by parameters"])
+@pytest.mark.parametrize("net", NETS)
+def test_update_bn_in_every_phase(net, kind, mode):
+    """Of a follower, in a sub-network phase, the sub-network's; the dropped filters' own stay as they were."""
+    batches = [inputs(100 + seed, dtype=torch.float64)[0] for seed in range(3)]
+    run = Run(net, mode, kind)
+    for _ in run.steps(0, STEPS):
+        before, average = recorded(run.average.module), run.average.module
+        dropped = run.scheme.dropped if KINDS[kind].follows else {}
+        update_bn(batches, average)
+        expected = statistics(net, before, dropped, batches)
+        gone = masks(net, dropped, before)
+        for name, value in average.state_dict().items():
+            if name.endswith(("running_mean", "running_var")):
+                wanted = torch.where(gone[name], before[name], expected[name])
+                torch.testing.assert_close(value, wanted, **EXACT, msg=lambda m, n=name: f"{n}: {m}")
+                run.expected.values[name] = wanted
+            elif not name.endswith("num_batches_tracked"):
+                assert torch.equal(value, before[name]), name
+    run.expected.check(average, "at the end")
+    run.scheme.remove()
+    is_an_ordinary_network(average, run.model, net)
+
+
+STOP = FULL + 2  # in the first sub-network phase
+SAVED = [(mode, kind) for mode in MODES for kind in KINDS]
+
+
+def file_of(folder: Path, mode: str, kind: str, what: str) -> Path:
+    return folder / f"{SAVED.index((mode, kind))}-{what}.pt"
+
+
+def go_on(folder: Path) -> None:
+    """Continue every run that was stopped in ``folder``, from objects with other values."""
+    for mode, kind in SAVED:
+        run = Run("residual", mode, kind, seed=5)
+        saved = torch.load(file_of(folder, mode, kind, "stopped"), weights_only=True)
+        for part in ("model", "optimizer", "average", "scheme"):
+            getattr(run, part).load_state_dict(saved[part])
+        assert run.scheme.phase == "sub"
+        assert run.scheme.bank.mode == mode
+        for _ in run.steps(STOP, STEPS):
+            pass
+        run.scheme.remove()
+        torch.save(run.average.state_dict(), file_of(folder, mode, kind, "ended"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Every kind of run, stopped in a sub-network phase, and continued by another process."""
+    folder = tmp_path_factory.mktemp("averages")
+    for mode, kind in SAVED:
+        run = Run("residual", mode, kind)
+        for _ in run.steps(0, STOP):
+            pass
+        assert run.scheme.phase == "sub"
+        parts = {part: getattr(run, part).state_dict() for part in ("model", "optimizer", "average", "scheme")}
+        torch.save(parts, file_of(folder, mode, kind, "stopped"))
+    script = "import sys, pathlib; from tests.test_averages import go_on; go_on(pathlib.Path(sys.argv[1]))"
+    command = [sys.executable, "-c", script, str(folder)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize(("mode", "kind"), SAVED)
+def test_resumed_in_a_sub_network_phase_in_another_process_it_is_the_same_bit_for_bit(folder, mode, kind):
+    run = Run("residual", mode, kind)
+    for _ in run.steps(0, STEPS):
+        pass
+    ended = torch.load(file_of(folder, mode, kind, "ended"), weights_only=True)
+    expected = run.average.state_dict()
+    if "steps" in ended:
+        assert ended["steps"] == expected["steps"]
+        ended, expected = ended["module"], expected["module"]
+    assert list(ended) == list(expected)
+    assert all(torch.equal(ended[name], expected[name]) for name in expected)
