@@ -500,3 +500,73 @@ def test_resumed_in_a_sub_network_phase_in_another_process_it_is_the_same_bit_fo
         ended, expected = ended["module"], expected["module"]
     assert list(ended) == list(expected)
     assert all(torch.equal(ended[name], expected[name]) for name in expected)
+
+
+LOST = (
+    "state_dict: what was written into the one before is lost, .* before the scheme or in a full phase, and do not name"
+)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", ["timm", "timm, one by one", "timm, warm-up"])
+def test_one_over_state_dicts_that_is_made_in_a_sub_network_phase_is_refused(kind, mode):
+    """It would be lost: what it writes into is a copy of its own weights. Its second value says so."""
+    run = Run("residual", mode, kind, start=FULL)
+    with pytest.raises(tr.ReaperError, match=LOST):
+        for _ in run.steps(0, STEPS):
+            pass
+    assert run.expected.count == 1
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("updates", [1, 2])
+def test_one_over_state_dicts_that_is_named_is_refused(updates, mode):
+    """By its second value in a phase or, if that never comes, by the restore, once."""
+    model, optimizer = fresh("residual")
+    average = Timm(model)
+    scheme = scheme_for(model, optimizer, mode, [average.module])
+    for _ in range(FULL):
+        average.update(model)
+        scheme.step()
+    average.update(model)
+    with pytest.raises(tr.ReaperError, match=LOST):
+        average.update(model) if updates == 2 else scheme.restore()
+    assert scheme.phase == "sub"
+    if updates == 1:
+        assert scheme.restore().kind == "restore"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_reading_state_dicts_is_never_refused(mode):
+    run = Run("residual", mode, "torch ema")
+    copies = []
+    for epoch in run.steps(0, STEPS):
+        with torch.inference_mode(epoch % 2 == 0):
+            for model in (run.model, run.average.module, *copies):
+                assert_all_close(model.state_dict(), recorded(model), "read twice")
+        copies.append(copy.deepcopy(run.average.module))
+        copies.append(copy.deepcopy(run.model))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_unnamed_an_average_over_parameters_is_not_the_average(mode):
+    """What the documents warn of: compact, torch fails; masked, zeros are averaged."""
+    model, optimizer = fresh("residual")
+    average, expected = EMA(model), Expected(KINDS["torch ema"], "residual", recorded(model))
+    scheme = scheme_for(model, optimizer, mode, [])
+
+    def update() -> None:
+        train(model, optimizer, 0)
+        average.update(model)
+        expected.update(recorded(model), scheme.dropped)
+
+    update()
+    for _ in range(FULL):
+        scheme.step()
+    if mode == "compact":
+        with pytest.raises(RuntimeError, match="The size of tensor a"):
+            update()
+    else:
+        update()
+        with pytest.raises(AssertionError):
+            expected.check(average.module, "unnamed")

@@ -118,13 +118,13 @@ class Leaf(OwnHook):
         self.parts, self.stored, self.settings = {}, {}, {}
         self.mask = self.kept = None
 
-    def refuse_lost_writes(self) -> None:
-        """Raise, once, where the last state dict of a phase was taken for the weights themselves, as by an average."""
+    def lost_writes(self) -> bool:
+        """Whether an average took the last state dict of this phase for the weights themselves; told once."""
         given = self.given
-        if given:
-            self.given = {}
-            if any(tensor._version != version for tensor, version in given.values()):
-                raise ReaperError(LOST_WRITES)
+        if not given:
+            return False
+        self.given = {}
+        return any(tensor._version != version for tensor, version in given.values())
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "given": {}}
@@ -211,7 +211,8 @@ class WholeStateDict(OwnHook):
     leaf: Leaf
 
     def __call__(self, module: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: Any) -> None:  # noqa: D102
-        self.leaf.refuse_lost_writes()
+        if self.leaf.lost_writes():
+            raise ReaperError(LOST_WRITES)
         for name, part in self.leaf.parts.items():
             if prefix + name in state_dict:
                 rest = state_dict[prefix + name].detach().clone()

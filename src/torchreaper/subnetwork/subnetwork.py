@@ -18,6 +18,7 @@ from torchreaper.filters import parents, tensor_of
 from torchreaper.flow.channels import Flow
 from torchreaper.state import Cut
 from torchreaper.subnetwork.leaves import (
+    LOST_WRITES,
     FullWidthDropout,
     GradientMask,
     Guard,
@@ -93,9 +94,10 @@ class Hooked:
         self._mask_gradients()
 
     def refuse_lost_writes(self) -> None:
-        """Raise where an average of ``state_dict()`` was lost in this phase, while nothing is touched."""
-        for leaf in self.leaves.values():
-            leaf.refuse_lost_writes()
+        """Raise where an average over ``state_dict()`` was lost in this phase, while nothing is touched."""
+        lost = [leaf.lost_writes() for leaf in self.leaves.values()]  # of all, so that a second try is not refused
+        if any(lost):
+            raise ReaperError(LOST_WRITES)
 
     def leave(self) -> None:
         """Become the whole network again, with everything as it was stored."""
