@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import warnings
 from collections.abc import Callable
@@ -109,6 +110,15 @@ def averaged() -> None:
     ema.update_parameters(model)
 
 
+def named_over_state_dicts() -> None:
+    model = net()
+    copied = copy.deepcopy(model)
+    in_a_phase(model=model, followers=[copied])
+    for _ in range(2):
+        for mine, theirs in zip(copied.state_dict().values(), model.state_dict().values()):
+            mine.copy_(theirs)
+
+
 def twice() -> None:
     model = net()
     scheme(model)
@@ -142,6 +152,7 @@ MESSAGES: dict[str, Callable[[], object]] = {
     "does not hold": another_optimizer,
     "made for the shapes": stale,
     "size of tensor a": averaged,
+    "written into the one before": named_over_state_dicts,
     "its dropped filters": lambda: (found := in_a_phase()).model.load_state_dict(found.model.state_dict()),
     "when saved": loaded_with_another_fraction,
     "training ends": ends_in_a_phase,

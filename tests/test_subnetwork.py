@@ -6,6 +6,7 @@ import copy
 import gc
 import pickle
 import shutil
+import weakref
 
 import pytest
 import torch
@@ -214,6 +215,56 @@ def test_model_optimizer_and_scheme_copied_together_go_on(mode):
         its_scheme.remove()
         assert not any(m._forward_hooks or m._state_dict_hooks for m in other.modules())
         assert not any(p._backward_hooks for p in other.parameters())
+
+
+def hooked(model: nn.Module) -> bool:
+    return any(m._forward_hooks or m._state_dict_hooks or m._load_state_dict_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_whole_copies_lose_their_hooks_with_the_model(mode):
+    """Not those with a scheme of their own, nor those made in a phase, which would compute something else then."""
+    model, optimizer = build("residual")
+    scheme = tr.RePr(model, optimizer, inputs()[0], full=1, sub=1, cycles=2, subnetwork=mode)
+    theirs: list[str] = []
+    whole, gone = copy.deepcopy(model), copy.deepcopy(model)
+    again, pickled = copy.deepcopy(whole), pickle.loads(pickle.dumps(model))
+    whole.stem.register_forward_hook(lambda *_: theirs.append("called"))
+    other, _, its_scheme = copy.deepcopy((model, optimizer, scheme))
+    expected = model(inputs()[0])
+    scheme.step()
+    small = copy.deepcopy(model)
+    without = small(inputs()[0])
+    scheme.step()
+    del gone
+    gc.collect()
+    assert all(hooked(one) for one in (whole, again))
+    scheme.remove()
+    assert [hooked(one) for one in (model, again, pickled, other, small)] == [False, False, True, True, True]
+    assert len(whole.stem._forward_hooks) == 1, "the user's own"
+    for one in (whole, again, pickled, other):
+        assert torch.equal(one(inputs()[0]), expected)
+    assert theirs == ["called"]
+    assert torch.equal(small(inputs()[0]), without)
+    assert not torch.equal(without, expected)
+    tr.RePr(whole, torch.optim.SGD(whole.parameters(), lr=0.1), inputs()[0]).remove()
+    assert [its_scheme.step().kind for _ in range(4)] == ["drop", "restore"] * 2
+    its_scheme.remove()
+    assert not hooked(other)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_checkpoint_of_the_model_does_not_stay_in_memory(mode):
+    model, optimizer = build("residual")
+    scheme = tr.RePr(model, optimizer, inputs()[0], full=1, sub=1, subnetwork=mode)
+    other, _, its_scheme = copy.deepcopy((model, optimizer, scheme))
+    for one, its in ((model, scheme), (other, its_scheme)):
+        its.step()
+        saved = [weakref.ref(tensor) for tensor in one.state_dict().values()]
+        gone = {name for name, leaf in its.bank._subnetwork._whole.leaves.items() if leaf.parts}
+        assert gone
+        kept = {id(tensor) for tensor in (*one.parameters(), *one.buffers())}
+        assert all(ref() is None or id(ref()) in kept for ref in saved)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -320,7 +320,7 @@ def _random_states_put_back() -> Iterator[None]:
 
 
 class OwnHook:
-    """Marks what has methods that this package registers as forward hooks; all others are the user's."""
+    """Marks what this package registers as hooks of modules, itself or its methods; all others are the user's."""
 
 
 def has_foreign_hooks(module: nn.Module) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import ReferenceType, WeakSet, ref
 
 import torch
 from jaxtyping import Bool, Int
@@ -33,6 +34,10 @@ ATTACHED = (
     "a scheme is attached to the model, and what is exported would hold its hooks, and a sub-network's zeros; call "
     "scheme.remove() before (in a sub-network phase scheme.restore() before that)"
 )
+LOST_WRITES = (
+    "state_dict: what was written into the one before is lost, as in a sub-network phase it holds copies; make an "
+    "average over state_dict() before the scheme or in a full phase, and do not name it in followers"
+)
 _is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # new in torch 2.7
 
 
@@ -49,6 +54,8 @@ class Leaf(OwnHook):
         stored: tensor name -> what that part held.
         settings: attributes of the module that follow its width, as they were.
         graphs: how many compiled graphs hold the module's forward hook.
+        given: tensor name -> what the last state dict of this phase got for it, and its version then; ``None`` for the
+            model that trains, whose checkpoints need not stay in memory.
     """
 
     dim: int = 0
@@ -59,6 +66,7 @@ class Leaf(OwnHook):
     stored: dict[str, Stored] = field(default_factory=dict)
     settings: dict[str, int] = field(default_factory=dict)
     graphs: int = 0
+    given: dict[str, tuple[Tensor, int]] | None = field(default_factory=dict)
 
     def complete(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
         """Forward hook: zeros where filters are missing."""
@@ -109,6 +117,17 @@ class Leaf(OwnHook):
             setattr(module, name, value)
         self.parts, self.stored, self.settings = {}, {}, {}
         self.mask = self.kept = None
+
+    def lost_writes(self) -> bool:
+        """Whether an average took the last state dict of this phase for the weights themselves; told once."""
+        given = self.given
+        if not given:
+            return False
+        self.given = {}
+        return any(tensor._version != version for tensor, version in given.values())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "given": {}}
 
 
 def _count_graph(leaf: Leaf) -> None:
@@ -183,7 +202,7 @@ class _Widen(torch.autograd.Function):
 
 
 @dataclass(eq=False)
-class WholeStateDict:
+class WholeStateDict(OwnHook):
     """State-dict hook of one module: stored values in their places, so that a checkpoint is always whole.
 
     In a sub-network phase the entries are copies, with ``keep_vars=True`` too.
@@ -192,24 +211,51 @@ class WholeStateDict:
     leaf: Leaf
 
     def __call__(self, module: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: Any) -> None:  # noqa: D102
+        if self.leaf.lost_writes():
+            raise ReaperError(LOST_WRITES)
         for name, part in self.leaf.parts.items():
             if prefix + name in state_dict:
                 rest = state_dict[prefix + name].detach().clone()
-                state_dict[prefix + name] = part.put(rest, self.leaf.stored[name])
+                state_dict[prefix + name] = whole = part.put(rest, self.leaf.stored[name])
+                if self.leaf.given is not None and not whole.is_inference():
+                    self.leaf.given[name] = whole, whole._version
 
 
 @dataclass(eq=False)
-class Guard:
+class Guard(OwnHook):
     """Pre-hook of ``load_state_dict``: what would be loaded into the holes would be lost.
 
-    It stands on every module that has a leaf below it, so that nothing is loaded before it speaks.
+    It stands on every module that has a leaf below it, so that nothing is loaded before it speaks. Being copied along
+    with its model, it also knows the copies.
+
+    Attributes:
+        closed: whether loading is refused.
+        model: whose guard it is.
+        copies: deep copies of the model, and of those, that no scheme was copied along with.
     """
 
     closed: bool = False
+    model: ReferenceType[nn.Module] | None = None
+    copies: WeakSet[nn.Module] = field(default_factory=WeakSet)
 
     def __call__(self, *_: Any) -> None:  # noqa: D102
         if self.closed:
             raise ReaperError(f"load_state_dict: {IN_A_PHASE}")
+
+    def watch(self, model: nn.Module) -> None:
+        """Be the guard of ``model``, which has a scheme of its own."""
+        self.copies.discard(model)
+        self.model, self.copies = ref(model), WeakSet()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Guard:
+        model = None if self.model is None else memo.get(id(self.model()))
+        if not isinstance(model, nn.Module):
+            return Guard(self.closed)
+        self.copies.add(model)
+        return Guard(self.closed, ref(model), self.copies)
+
+    def __reduce__(self) -> tuple[type[Guard], tuple[bool]]:
+        return Guard, (self.closed,)  # a pickle knows no copies
 
 
 @dataclass(eq=False)
@@ -232,6 +278,18 @@ def settings_of(module: nn.Module, name: str, plan: Plan) -> dict[str, int]:
     if isinstance(module, INSTANCE_NORMS) and name in plan.features:
         settings["num_features"] = plan.features[name]
     return settings
+
+
+def unhook(model: nn.Module) -> None:
+    """Take all hooks of this package off a copy, of which there are no handles."""
+    for module in model.modules():
+        for name, hooks in vars(module).items():
+            if not name.endswith("_hooks") or not isinstance(hooks, dict):
+                continue
+            for key, hook in list(hooks.items()):
+                hook = getattr(hook, "hook", hook)  # torch wraps those of load_state_dict
+                if isinstance(getattr(hook, "__self__", hook), OwnHook):
+                    del hooks[key]
 
 
 def has_leaf(module: nn.Module) -> bool:

@@ -18,6 +18,7 @@ from torchreaper.filters import parents, tensor_of
 from torchreaper.flow.channels import Flow
 from torchreaper.state import Cut
 from torchreaper.subnetwork.leaves import (
+    LOST_WRITES,
     FullWidthDropout,
     GradientMask,
     Guard,
@@ -26,6 +27,7 @@ from torchreaper.subnetwork.leaves import (
     has_leaf,
     is_without,
     settings_of,
+    unhook,
 )
 from torchreaper.subnetwork.moments import Moments
 from torchreaper.subnetwork.plan import Output, Plan
@@ -34,12 +36,14 @@ from torchreaper.subnetwork.plan import Output, Plan
 class Hooked:
     """One model with its hooks: the one that trains, or a copy that follows it."""
 
-    def __init__(self, model: nn.Module, flow: Flow) -> None:
+    def __init__(self, model: nn.Module, flow: Flow, *, trains: bool = True) -> None:
         self.model = model
+        self._trains = trains
         names = sorted(flow.sites.keys() | flow.shares.keys())
         self.leaves = {name: Leaf(flow.sites[name].dim if name in flow.sites else 0) for name in names}
         self._dropouts = {name: FullWidthDropout(site.dim) for name, site in flow.dropouts.items()}
         self._guard = Guard()
+        self._own()
         self._handles: list[Any] = []
         self._gradients: list[Any] = []
         self._install(flow)
@@ -59,6 +63,12 @@ class Hooked:
         for name in sorted({"", *self.leaves, *(parent for leaf in self.leaves for parent in parents(leaf))}):
             module = self.model.get_submodule(name)
             note(module.register_load_state_dict_pre_hook(self._guard))  # type: ignore[no-untyped-call]
+
+    def _own(self) -> None:
+        """Tell the hooks whose they are; those of a copy with no scheme of its own do not know."""
+        self._guard.watch(self.model)
+        for leaf in self.leaves.values():
+            leaf.given = None if self._trains else {}
 
     def _mask_gradients(self) -> None:
         """In a phase only: autograd calls such a hook in every step, and a compiled graph knows nothing of it."""
@@ -83,6 +93,12 @@ class Hooked:
             dropout.kept, dropout.width = output.kept, output.width
         self._mask_gradients()
 
+    def refuse_lost_writes(self) -> None:
+        """Raise where an average over ``state_dict()`` was lost in this phase, while nothing is touched."""
+        lost = [leaf.lost_writes() for leaf in self.leaves.values()]  # of all, so that a second try is not refused
+        if any(lost):
+            raise ReaperError(LOST_WRITES)
+
     def leave(self) -> None:
         """Become the whole network again, with everything as it was stored."""
         for handle in self._gradients:
@@ -95,9 +111,12 @@ class Hooked:
         self._guard.closed = False
 
     def remove(self) -> None:
-        """Take every hook off the model."""
+        """Take every hook off the model, and off deep copies of it that are whole."""
         for handle in self._handles + self._gradients:
             handle.remove()
+        for copied in list(self._guard.copies):
+            if not any(is_without(module) for module in copied.modules()):
+                unhook(copied)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_gradients": []}
@@ -105,6 +124,7 @@ class Hooked:
     def __setstate__(self, state: dict[str, Any]) -> None:
         # The modules' hooks travel with the model; those of its parameters do not.
         self.__dict__.update(state)
+        self._own()
         self._mask_gradients()
 
 
@@ -130,7 +150,7 @@ class Subnetwork:
             )
         _check_followers(model, followers)
         self._whole = Hooked(model, flow)
-        self._followers = [Hooked(follower, flow) for follower in followers]
+        self._followers = [Hooked(follower, flow, trains=False) for follower in followers]
         self._moments = [Moments(optimizer) for optimizer in optimizers]
 
     @property
@@ -152,6 +172,8 @@ class Subnetwork:
 
     def leave(self) -> None:
         """Put everything back where it was."""
+        for follower in self._followers:
+            follower.refuse_lost_writes()
         for moments in self._moments:
             moments.put()
         for hooked in (self._whole, *self._followers):
