@@ -27,9 +27,10 @@ torchvision_importable()
 import timm  # noqa: E402
 from timm.data import Mixup, create_dataset, create_loader  # noqa: E402
 from timm.loss import SoftTargetCrossEntropy  # noqa: E402
+from timm.models import load_checkpoint, resume_checkpoint  # noqa: E402
 from timm.optim import create_optimizer_v2  # noqa: E402
 from timm.scheduler import create_scheduler_v2  # noqa: E402
-from timm.utils import ModelEmaV3, random_seed  # noqa: E402
+from timm.utils import CheckpointSaver, ModelEmaV3, random_seed  # noqa: E402
 
 from torchreaper.integrations.timm import Training  # noqa: E402
 from torchreaper.integrations.timm_saving import LAST  # noqa: E402
@@ -226,6 +227,46 @@ def test_timms_checkpoints_are_of_whole_networks(images, tmp_path):
         right = sum((model(images).argmax(1) == labels).sum() for images, labels in run.parts.images.validation)
     assert 100 * right / (CLASSES * EACH // 2) == pytest.approx(line["top1"])
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in run.parts.model.modules())
+
+
+def test_the_lines_for_timms_script(images, tmp_path):
+    """`CheckpointSaver` and `resume_checkpoint`, with the scheme's state beside: stopped after any epoch, the same."""
+
+    def script(folder: Path, stop: int, *, resume: bool = False) -> dict:
+        folder.mkdir(exist_ok=True)
+        random_seed(42, 0)
+        model = timm.create_model(MODEL, num_classes=CLASSES)
+        optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3)
+        scheme = tr.RePr(model, optimizer, torch.zeros(2, 3, SIZE, SIZE), subnetwork="compact", **REPR)
+        first = 0
+        if resume:
+            first = resume_checkpoint(model, str(folder / "last.pth.tar"), optimizer, log_info=False)
+        average = ModelEmaV3(model, decay=0.8)
+        if resume:
+            load_checkpoint(average.module, str(folder / "last.pth.tar"), use_ema=True)
+            scheme.load_state_dict(torch.load(folder / "scheme.pt"))
+        saver = CheckpointSaver(model, optimizer, model_ema=average, checkpoint_dir=str(folder))
+        for epoch in range(first, stop):
+            draw = torch.Generator().manual_seed(epoch)
+            for _ in range(4):
+                optimizer.zero_grad()
+                inputs = torch.randn(6, 3, SIZE, SIZE, generator=draw)
+                nn.functional.cross_entropy(model(inputs), torch.tensor([0, 1, 2, 0, 1, 2])).backward()
+                optimizer.step()
+                average.update(model)
+            scheme.step()
+            torch.save(scheme.state_dict(), folder / "scheme.pt")
+            saver.save_checkpoint(epoch, metric=float(epoch))
+        return {
+            "model": model.state_dict(),
+            "average": average.module.state_dict(),
+            "optimizer": optimizer.state_dict(),
+        }
+
+    whole = script(tmp_path / "whole", EPOCHS)
+    for stop in (2, 3, 5):
+        script(tmp_path / str(stop), stop)
+        assert alike(script(tmp_path / str(stop), EPOCHS, resume=True), whole), f"stopped after {stop}"
 
 
 EVERYTHING = {
