@@ -18,6 +18,7 @@ import pytest
 import torch
 import typer
 import yaml
+from torch.distributed.run import get_args_parser
 
 import torchreaper as tr
 from tests.readers import DOCS, FENCE, PAGES, ROOT, STACKS, Reading, of_the_reader, readings
@@ -89,14 +90,27 @@ def _commands() -> list[tuple[str, str]]:
         code = [block[3] for block in FENCE.finditer(text) if block[2] in ("", "bash", "console", "shell", "sh")]
         code += re.findall(r"^ {4}.*$", FENCE.sub("", text), re.MULTILINE)
         lines = [line.strip().removeprefix("$ ") for block in code for line in block.splitlines()]
-        found += [(page.name, line) for line in lines if line.startswith("reaper ")]
+        found += [(page.name, line) for line in lines if line.startswith(("reaper ", "torchrun ", "srun "))]
     return found
+
+
+def _of_reaper(command: str) -> list[str]:
+    """What `reaper` is given, alone or by what starts it; torchrun's own parser reads torchrun's part."""
+    words = shlex.split(command.replace("$(which reaper)", "reaper"), comments=True)
+    if words[0] == "torchrun":
+        start = get_args_parser().parse_args(words[1:])
+        return [start.training_script, *start.training_script_args]
+    return words[words.index("reaper") :]
 
 
 @pytest.mark.parametrize(("page", "command"), _commands())
 def test_commands_are_understood(page, command):
     """They are parsed, not run."""
-    name, *arguments = shlex.split(command, comments=True)[1:]
+    script, *arguments = _of_reaper(command)
+    if script != "reaper":
+        assert (ROOT / script).exists()
+        return
+    name, *arguments = arguments
     commands = typer.main.get_command(app).commands
     parser = commands[name].make_parser(typer.Context(commands[name]))
     given, left, _ = parser.parse_args(with_ray_address(arguments))
