@@ -40,6 +40,12 @@ def trained(net: str, mode: str) -> nn.Module:
     return model
 
 
+@pytest.fixture(autouse=True)
+def nothing_compiled():
+    """What other tests have compiled counts as well: past the limit torch would compile the same code no more."""
+    torch._dynamo.reset()
+
+
 @pytest.fixture(scope="module", params=[(net, mode) for net in NETS for mode in MODES], ids=" ".join)
 def model(request) -> nn.Module:
     return trained(*request.param).eval()

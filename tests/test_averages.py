@@ -411,29 +411,31 @@ def test_whatever_goes_and_whenever_it_is_averaged(net, data, kind, scattered):
         assert_all_close(*pair, "masked and compact")
 
 
-def statistics(net: str, state: State, dropped: Filters, batches: list[Tensor]) -> State:
-    """What `update_bn` finds in a network in which these filters give 0: gamma and beta are."""
+def without(net: str, state: State, dropped: Filters) -> nn.Module:
+    """A full network of these values in which these filters give 0: their gamma and beta are."""
     model, _ = fresh(net, seed=3)
     model.load_state_dict(state)
     for layer, indices in dropped.items():
         norm = model.get_submodule(BELONGS[net][layer][0])
         norm.weight.data[list(indices)] = norm.bias.data[list(indices)] = 0
-    update_bn(batches, model)
-    return recorded(model)
+    return model
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", ["torch mean", "torch ema, buffers", "timm", "by parameters"])
 @pytest.mark.parametrize("net", NETS)
-def test_update_bn_in_every_phase(net, kind, mode):
-    """Of a follower, in a sub-network phase, the sub-network's; the dropped filters' own stay as they were."""
+def test_evaluation_and_update_bn_in_every_phase(net, kind, mode):
+    """A follower is the sub-network in its phases; the dropped filters' own statistics stay as they were then."""
     batches = [inputs(100 + seed, dtype=torch.float64)[0] for seed in range(3)]
     run = Run(net, mode, kind)
     for _ in run.steps(0, STEPS):
         before, average = recorded(run.average.module), run.average.module
         dropped = run.scheme.dropped if KINDS[kind].follows else {}
+        reference = without(net, before, dropped)
+        torch.testing.assert_close(average.eval()(EXAMPLE), reference.eval()(EXAMPLE), **EXACT)
         update_bn(batches, average)
-        expected = statistics(net, before, dropped, batches)
+        update_bn(batches, reference)
+        expected = recorded(reference)
         gone = masks(net, dropped, before)
         for name, value in average.state_dict().items():
             if name.endswith(("running_mean", "running_var")):
