@@ -2,8 +2,8 @@
 
     KILL=RANK:STEP:FILE python -m tests.imagenet ARGUMENTS
 
-The process of that rank (0 where there is one alone) ends itself by SIGKILL right before its optimizer step of that
-number, from 1, and leaves FILE behind; where FILE is there already, nothing happens.
+The process of that rank (0 where there is one alone) ends itself by SIGKILL in its training step of that number, from
+1, between the gradients and the optimizer, and leaves FILE behind; where FILE is there already, nothing happens.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "imagenet.py"
 
 
 def die_before(step: int, mark: Path) -> None:
-    """Let the next SGD step of that number end the process."""
-    whole, left = torch.optim.SGD.step, [step]
+    """Let the training step of that number end the process."""
+    whole, left = torch.amp.GradScaler.step, [step]
 
     def trapped(*args: Any, **kwargs: Any) -> Any:
         left[0] -= 1
@@ -32,7 +32,7 @@ def die_before(step: int, mark: Path) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return whole(*args, **kwargs)
 
-    torch.optim.SGD.step = trapped  # type: ignore[method-assign]
+    torch.amp.GradScaler.step = trapped  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
