@@ -117,9 +117,11 @@ def flat(value: Any, name: str = "") -> dict[str, Any]:
     return {name: value}
 
 
-def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """The names of what is not the same, to the bit."""
     assert one.keys() == other.keys()
-    return all(torch.equal(v, other[k]) if isinstance(v, torch.Tensor) else v == other[k] for k, v in one.items())
+    alike = {k: torch.equal(v, other[k]) if isinstance(v, torch.Tensor) else v == other[k] for k, v in one.items()}
+    return [name for name, so in alike.items() if not so]
 
 
 def epochs(said: str) -> list[re.Match[str]]:
@@ -149,7 +151,7 @@ def test_killed_in_a_phase_it_goes_on_to_the_same_bits(runs, name):
     said = (runs / f"{name} killed" / "said").read_text()
     assert said.startswith(f"{runs / f'{name} killed'}/checkpoint.pt: goes on after epoch 4\n")
     assert [line[1] for line in epochs(said)] == ["5", "6", "7", "8"]
-    assert same(end(runs / name), end(runs / f"{name} killed"))
+    assert not differing(end(runs / name), end(runs / f"{name} killed"))
 
 
 def test_half_precision_and_channels_last_were_on(runs):
@@ -161,7 +163,7 @@ def test_half_precision_and_channels_last_were_on(runs):
 
 
 def test_rows_of_hugging_face_are_the_images_in_folders(runs):
-    assert same(end(runs / "masked"), end(runs / "rows"))
+    assert not differing(end(runs / "masked"), end(runs / "rows"))
 
 
 def test_two_processes_by_torchrun_and_an_elastic_restart_come_to_the_same(images, tmp_path):
@@ -173,7 +175,7 @@ def test_two_processes_by_torchrun_and_an_elastic_restart_come_to_the_same(image
     restarted, _ = ended(started([*script, str(tmp_path / "killed")], KILL=f"1:{IN_A_PHASE}:{mark}"))
     assert mark.exists()
     assert f"{tmp_path / 'killed'}/checkpoint.pt: goes on after epoch 4\n" in restarted
-    assert same(end(tmp_path / "whole"), end(tmp_path / "killed"))
+    assert not differing(end(tmp_path / "whole"), end(tmp_path / "killed"))
 
 
 @pytest.fixture(scope="module")
