@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
 import torchreaper as tr
@@ -160,6 +161,10 @@ def scenarios(rank: int) -> dict[str, Any]:
         found[f"compiled {mode}"] = loop.run(plain)
         found[f"graphs {mode}"] = loop.scheme.bank._subnetwork.graphs
         torch.compiler.reset()
+
+    hooked = Loop(rank, "masked", "residual")
+    hooked.ddp.register_comm_hook(None, allreduce_hook)
+    found["hooked"] = hooked.run(plain)
     return found
 
 
@@ -255,3 +260,10 @@ def test_a_compiled_wrapper_trains_as_it_does_uncompiled(ranks, mode):
         assert rank[f"compiled {mode}"][1] == rank[f"eager {mode}"][1]
         close(rank[f"compiled {mode}"][0], rank[f"eager {mode}"][0])
     same_weights(rank[f"compiled {mode}"] for rank in ranks)
+
+
+def test_a_communication_hook_goes_on_through_masked_phases(ranks):
+    for rank in ranks:
+        assert rank["hooked"][1] == rank["eager masked"][1]
+        close(rank["hooked"][0], rank["eager masked"][0])
+    same_weights(rank["hooked"] for rank in ranks)
