@@ -1,8 +1,8 @@
 """RePr on ImageNet, or on images of your own, in plain PyTorch: DDP, mixed precision, channels_last, resume.
 
-    python examples/imagenet.py /data/imagenet
+    python examples/imagenet.py hf:uoft-cs/cifar10 --arch resnet18 --size 32
     torchrun --nproc-per-node 8 examples/imagenet.py /data/imagenet --batch 1024 --lr 0.4 --amp bf16 --channels-last
-    torchrun --nproc-per-node 2 --max-restarts 3 examples/imagenet.py hf:uoft-cs/cifar10 --arch resnet18 --size 32
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --nproc-per-node 8 --max-restarts 3 examples/imagenet.py DATA
 
 The same command goes on where it was stopped: on the CPU, with as many processes and workers, to the same bits.
 """
