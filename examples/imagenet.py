@@ -85,7 +85,7 @@ def load(data, size):
     crops = v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), v2.PILToTensor()])
     centre = v2.Compose([v2.Resize(size * 256 // 224), v2.CenterCrop(size), v2.PILToTensor()])
     try:
-        if data.startswith("hf:") or any(Path(data).rglob("*.parquet")):
+        if data.startswith("hf:") or any(any(Path(data).glob(name)) for name in ("*.parquet", "*/*.parquet")):
             from datasets import load_dataset
 
             parts = load_dataset(data.removeprefix("hf:"))
