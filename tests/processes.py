@@ -1,4 +1,4 @@
-"""Two real processes on loopback that meet through gloo; one that waits for the other too long is killed."""
+"""Two real processes on loopback, mostly through gloo; one that waits for the other too long is killed."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ SECONDS = 60  # a collective that waits longer fails; all of it takes a tenth of
 Scenarios = Callable[[int], dict[str, Any]]
 
 
-def _work(rank: int, folder: str, scenarios: Scenarios) -> None:
+def _work(rank: int, folder: str, scenarios: Scenarios, backend: str) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     warnings.simplefilter("error")
     meeting, wait = f"file://{folder}/meeting", timedelta(seconds=SECONDS)
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=wait)
+    dist.init_process_group(backend, init_method=meeting, rank=rank, world_size=2, timeout=wait)
     try:
         torch.save(scenarios(rank), Path(folder) / f"{rank}.pt")
         dist.barrier()
@@ -32,9 +32,9 @@ def _work(rank: int, folder: str, scenarios: Scenarios) -> None:
         dist.destroy_process_group()
 
 
-def in_two_ranks(scenarios: Scenarios, folder: Path) -> list[dict[str, Any]]:
+def in_two_ranks(scenarios: Scenarios, folder: Path, backend: str = "gloo") -> list[dict[str, Any]]:
     """What ``scenarios(rank)``, a function of a module, returns in each of two processes."""
-    context = mp.spawn(_work, args=(str(folder), scenarios), nprocs=2, join=False)
+    context = mp.spawn(_work, args=(str(folder), scenarios, backend), nprocs=2, join=False)
     try:
         end = time.monotonic() + 3 * SECONDS
         while not context.join(timeout=1):

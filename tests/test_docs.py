@@ -192,6 +192,17 @@ def test_pictures_are_those_that_the_script_draws(tmp_path):
         assert kept == drawn or by[0] != by[1], name
 
 
+def test_every_row_on_many_processes_names_tests_that_exist():
+    text = (DOCS / "distributed.md").read_text()
+    rows = re.findall(r"^\| (?!what |-)(.*) \|$", text, re.MULTILINE)
+    assert len(rows) > 20
+    for row in rows:
+        names = re.findall(r"`([\w/]+\.py)::(test_\w+)`", row.split(" | ")[-1])
+        assert names, row
+        for file, test in names:
+            assert f"\ndef {test}(" in (ROOT / "tests" / file).read_text(), (file, test)
+
+
 def test_every_criterion_is_in_the_table():
     rows = re.findall(r"^\| `([a-z0-9-]+)` \|", (DOCS / "criteria.md").read_text(), re.MULTILINE)
     assert sorted(rows) == sorted(base.names())

@@ -9,6 +9,8 @@ import torch
 
 import torchreaper as tr
 from tests.nets import NETS, build, inputs
+from tests.processes import in_two_ranks
+from tests.test_ddp_loops import MODES, Loop, plain
 
 pytestmark = [
     pytest.mark.gpu,
@@ -73,3 +75,22 @@ def test_half_precision_training_ranks_by_images():
     with torch.autocast("cuda", torch.float16):
         assert scheme.step().kind == "drop"
     assert scheme.step().kind == "restore"
+
+
+def synced(rank):
+    """DDP by NCCL, each rank on a device of its own, with norms over both halves of the batch."""
+    torch.cuda.set_device(rank)
+    settings = {"device": f"cuda:{rank}", "convert": torch.nn.SyncBatchNorm.convert_sync_batchnorm}
+    return {mode: Loop(rank, mode, "residual", wrap={"device_ids": [rank]}, **settings).run(plain) for mode in MODES}
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_two_ranks_with_norms_over_both_train_as_one_process(tmp_path):
+    ranks = in_two_ranks(synced, tmp_path, "nccl")
+    for mode in MODES:
+        seen, filters = Loop(None, mode, "residual").run(plain)
+        for found in ranks:
+            assert found[mode][1] == filters
+            for ours, its in zip(found[mode][0], seen, strict=True):
+                for name, value in its.items():
+                    torch.testing.assert_close(ours[name], value, rtol=1e-7, atol=1e-9)

@@ -9,6 +9,7 @@ from torch import nn
 
 import torchreaper as tr
 from tests.nets import build, inputs
+from tests.test_ddp_loops import Loop, plain
 
 IMAGES = inputs()[0]
 SETTINGS = {"full": 1, "sub": 1, "cycles": 1, "skip": None}
@@ -77,9 +78,60 @@ def test_an_optimizer_that_shares_its_state_out_is_refused():
     assert not any(module._forward_hooks for module in model.modules())
 
 
+@pytest.mark.usefixtures("alone")
+def test_a_layer_that_ranks_share_is_refused():
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+
+    model, _ = build("plain")
+    parallelize_module(model, init_device_mesh("cpu", (1,)), {"8": ColwiseParallel()})
+    with pytest.raises(tr.ReaperError, match=r"^model=Sequential: 8\.weight is a shard, a DTensor, and filters"):
+        tr.RePr(model, sgd(model), IMAGES, **SETTINGS)
+
+
+synced = nn.SyncBatchNorm.convert_sync_batchnorm
+
+
+@pytest.mark.usefixtures("alone")
+def test_torch_has_norms_over_all_ranks_on_gpus_alone():
+    """When that changes, the table in docs/distributed.md has to."""
+    with pytest.raises(ValueError, match="SyncBatchNorm layers only work with GPU modules"):
+        nn.parallel.DistributedDataParallel(synced(build("residual")[0]))
+
+
+class Sized(nn.Module):
+    """Reads sizes as plain numbers behind its norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.last = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Conv2d(6, 4, 3)
+
+    def forward(self, x):
+        x = self.norm(self.conv(x))
+        x = self.last(x if x.shape[2] > 2 else -x)
+        return x.view(int(x.shape[0]), -1).sum(1)
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("build", [Sized, lambda: build("residual")[0]])
+def test_norms_over_all_ranks_are_not_run_to_find_the_filters(build):
+    """Where ranks are there, they would wait for each other, and on the CPU fail."""
+    banks = [tr.find_filters(model, IMAGES, skip=None) for model in (build(), synced(build()))]
+    assert not banks[1].flow.untraced
+    assert str(banks[0]) == str(banks[1])
+
+
+@pytest.mark.parametrize("mode", ["masked", "compact"])
+def test_a_network_with_norms_over_all_ranks_trains_alone_as_with_its_own(mode):
+    (mine, filters), (own, same) = (Loop(None, mode, "residual", convert=c).run(plain) for c in (synced, lambda m: m))
+    assert filters == same
+    for one, other in zip(mine, own, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_statistics_of_all_ranks_are_followed_like_those_of_one():
-    """SyncBatchNorm: cut, masked and compact, in evaluation; torch trains with it on GPUs alone."""
-    model = nn.SyncBatchNorm.convert_sync_batchnorm(build("residual")[0]).double().eval()
+    """SyncBatchNorm: cut, masked and compact, in evaluation."""
+    model = synced(build("residual")[0]).double().eval()
     plain = build("residual")[0].double().eval()
     plain.load_state_dict(model.state_dict())
     images = IMAGES.double()

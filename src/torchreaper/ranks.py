@@ -121,6 +121,8 @@ def rewrapped(ddp: nn.Module) -> DistributedDataParallel:
     ddp._remove_autograd_hooks()  # type: ignore[no-untyped-call]
     new = DistributedDataParallel(ddp.module, init_sync=False, **settings)
     new.training = ddp.training
+    # After a forward in `no_sync` DDP leaves the buffers alone once more; a new wrapper would begin by syncing them.
+    new.require_forward_param_sync = ddp.require_forward_param_sync
     return new
 
 

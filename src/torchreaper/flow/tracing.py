@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
 
 from torchreaper.errors import ReaperError
-from torchreaper.flow.operations import CONVOLUTIONS, Kind, argument, is_known_module, kind_of
+from torchreaper.flow.operations import CONVOLUTIONS, NORMS, Kind, argument, is_known_module, kind_of
 
 ExampleInputs = Union[Tensor, Sequence[Any], Mapping[str, Any]]
 
@@ -151,7 +151,10 @@ class _Example:
         args: Any = fx.node.map_arg(node.args, self._values.__getitem__)
         kwargs: Any = fx.node.map_arg(node.kwargs, self._values.__getitem__)
         if node.op == "call_module":
-            return self._model.get_submodule(str(node.target)).forward(*args, **kwargs)
+            module = self._model.get_submodule(str(node.target))
+            if isinstance(module, NORMS):  # a shape is all that counts; one over all ranks would wait for them
+                return torch.empty_like(args[0] if args else kwargs["input"])
+            return module.forward(*args, **kwargs)
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         return node.target(*args, **kwargs)  # type: ignore[operator]
