@@ -28,7 +28,6 @@ RANK, LOCAL, WORLD = (int(os.environ.get(n, d)) for n, d in (("RANK", 0), ("LOCA
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda", LOCAL) if CUDA else torch.device("cpu")
 AMP = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-FREE = ("data", "out", "resume", "workers")  # what may be another when a training goes on
 
 
 def arguments(argv):
@@ -146,8 +145,8 @@ def main(argv=None):
     schedule = LambdaLR(optimizer, lambda e: min((e + 1) / 5, (1 + math.cos(math.pi * e / args.epochs)) / 2))
     scaler = torch.amp.GradScaler(DEVICE.type, enabled=args.amp == "fp16")
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler, "scheme": scheme}
-    settings = {name: value for name, value in vars(args).items() if name not in FREE} | {"classes": train.classes}
-    path, begin = Path(args.out, "checkpoint.pt"), 1
+    settings = {k: v for k, v in vars(args).items() if k not in ("data", "out", "resume", "workers")}
+    settings["classes"], path, begin = train.classes, Path(args.out, "checkpoint.pt"), 1
     path.parent.mkdir(parents=True, exist_ok=True)
     there = RANK == 0 and args.resume == "auto" and path.exists()
     held = [torch.load(path, map_location="cpu", weights_only=True) if there else {}]
@@ -193,6 +192,7 @@ def main(argv=None):
         say(f"{told}  {time.perf_counter() - start:.1f} s{gone}", flush=True)
     scheme.remove()
     if WORLD > 1:
+        dist.barrier()  # gloo may hang if a process leaves while its last collective is being tidied up
         dist.destroy_process_group()
 
 
