@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torchreaper.integrations.adapter import Adapter
 from torchreaper.integrations.timm_epoch import Tell, train_epoch
 from torchreaper.integrations.timm_parts import build
-from torchreaper.integrations.timm_saving import load, save, what
+from torchreaper.integrations.timm_saving import leave_together, load, save, what
 from torchreaper.integrations.timm_validation import judge
 from torchreaper.ranks import rewrapped
 
@@ -45,8 +45,7 @@ class Training:
         self.saver = CheckpointSaver(*kept, checkpoint_dir=str(folder), max_history=args.checkpoint_hist)
         if saved is not None:
             self._load(saved)
-        counts = {"done": len(self.history), "until": parts.epochs}
-        self.adapter.start(parts.model, parts.optimizer, parts.inputs, **counts)
+        self.adapter.start(parts.model, parts.optimizer, parts.inputs, done=len(self.history), until=parts.epochs)
         self._called: Any = parts.model
         if args.distributed:
             self._called = DistributedDataParallel(parts.model, device_ids=[device] if device.type == "cuda" else None)
@@ -77,6 +76,7 @@ class Training:
                 self._save()
             yield self.history[-1]
         self.adapter.finish()
+        leave_together()
 
     def _end(self, epoch: int, metric: float) -> None:
         """What follows validation; timm's checkpoints are of whole networks."""

@@ -50,3 +50,10 @@ def load(folder: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
             text = f"{name}={value!r}: the run in {folder} was begun with {began.get(name)!r}"
             raise ReaperError(f"{text}; use that, or another --experiment")
     return state
+
+
+def leave_together() -> None:
+    """End the processes' group, if there is one; gloo may hang where a process leaves while another tidies up."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()

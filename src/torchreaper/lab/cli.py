@@ -164,6 +164,7 @@ def train(
                 run(loaded, name, seed, out, progress if speaks else Silent(), device=device, fabric=fabric)
         except RunFailed as error:
             fail(str(error), FAILED, debug=debug)
+        processes.end(fabric)
         if speaks and not quiet:
             screen.show_paths(console, [folder_of(out, loaded.name, name, seed)])
 
