@@ -169,7 +169,8 @@ class FilterBank:
             followers: copies of the model whose parameters are averages of its own over ``parameters()``, such as
                 ``ema.module`` of an ``AveragedModel``. They lose and regain filters together with the model. A filter
                 that is brought back re-initialised starts its average anew from the returned values; one that is put
-                back untouched finds its average as it was. Averages over ``state_dict()`` need no mention.
+                back untouched finds its average as it was. Averages over ``state_dict()`` are not named: what they
+                write in a sub-network phase would be lost, and is refused then.
         """
         if self._subnetwork is not None:
             raise ReaperError("attach: this bank is attached already; call detach() before")

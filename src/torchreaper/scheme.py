@@ -172,6 +172,8 @@ class RePr:
     def remove(self) -> None:
         """Take every hook off the model and the optimizer; afterwards nothing of the scheme is left in them.
 
+        Followers lose theirs too, and so do deep copies of the model that are whole.
+
         Raises:
             ReaperError: filters are dropped; :meth:`restore` brings them back.
         """
