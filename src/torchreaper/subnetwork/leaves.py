@@ -85,10 +85,10 @@ class Leaf(OwnHook):
             tensor = tensor_of(module, name)
             assert tensor is not None
             self.parts[name] = part = part.to(tensor.device)
+            gradient = None if tensor.grad is None else part.without(tensor.grad)
+            if part.narrows:
+                tensor.grad = None  # the whole gradient goes before the weight is copied
             rest, self.stored[name] = part.take(tensor)
-            gradient = tensor.grad
-            if gradient is not None:
-                gradient = part.without(gradient)
             if part.narrows:
                 resize(tensor, rest, gradient)
         device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), None)
@@ -102,9 +102,11 @@ class Leaf(OwnHook):
         for name, part in self.parts.items():
             tensor = tensor_of(module, name)
             assert tensor is not None
-            whole = part.put(tensor, self.stored[name])
+            whole = part.put(tensor, self.stored.pop(name))
             if part.narrows:
-                resize(tensor, whole, None if tensor.grad is None else part.put(tensor.grad, 0.0))
+                gradient = tensor.grad
+                resize(tensor, whole)
+                tensor.grad = None if gradient is None else part.put(gradient, 0.0)
         for name, value in self.settings.items():
             setattr(module, name, value)
         self.parts, self.stored, self.settings = {}, {}, {}
@@ -194,8 +196,7 @@ class WholeStateDict:
     def __call__(self, module: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: Any) -> None:  # noqa: D102
         for name, part in self.leaf.parts.items():
             if prefix + name in state_dict:
-                rest = state_dict[prefix + name].detach().clone()
-                state_dict[prefix + name] = part.put(rest, self.leaf.stored[name])
+                state_dict[prefix + name] = part.completed(state_dict[prefix + name], self.leaf.stored[name])
 
 
 @dataclass(eq=False)
