@@ -44,6 +44,7 @@ def load(monkeypatch):
         ("oracle", ["--only", "c3-32-pooled"], {"oracle": 1}),
         ("throughput", ["--only", "c3-32-pooled", "--readers", "1"], {"throughput": 2}),
         ("jobs", ["--only", "c3-32"], {"jobs": 2}),
+        ("imagenet", ["--work", "{tmp}"], {"memory": 4, "transitions": 2, "steps": 1}),
     ],
 )
 def test_program_runs_at_its_smallest(load, capsys, tmp_path, program, arguments, rows):
