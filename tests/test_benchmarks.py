@@ -18,7 +18,7 @@ import torchreaper as tr
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks"
-PROGRAMS = ("subnetwork", "scheme", "transition", "overhead", "growth", "oracle", "throughput", "jobs")
+PROGRAMS = ("subnetwork", "scheme", "transition", "overhead", "growth", "oracle", "throughput", "jobs", "imagenet")
 
 
 @pytest.fixture
@@ -114,6 +114,67 @@ def test_a_failing_network_does_not_end_the_others(load, capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert "FAILED c3-32: ArithmeticError: diverged" in printed
     assert "| C3(32) 5x5, pooled |" in printed
+
+
+@pytest.fixture
+def imagenet(load, monkeypatch):
+    """The program with its parts in this process, each measured once: starting processes would take a minute."""
+    program, part = load("imagenet"), load("imagenet_part")
+    parts, found = {"memory": part.memory, "times": part.times}, {}
+
+    def run(task):
+        key = task["part"], task["mode"]
+        if key not in found:
+            found[key] = json.dumps(parts[task["part"]](task))
+        return json.loads(found[key])
+
+    monkeypatch.setattr(program, "run", run)
+    monkeypatch.setattr(part, "warmed", lambda: None)
+    return program
+
+
+def test_imagenet_takes_up_what_was_measured(imagenet, capsys, monkeypatch, tmp_path):
+    command = ["--quick", "--repeats", "1", "--work", str(tmp_path / "work"), "--out", str(tmp_path)]
+    measured, run = [], imagenet.run
+    monkeypatch.setattr(imagenet, "run", lambda task: measured.append(task["label"]) or run(task))
+    assert imagenet.main(command) == 0, capsys.readouterr()
+    assert measured == ["tiny memory sgd masked", "tiny memory sgd compact", "tiny times sgd"]
+    first = json.loads((tmp_path / "imagenet-cpu.json").read_text())["tables"]
+    assert {title: len(lines) for title, lines in first.items()} == {"memory": 2, "transitions": 2, "steps": 1}
+    (tmp_path / "work" / "tiny-memory-sgd-masked.json").unlink()
+    assert imagenet.main(command) == 0, capsys.readouterr()
+    assert measured[3:] == ["tiny memory sgd masked"]
+    assert json.loads((tmp_path / "imagenet-cpu.json").read_text())["tables"]["steps"] == first["steps"]
+    assert imagenet.main([*command, "--batch", "1"]) == 0, capsys.readouterr()
+    assert len(measured) == 7, "other settings are measured anew"
+    assert (tmp_path / "imagenet-cpu.md").read_text() in capsys.readouterr().out
+
+
+def test_imagenet_says_which_row_failed(imagenet, capsys, monkeypatch, tmp_path):
+    run = imagenet.run
+
+    def broken(task):
+        if task["mode"] == "compact":
+            raise RuntimeError(f"{task['label']}: the process ended with -9, see above")
+        return run(task)
+
+    monkeypatch.setattr(imagenet, "run", broken)
+    assert imagenet.main(["--quick", "--repeats", "1", "--work", str(tmp_path), "--out", str(tmp_path)]) == 1
+    printed = capsys.readouterr().out
+    assert "FAILED tiny: RuntimeError: tiny memory sgd compact: the process ended with -9" in printed
+    kept = json.loads((tmp_path / "imagenet-cpu.json").read_text())["tables"]
+    assert {title: len(lines) for title, lines in kept.items()} == {"memory": 1, "transitions": 2, "steps": 1}
+
+
+def test_a_process_of_its_own_ends_with_an_answer_or_a_word(load):
+    run = load("imagenet").run
+    task = {"label": "mine", "net": "tiny", "optimizer": "sgd", "mode": "masked", "batch": 2, "threads": 1}
+    task |= {"repeats": 1, "device": "cpu"}
+    found = run({**task, "part": "memory"})
+    assert found["weights"] == 4 * 469_688
+    assert all(step["peak"] > 3 * found["weights"] for step in found["stages"]["plain"])
+    with pytest.raises(RuntimeError, match="mine: the process ended with 1"):
+        run({**task, "part": "none"})
 
 
 class Mixed(nn.Module):

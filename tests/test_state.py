@@ -96,3 +96,25 @@ def test_an_optimizer_that_takes_no_hooks_is_refused():
     optimizer = Wrapping(torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1))
     with pytest.raises(tr.ReaperError, match="optimizer=Wrapping: does not let torch's hooks see its state, which"):
         as_optimizers(optimizer)
+
+
+@pytest.mark.parametrize("shape", [(700,), (700, 5), (3, 4, 2, 2)])
+@pytest.mark.parametrize("power", [1, 2])
+def test_mean_outside_a_part(shape, power):
+    tensor = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    columns = [] if len(shape) == 1 else [1, 3]
+    cut = Cut(torch.tensor([0, 2]), torch.tensor(columns, dtype=torch.int64))
+    expected = tensor[~cut.mask(tensor)].double().pow(power).mean()
+    assert cut.mean_outside(tensor, power) == pytest.approx(float(expected), rel=1e-12)
+    everything = Cut(torch.arange(shape[0]), torch.tensor([], dtype=torch.int64))
+    assert everything.mean_outside(tensor) is None
+
+
+def test_values_are_put_row_by_row():
+    tensor = torch.zeros(3, 3, 2, 2).to(memory_format=torch.channels_last)
+    cut = Cut(torch.tensor([1]), torch.tensor([2]))
+    mask = cut.mask(tensor)
+    values = torch.arange(1.0, 1 + int(mask.sum()), dtype=torch.float64)
+    cut.put(tensor, values)
+    assert torch.equal(tensor[mask], values.float())
+    assert not tensor[~mask].any()

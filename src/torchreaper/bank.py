@@ -139,6 +139,11 @@ class FilterBank:
         """The layers that take part in the ranking."""
         return [layer for layer in self.layers if layer.ranked]
 
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes kept for the filters that are dropped now, optimizer state and followers included, on each device."""
+        return 0 if self._subnetwork is None else self._subnetwork.stored_bytes
+
     def __str__(self) -> str:
         rows = [
             [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
+from math import sqrt
 
 import torch
 from jaxtyping import Float, Int
@@ -37,8 +38,9 @@ def bring_back(
     Returns:
         One note per layer: how many, the room there was, the worst |cos|.
     """
-    # The old values must be read before any layer changes another one's slices.
-    old = {layer: layer.rows.clone() for layer in dropped}
+    back = {layer: torch.tensor(indices, dtype=torch.int64, device="cpu") for layer, indices in dropped.items()}
+    # Old values must be read before slices of them change with what they read.
+    old = {} if reinit.consumers == "keep" else {layer: _rows(layer, mine) for layer, mine in back.items()}
     for name, entries in _belongings(model, flow, ids, {"norm"}).items():
         for tensor, cut in entries.items():
             if reinit.norms == "reset":
@@ -46,7 +48,7 @@ def bring_back(
     for name, entries in _belongings(model, flow, ids, {"consumer"}).items():
         for tensor, cut in entries.items():
             _set_consumer(_tensor(model, name, tensor).detach(), cut, reinit.consumers, generator)
-    notes = [_return_layer(layer, old[layer], indices, reinit, generator) for layer, indices in dropped.items()]
+    notes = [_return_layer(layer, mine, old.pop(layer, None), reinit, generator) for layer, mine in back.items()]
     if reinit.optimizer_state != "keep":
         for name, entries in _belongings(model, flow, ids, ROLES).items():
             for tensor, cut in entries.items():
@@ -68,6 +70,11 @@ def _tensor(model: nn.Module, module: str, name: str) -> Tensor:
     return tensor
 
 
+def _rows(layer: FilterLayer, some: Int[Tensor, " some"]) -> Float[Tensor, "some dims"]:
+    rows = layer.rows
+    return rows[some.to(rows.device)]
+
+
 def _frozen(tensor: Tensor) -> bool:
     return isinstance(tensor, nn.Parameter) and not tensor.requires_grad
 
@@ -76,22 +83,21 @@ def _set_consumer(weight: Tensor, cut: Cut, how: str, generator: torch.Generator
     if how == "zero":
         cut.fill(weight, 0)
     elif how == "random":
-        mask = cut.mask(weight)
-        rest = weight[~mask].double()
-        scale = float((rest * rest).mean().sqrt()) if len(rest) else 0.0
-        cut.put(weight, scale * torch.randn(int(mask.sum()), dtype=torch.float64, generator=generator, device="cpu"))
+        scale, count = sqrt(cut.mean_outside(weight, 2) or 0.0), int(cut.mask(weight).sum())
+        cut.put(weight, torch.randn(count, dtype=torch.float64, generator=generator, device="cpu").mul_(scale))
 
 
 def _return_layer(
     layer: FilterLayer,
-    old: Float[Tensor, "filters dims"],
-    indices: Sequence[int],
+    back: Int[Tensor, " returning"],
+    old: Float[Tensor, "returning dims"] | None,
     reinit: Reinit,
     generator: torch.Generator,
 ) -> str:
-    back = torch.tensor(indices, dtype=torch.int64, device="cpu")
-    reference = layer.rows.double().cpu().clone()  # in float64 it would be the weight itself
-    reference[back] = old.double().cpu()[back]
+    """``old``: the values of the returning filters when they were dropped; ``None``: they are in their places."""
+    reference = layer.rows.to("cpu", torch.float64, copy=True)
+    if old is not None:
+        reference[back] = old.to(reference)
     per_group = layer.filters // layer.groups
     cases: dict[str, None] = {}
     worst = 0.0
@@ -102,7 +108,7 @@ def _return_layer(
         layer.write(mine, returned.rows)
         cases[returned.case] = None
         # Of what was written, in the weight's own precision.
-        written = layer.rows[mine.to(layer.rows.device)].cpu()
+        written = _rows(layer, mine).cpu()
         written = written.float() if written.element_size() < 4 else written
         worst = max(worst, worst_cosine(written, reference[first : first + per_group]))
     bias = layer.module.bias

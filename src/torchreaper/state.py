@@ -89,7 +89,18 @@ class Cut:
     @torch.no_grad()
     def put(self, tensor: Tensor, values: Shaped[Tensor, " n"]) -> None:
         """Write ``values`` into the part, row-major."""
-        tensor.detach()[self.mask(tensor)] = values.to(tensor)
+        tensor.detach().masked_scatter_(self.mask(tensor), values.to(tensor))
+
+    def mean_outside(self, tensor: Tensor, power: int = 1) -> float | None:
+        """Mean of what lies outside the part, or of its power, summed in float64; ``None``: nothing does."""
+        total, count = torch.zeros((), dtype=torch.float64, device=tensor.device), 0
+        rows = _others(self.rows, tensor.shape[0]).to(tensor.device)
+        for first in range(0, len(rows), _BLOCK):
+            block = tensor.detach().index_select(0, rows[first : first + _BLOCK])
+            if len(self.columns):
+                block = block.index_select(1, _others(self.columns, tensor.shape[1]).to(tensor.device))
+            total, count = total + block.double().pow(power).sum(), count + block.numel()
+        return float(total / count) if count else None
 
     @torch.no_grad()
     def copy(self, source: Tensor, target: Tensor) -> None:
@@ -98,6 +109,16 @@ class Cut:
             if len(positions):
                 values = source.detach().index_select(dim, positions.to(source.device))
                 target.detach().index_copy_(dim, positions.to(target.device), values.to(target))
+
+
+_BLOCK = 256
+"""Rows of a tensor of which there is a copy in float64 at a time: that of a whole one may be gigabytes."""
+
+
+def _others(positions: Int[Tensor, " some"], size: int) -> Int[Tensor, " others"]:
+    kept = torch.ones(size, dtype=torch.bool, device="cpu")
+    kept[positions.cpu()] = False
+    return kept.nonzero().flatten()
 
 
 def as_optimizers(optimizer: Any) -> tuple[Optimizer, ...]:
@@ -159,11 +180,8 @@ def reset(optimizers: Iterable[Optimizer], tensor: Tensor, cut: Cut, how: str) -
             first step about (1 - beta1) / sqrt(1 - beta2) times the learning rate, 3.2 with its defaults.
     """
     for optimizer, state, key in per_weight_state(optimizers, tensor):
-        entry, mask = state[key], cut.mask(tensor)
-        value: Any = fresh(optimizer, tensor, key)
-        if how == "layer-mean" and key in SECOND_MOMENTS and not mask.all():
-            value = entry[~mask].double().mean().item()
-        cut.fill(entry, value)
+        rest = cut.mean_outside(state[key]) if how == "layer-mean" and key in SECOND_MOMENTS else None
+        cut.fill(state[key], fresh(optimizer, tensor, key) if rest is None else rest)
 
 
 def fresh(optimizer: Optimizer, tensor: Tensor, key: str) -> float:

@@ -93,10 +93,10 @@ class Leaf(OwnHook):
             tensor = tensor_of(module, name)
             assert tensor is not None
             self.parts[name] = part = part.to(tensor.device)
+            gradient = None if tensor.grad is None else part.without(tensor.grad)
+            if part.narrows:
+                tensor.grad = None  # the whole gradient goes before the weight is copied
             rest, self.stored[name] = part.take(tensor)
-            gradient = tensor.grad
-            if gradient is not None:
-                gradient = part.without(gradient)
             if part.narrows:
                 resize(tensor, rest, gradient)
         device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), None)
@@ -110,9 +110,11 @@ class Leaf(OwnHook):
         for name, part in self.parts.items():
             tensor = tensor_of(module, name)
             assert tensor is not None
-            whole = part.put(tensor, self.stored[name])
+            whole = part.put(tensor, self.stored.pop(name))
             if part.narrows:
-                resize(tensor, whole, None if tensor.grad is None else part.put(tensor.grad, 0.0))
+                gradient = tensor.grad
+                resize(tensor, whole)
+                tensor.grad = None if gradient is None else part.put(gradient, 0.0)
         for name, value in self.settings.items():
             setattr(module, name, value)
         self.parts, self.stored, self.settings = {}, {}, {}
@@ -215,8 +217,8 @@ class WholeStateDict(OwnHook):
             raise ReaperError(LOST_WRITES)
         for name, part in self.leaf.parts.items():
             if prefix + name in state_dict:
-                rest = state_dict[prefix + name].detach().clone()
-                state_dict[prefix + name] = whole = part.put(rest, self.leaf.stored[name])
+                whole = part.completed(state_dict[prefix + name], self.leaf.stored[name])
+                state_dict[prefix + name] = whole
                 if self.leaf.given is not None and not whole.is_inference():
                     self.leaf.given[name] = whole, whole._version
 

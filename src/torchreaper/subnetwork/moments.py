@@ -59,10 +59,11 @@ class Moments:
 
     def put(self) -> None:
         """Put it back, while the tensors are still as in the phase."""
-        for entry in self._entries:
+        while self._entries:
+            entry = self._entries[-1]
             for _, state, key in per_weight_state([self._optimizer], entry.tensor):
                 state[key] = entry.part.to(state[key].device).put(state[key], self._contents(entry, key))
-        self._entries = []
+            self._entries.pop()  # with what it stored: all of it twice would be much
 
     @torch.no_grad()
     def clear(self, *unused: Any) -> None:
@@ -72,6 +73,11 @@ class Moments:
                 entry.part.hold(entry.tensor.detach())
             for _, state, key in per_weight_state([self._optimizer], entry.tensor):
                 entry.part.to(state[key].device).hold(state[key])
+
+    @property
+    def stored_bytes(self) -> int:
+        """What the stored state takes."""
+        return sum(stored.bytes for entry in self._entries for stored in entry.stored.values())
 
     def complete(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         """State-dict hook: everything at full shape; the live state is not touched."""
@@ -86,7 +92,7 @@ class Moments:
         for entry in self._entries:
             number = numbers[id(entry.tensor)]
             whole = {
-                key: entry.part.to(value.device).put(value.clone(), self._contents(entry, key))
+                key: entry.part.to(value.device).completed(value, self._contents(entry, key))
                 for key, value in packed.get(number, {}).items()
                 if isinstance(value, Tensor) and value.shape == entry.tensor.shape
             }

@@ -61,6 +61,11 @@ class Stored:
         """All of it."""
         return self.removed + self.held
 
+    @property
+    def bytes(self) -> int:
+        """What it takes where it is kept."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors)
+
 
 Contents = Union[Stored, float]
 """What to put into a part: what was stored, or one number."""
@@ -116,7 +121,11 @@ class Part:
 
     def without(self, tensor: Tensor) -> Tensor:
         """The same, for what need not be kept: a gradient, whose held entries are zeros always."""
-        return self.hold(self.take(tensor)[0])
+        rest = tensor.detach()
+        for dim, axis in self._axes:
+            if len(axis.removed):
+                rest = rest.index_select(dim, axis.kept)
+        return self.hold(in_layout_of(tensor, rest) if self.narrows else rest)
 
     @torch.no_grad()
     def hold(self, tensor: Tensor) -> Tensor:
@@ -151,6 +160,10 @@ class Part:
                 _write(whole, dim, axis.removed, removed.pop() if stored else contents)
                 rest = whole
         return rest
+
+    def completed(self, rest: Tensor, contents: Contents) -> Tensor:
+        """The same as a tensor of its own; ``rest`` stays as it is."""
+        return self.put(rest.detach().clone() if self.holds else rest, contents)
 
     @property
     def _axes(self) -> list[tuple[int, Axis]]:

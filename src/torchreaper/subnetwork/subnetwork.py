@@ -196,6 +196,13 @@ class Subnetwork:
         mine = [leaf for name, leaf in self._whole.leaves.items() if name == layer or name.startswith(f"{layer}.")]
         return tuple(tensor for leaf in mine for stored in leaf.stored.values() for tensor in stored.tensors)
 
+    @property
+    def stored_bytes(self) -> int:
+        """What is stored takes: weights, buffers and averages, and optimizer state."""
+        leaves = [leaf for hooked in (self._whole, *self._followers) for leaf in hooked.leaves.values()]
+        weights = sum(stored.bytes for leaf in leaves for stored in leaf.stored.values())
+        return weights + sum(moments.stored_bytes for moments in self._moments)
+
     def remove(self) -> None:
         """Take every hook off the model, its followers and the optimizers."""
         for hooked in (self._whole, *self._followers):
