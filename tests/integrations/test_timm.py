@@ -6,6 +6,7 @@ import csv
 import inspect
 import os
 import random
+import shutil
 import subprocess
 import sys
 from argparse import Namespace
@@ -201,11 +202,13 @@ def test_two_processes_of_which_one_dies(images, tmp_path):
     small = {"batch_size": 4, "subnetwork": "compact", "grad_accum_steps": 1}
     whole = started(command(images, tmp_path / "whole", **small), *torchrun, **apart)
     assert whole.returncode == 0, whole.stderr[-3000:]
-    died = started(command(images, tmp_path, **small), *torchrun, **killed)
+    assert (tmp_path / "whole" / "run" / LAST).exists()
+    died = started(command(images, tmp_path, **small), *torchrun, **killed, SECOND_DISK=str(tmp_path / "elsewhere"))
     assert died.returncode == 0, died.stderr[-3000:]
     assert (tmp_path / "mark").exists()
     one, other = end(tmp_path / "run"), end(tmp_path / "whole" / "run")
     assert alike(one, other)
+    assert not (tmp_path / "elsewhere").exists(), "the second process needs no disk"
     assert "2 of 7 epochs are there" in died.stdout
     assert died.stdout.count("epoch 6 full") == 1, "one of them speaks"
 
@@ -336,6 +339,8 @@ def refused(images: Path, tmp_path: Path, **more) -> str:
         ({"opt_kwargs": "betas"}, "opt_kwargs='betas': must be KEY=VALUE"),
         ({"opt_kwargs": "bets=3"}, "opt='sgd': "),
         ({"model_kwargs": "width=[1"}, "model_kwargs='width=[1': '[1' is not YAML"),
+        ({"torchcompile": "nonsense"}, "torchcompile='nonsense': "),
+        ({"sync_bn": True}, "sync_bn=True: torch trains with it on several GPUs only; leave it out"),
         ({"device": "gpu"}, "device='gpu': choose among auto and cpu"),
     ],
 )
@@ -347,13 +352,46 @@ def test_a_folder_that_is_none(images, tmp_path):
     assert refused(tmp_path / "nowhere", tmp_path) == f"data_dir='{tmp_path / 'nowhere'}': there is no such folder"
 
 
+@pytest.mark.parametrize(
+    "more", [{"clip_mode": "nonsense"}, {"img_size": -3}, {"mixup": -1.0}, {"epochs": 0}, {"clip_grad": -1.0}]
+)
+def test_values_that_no_run_has(images, tmp_path, more):
+    found = CliRunner().invoke(cli.app, command(images, tmp_path / "out", **more))
+    assert found.exit_code == 2
+    assert f"Invalid value for '--{next(iter(more)).replace('_', '-')}'" in found.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_classes_that_one_split_lacks(images, tmp_path):
+    """Each folder numbers its own: labels would be others."""
+    shutil.copytree(images, tmp_path / "images")
+    shutil.rmtree(tmp_path / "images" / "validation" / "class0")
+    found = refused(tmp_path / "images", tmp_path)
+    assert found == f"data_dir='{tmp_path / 'images'}': class0 is a class of training or validation alone"
+
+
+def test_a_folder_of_something_else(images, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model_best.pth.tar").write_bytes(b"mine")
+    found = CliRunner().invoke(cli.app, command(images, tmp_path))
+    folder = tmp_path / "run"
+    text = f"error: {folder}: holds model_best.pth.tar of something else; choose another --experiment\n"
+    assert (found.exit_code, found.stderr) == (2, text)
+    assert (folder / "model_best.pth.tar").read_bytes() == b"mine"
+
+
 def test_another_run_in_the_folder(images, tmp_path):
     """Other numbers are not mixed in; another place or number of workers makes no other."""
     call = command(images, tmp_path, epochs=3, cycles=1)
     assert CliRunner().invoke(cli.app, call).exit_code == 0
-    for other, text in [({"mixup": 0.3}, "mixup=0.3: "), ({"fraction": 0.2}, "fraction=0.2: ")]:
+    for other, text, then in [
+        ({"mixup": 0.3}, "mixup=0.3: ", 0.2),
+        ({"fraction": 0.2}, "fraction=0.2: ", 0.3),
+        ({"repr_kwargs": "min_filters=2"}, "min_filters=2: ", None),
+        ({"seed": 1, "repr_kwargs": "seed=42"}, "seed=1: ", 42),
+    ]:
         found = CliRunner().invoke(cli.app, command(images, tmp_path, **{"epochs": 3, "cycles": 1, **other}))
-        began = f"the run in {tmp_path / 'run'} was begun with {ARGS.get('mixup') if 'mixup' in other else 0.3!r}"
+        began = f"the run in {tmp_path / 'run'} was begun with {then!r}"
         assert (found.exit_code, found.stderr) == (2, f"error: {text}{began}; use that, or another --experiment\n")
     found = CliRunner().invoke(cli.app, command(images, tmp_path, epochs=3, cycles=1, workers=1, log_interval=7))
     assert found.exit_code == 0
@@ -368,7 +406,8 @@ def test_training_that_diverges(images, tmp_path):
     found = CliRunner().invoke(cli.app, call)
     assert found.exit_code == 1
     assert found.stderr.endswith("; use a lower lr, or clip_grad\n")
-    assert not (tmp_path / "run" / LAST).exists()
+    again = CliRunner().invoke(cli.app, command(images, tmp_path, epochs=3, cycles=1))
+    assert again.exit_code == 0, "of a run that came to nothing other settings may follow"
 
 
 def test_a_network_without_filters_to_drop(images, tmp_path):

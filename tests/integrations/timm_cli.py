@@ -2,19 +2,18 @@
 
     python -m tests.integrations.timm_cli timm-train ...
 
-With ``KILLED=FILE`` the process of the last rank kills itself in the third epoch, once: FILE says that it has.
+With ``KILLED=FILE`` the process of the last rank kills itself at the update ``BATCH``, once: FILE says that it has.
+With ``SECOND_DISK=FOLDER`` the second of two processes has another ``--output``.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 from tests.zoo import torchvision_importable
-
-#: In batches of two epochs and one more.
-BATCH = 2 * 6 + 3
 
 
 def _kill_once(mark: Path, batch: int) -> None:
@@ -34,6 +33,8 @@ def _kill_once(mark: Path, batch: int) -> None:
 
 if __name__ == "__main__":
     torchvision_importable()
+    if "SECOND_DISK" in os.environ and os.environ.get("RANK") == "1":
+        sys.argv = [f"--output={os.environ['SECOND_DISK']}" if "--output=" in one else one for one in sys.argv]
     if "KILLED" in os.environ:
         _kill_once(Path(os.environ["KILLED"]), int(os.environ["BATCH"]))
     from torchreaper.lab.cli import main

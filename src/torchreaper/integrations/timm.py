@@ -8,12 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from timm.utils import CheckpointSaver, init_distributed_device, random_seed
-from torch.nn.parallel import DistributedDataParallel
 
 from torchreaper.integrations.adapter import Adapter
-from torchreaper.integrations.timm_epoch import Tell, train_epoch
+from torchreaper.integrations.timm_epoch import Tell, train_epoch, wrapped
 from torchreaper.integrations.timm_parts import build
 from torchreaper.integrations.timm_saving import leave_together, load, save, what
 from torchreaper.integrations.timm_validation import judge
@@ -38,7 +36,7 @@ class Training:
         self.history: list[dict[str, Any]] = []
         device = init_distributed_device(args)
         self._what = what(args, settings)
-        saved = load(folder, self._what)
+        saved = load(folder, self._what, args)
         random_seed(args.seed, args.rank)
         self.adapter, self.parts = Adapter(**settings), (parts := build(args, device))
         kept = (parts.model, parts.optimizer, args, parts.ema, parts.scaler)
@@ -46,11 +44,7 @@ class Training:
         if saved is not None:
             self._load(saved)
         self.adapter.start(parts.model, parts.optimizer, parts.inputs, done=len(self.history), until=parts.epochs)
-        self._called: Any = parts.model
-        if args.distributed:
-            self._called = DistributedDataParallel(parts.model, device_ids=[device] if device.type == "cuda" else None)
-        if args.torchcompile:
-            self._called = torch.compile(self._called, backend=args.torchcompile)
+        self._called = wrapped(args, parts)
 
     def epochs(self) -> Iterator[dict[str, Any]]:
         """Train the epochs that are left; a line of numbers for each, when it is on the disk.
@@ -59,6 +53,8 @@ class Training:
             FloatingPointError: the loss is not finite any more; the epoch before is on the disk.
         """
         args, parts, last = self.args, self.parts, time.perf_counter()
+        if not self.history:
+            self._save()  # the folder is this run's from now on
         for epoch in range(len(self.history), parts.epochs):
             random_seed(args.seed + args.world_size * (1 + epoch), args.rank)  # whatever was drawn before
             if args.distributed:
@@ -72,8 +68,7 @@ class Training:
             self._end(epoch, line.get("ema_top1", line["top1"]))
             before, last = last, time.perf_counter()
             self.history.append({**line, "seconds": round(last - before, 2)})
-            if args.rank == 0:
-                self._save()
+            self._save()
             yield self.history[-1]
         self.adapter.finish()
         leave_together()
@@ -89,6 +84,8 @@ class Training:
             self.parts.schedule.step(epoch + 1, metric)
 
     def _save(self) -> None:
+        if self.args.rank:
+            return
         kept = {name: getattr(self.saver, name) for name in ("checkpoint_files", "best_epoch", "best_metric")}
         state = {"what": self._what, "history": self.history, "parts": self.parts.state_dict(), "saver": kept}
         save(self.folder, {**state, "repr": self.adapter.state_dict()})

@@ -10,8 +10,9 @@ import torch
 from timm.models import model_parameters
 from timm.utils import dispatch_clip_grad, reduce_tensor
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
-from torchreaper.integrations.timm_images import on_device
+from torchreaper.integrations.timm_images import naming, on_device
 from torchreaper.integrations.timm_parts import Parts
 
 Tell = Callable[[int, int, int, float], None]
@@ -20,6 +21,17 @@ Tell = Callable[[int, int, int, float], None]
 def autocast(args: Any, device: torch.device) -> AbstractContextManager[Any]:
     """Mixed precision, if it is asked for."""
     return torch.autocast(device.type, getattr(torch, args.amp_dtype)) if args.amp else nullcontext()
+
+
+def wrapped(args: Any, parts: Parts) -> Any:
+    """The model as it is called in training: under DDP, compiled, or itself."""
+    device, called = parts.inputs.device, parts.model
+    if args.distributed:
+        called = DistributedDataParallel(called, device_ids=[device] if device.type == "cuda" else None)
+    if args.torchcompile:
+        with naming("torchcompile", args.torchcompile):
+            called = torch.compile(called, backend=args.torchcompile)  # type: ignore[assignment]
+    return called
 
 
 def train_epoch(args: Any, parts: Parts, called: Any, epoch: int, tell: Tell) -> float:

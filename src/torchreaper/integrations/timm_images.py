@@ -43,11 +43,13 @@ def datasets(args: Any) -> tuple[Dataset[Any], Dataset[Any]]:
         with naming("data_dir", str(args.data_dir)):
             where = {"root": args.data_dir, "split": split, "is_training": is_training}
             found.append(create_dataset(args.dataset, seed=args.seed, batch_size=args.batch_size, **where))
-    roots = [Path(str(getattr(getattr(one, "reader", None), "root", number))) for number, one in enumerate(found)]
-    # timm's readers take all there is where they do not find a split.
-    if roots[0].is_relative_to(roots[1]) or roots[1].is_relative_to(roots[0]):
+    one, other = (Path(str(getattr(getattr(one, "reader", None), "root", count))) for count, one in enumerate(found))
+    if one.is_relative_to(other) or other.is_relative_to(one):  # timm takes all there is where it finds no split
         splits = f"train_split={args.train_split!r}, val_split={args.val_split!r}"
         raise ReaperError(f"{splits}: {args.data_dir} has no folders of both; what it trains on cannot judge it")
+    names = [set(getattr(getattr(one, "reader", None), "class_to_idx", ())) for one in found]
+    if odd := names[0] ^ names[1]:  # each folder numbers its own
+        raise ReaperError(f"data_dir={args.data_dir!r}: {min(odd)} is a class of training or validation alone")
     return found[0], found[1]
 
 

@@ -68,7 +68,9 @@ def build(args: Any, device: torch.device) -> Parts:
         kwargs = {name: value for name, value in given.items() if value is not None}
         model = create_model(args.model, pretrained=args.pretrained, **kwargs, **args.model_kwargs)
     model.to(device, memory_format=torch.channels_last if args.channels_last else torch.preserve_format)
-    if args.sync_bn and args.distributed:
+    if args.sync_bn:
+        if not args.distributed or device.type != "cuda":
+            raise ReaperError("sync_bn=True: torch trains with it on several GPUs only; leave it out")
         model = convert_sync_batchnorm(model)
     data = resolve_data_config({"img_size": args.img_size}, model=model)
     images = timm_images.load(args, data, sets, model.num_classes, device)

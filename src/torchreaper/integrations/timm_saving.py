@@ -16,9 +16,9 @@ LAST = "repr-last.pt"
 _FREE = {"device", "workers", "log_interval", "output", "experiment", "checkpoint_hist", "rank", "local_rank"}
 
 
-def what(args: Any, settings: dict[str, Any]) -> dict[str, Any]:
+def what(args: Any, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """What makes a run's numbers."""
-    return {name: value for name, value in vars(args).items() if name not in _FREE} | settings
+    return {"args": {name: value for name, value in vars(args).items() if name not in _FREE}, "repr": settings}
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
@@ -31,24 +31,46 @@ def save(folder: Path, state: dict[str, Any]) -> None:
     os.replace(written, folder / LAST)
 
 
-def load(folder: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
-    """What was saved last, on the CPU; None where a run begins.
+def load(folder: Path, asked: dict[str, dict[str, Any]], args: Any) -> dict[str, Any] | None:
+    """What was saved last, on the CPU; None where a run begins. The others need not see the first process's disk.
 
     Raises:
-        ReaperError: it cannot be read, or was begun with something else than ``asked``, which `what` gave.
+        ReaperError: it cannot be read, was begun with something else than ``asked`` (of `what`), or the folder holds
+            what is not of such a run.
     """
+    held: list[Any] = [None, None]
+    if args.rank == 0:
+        try:
+            held = [_read(folder, asked), None]
+        except ReaperError as error:
+            held = [None, str(error)]
+    if args.distributed:
+        torch.distributed.broadcast_object_list(held)
+    state: dict[str, Any] | None = held[0]
+    if held[1] is not None:
+        raise ReaperError(held[1])
+    return state
+
+
+def _read(folder: Path, asked: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
     file = folder / LAST
     if not file.exists():
+        there = {path.name for path in folder.glob("*")} - {f"{LAST}.tmp"}
+        if there:
+            raise ReaperError(f"{folder}: holds {min(there)} of something else; choose another --experiment")
         return None
     try:
         state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
         began = state["what"]
     except Exception as error:  # whatever the bytes make of it
         raise ReaperError(f"{file}: is no checkpoint that can be read ({error}); move it away to begin anew") from error
-    for name, value in asked.items():
-        if began.get(name) != value:
-            text = f"{name}={value!r}: the run in {folder} was begun with {began.get(name)!r}"
-            raise ReaperError(f"{text}; use that, or another --experiment")
+    if not state["history"]:  # nothing was trained yet
+        return None
+    for part, values in asked.items():
+        for name in sorted(values.keys() | began[part].keys()):
+            if (now := values.get(name)) != (then := began[part].get(name)):
+                text = f"{name}={now!r}: the run in {folder} was begun with {then!r}"
+                raise ReaperError(f"{text}; use that, or another --experiment")
     return state
 
 

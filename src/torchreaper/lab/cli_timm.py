@@ -31,7 +31,7 @@ _SETTINGS = ("full", "sub", "cycles", "fraction", "criterion", "reinit", "subnet
 _OURS = {*_SETTINGS, "threads", "debug", "quiet", "repr_kwargs"}
 
 
-def _option(text: str, metavar: str = "X", default: str | None = None, least: int | None = None) -> Any:
+def _option(text: str, metavar: str = "X", default: str | None = None, least: float | None = None) -> Any:
     shown: dict[str, Any] = {} if default is None else {"show_default": default}
     return typer.Option(metavar=metavar, help=text, min=least, **shown)
 
@@ -53,8 +53,8 @@ def timm_train(
     dataset: Annotated[str, _option("timm's name, such as hfds/NAME or torch/cifar10.", "NAME", "a folder")] = "",
     train_split: Annotated[str, _option("Split to train on.", "NAME")] = "train",
     val_split: Annotated[str, _option("Split to validate on.", "NAME")] = "validation",
-    num_classes: Annotated[int | None, _option("Classes.", "N", "the folder's, or the model's")] = None,
-    img_size: Annotated[int | None, _option("Pixels a side.", "N", "the model's")] = None,
+    num_classes: Annotated[int | None, _option("Classes.", "N", "the folder's, or the model's", least=1)] = None,
+    img_size: Annotated[int | None, _option("Pixels a side.", "N", "the model's", least=1)] = None,
     pretrained: Annotated[bool, typer.Option("--pretrained", help="Start from timm's weights.")] = False,
     model_kwargs: Annotated[list[str] | None, _option("For create_model; repeatable.", "KEY=VALUE")] = None,
     drop: Annotated[float | None, _option("Dropout.", default="the model's")] = None,
@@ -67,8 +67,8 @@ def timm_train(
     weight_decay: Annotated[float, _option("Weight decay.")] = 2e-5,
     momentum: Annotated[float, _option("Momentum.")] = 0.9,
     opt_kwargs: Annotated[list[str] | None, _option("For create_optimizer_v2; repeatable.", "KEY=VALUE")] = None,
-    clip_grad: Annotated[float | None, _option("Clip gradients.", default="no")] = None,
-    clip_mode: Annotated[str, _option("norm, value or agc.", "NAME")] = "norm",
+    clip_grad: Annotated[float | None, _option("Clip gradients.", default="no", least=0)] = None,
+    clip_mode: Annotated[Literal["norm", "value", "agc"], _option("norm, value or agc.", "NAME")] = "norm",
     sched: Annotated[str, _option("Learning rate schedule.", "NAME")] = "cosine",
     sched_on_updates: Annotated[
         bool, typer.Option("--sched-on-updates", help="It moves with updates, not epochs.")
@@ -79,12 +79,12 @@ def timm_train(
     decay_epochs: Annotated[float, _option("Epochs between the steps of step.", "N")] = 90,
     decay_rate: Annotated[float, _option("What a step multiplies by.")] = 0.1,
     cooldown_epochs: Annotated[int, _option("Epochs at the lowest rate after the schedule.", "N")] = 0,
-    smoothing: Annotated[float, _option("Label smoothing.")] = 0.1,
-    mixup: Annotated[float, _option("Mixup's alpha; 0: none.")] = 0.0,
-    cutmix: Annotated[float, _option("Cutmix's alpha; 0: none.")] = 0.0,
+    smoothing: Annotated[float, _option("Label smoothing.", least=0)] = 0.1,
+    mixup: Annotated[float, _option("Mixup's alpha; 0: none.", least=0)] = 0.0,
+    cutmix: Annotated[float, _option("Cutmix's alpha; 0: none.", least=0)] = 0.0,
     mixup_off_epoch: Annotated[int, _option("Epoch from which neither mixes; 0: never.", "N")] = 0,
     aa: Annotated[str | None, _option("AutoAugment policy, such as rand-m9-mstd0.5.", "NAME", "none")] = None,
-    reprob: Annotated[float, _option("Probability of random erasing.")] = 0.0,
+    reprob: Annotated[float, _option("Probability of random erasing.", least=0)] = 0.0,
     hflip: Annotated[float, _option("Probability of a horizontal flip.")] = 0.5,
     color_jitter: Annotated[float, _option("Colour jitter.")] = 0.4,
     no_aug: Annotated[bool, typer.Option("--no-aug", help="No augmentation at all.")] = False,
@@ -122,6 +122,10 @@ def timm_train(
         args.lr = base_rate(args) if lr is None else lr
         settings = {name: given[name] for name in _SETTINGS} | pairs("repr_kwargs", repr_kwargs)
         settings["skip"] = None if skip == "none" else skip
+        if torchcompile and subnetwork == "compact" and started():
+            raise UserError(
+                "subnetwork='compact': several processes wrap the model anew, which compiled code does not see"
+            )
         use_threads(threads)
         args.device = _device(device)
         try:
