@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import Dataset
 
+from tests.processes import leave
 from tests.zoo import torchvision_importable
 
 torchvision_importable()
@@ -112,3 +113,4 @@ def together(out: Path) -> None:
 
 if __name__ == "__main__":
     (together if "RANK" in os.environ else main)(Path(sys.argv[1]))
+    leave()

@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests.nets import Residual
+from tests.processes import leave
 from tests.zoo import torchvision_importable
 
 torchvision_importable()
@@ -198,3 +199,4 @@ def together(out: Path) -> None:
 
 if __name__ == "__main__":
     (together if "RANK" in os.environ else main)(Path(sys.argv[1]))
+    leave()

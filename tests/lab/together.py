@@ -19,6 +19,7 @@ import torch
 from lightning_fabric import Fabric
 from tests.lab.schemes.test_resume import SETTINGS
 from tests.lab.tiny import recipe
+from tests.processes import leave
 
 from torchreaper.lab import processes
 from torchreaper.lab.errors import UserError
@@ -121,3 +122,4 @@ def main(out: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    leave()
