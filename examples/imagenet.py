@@ -37,7 +37,8 @@ def arguments(argv):
     add("data", help="a folder with train/ and val/, in both a folder for each class; one with parquet; or hf:NAME")
     add("--out", default="runs/imagenet", help="folder of checkpoint.pt, which holds the model (%(default)s)")
     add("--resume", choices=["auto", "no"], default="auto", help="auto, the default: go on from OUT/checkpoint.pt")
-    add("--arch", default="resnet50", metavar="NAME", choices=models.list_models(models), help="one of torchvision's")
+    archs = set(models.list_models(models)) - {"googlenet", "inception_v3"}  # these have several outputs
+    add("--arch", default="resnet50", metavar="NAME", choices=sorted(archs), help="one of torchvision's")
     add("--size", type=int, default=224, help="height and width of the crops, pixels (%(default)s)")
     add("--epochs", type=int, default=100, help="(%(default)s)")
     add("--batch", type=int, default=256, help="images in a step, of all processes together (%(default)s)")
@@ -141,7 +142,10 @@ def main(argv=None):
     model.to(DEVICE, memory_format=torch.channels_last if args.channels_last else torch.contiguous_format)
     optimizer = torch.optim.SGD(model.parameters(), args.lr, momentum=0.9, weight_decay=args.weight_decay)
     chosen = {name: getattr(args, name) for name in ("full", "sub", "cycles", "fraction", "subnetwork")}
-    scheme = tr.RePr(model, optimizer, torch.zeros(2, 3, args.size, args.size, device=DEVICE), **chosen)
+    try:
+        scheme = tr.RePr(model, optimizer, torch.zeros(2, 3, args.size, args.size, device=DEVICE), **chosen)
+    except tr.ReaperError as error:
+        sys.exit(str(error))
     schedule = LambdaLR(optimizer, lambda e: min((e + 1) / 5, (1 + math.cos(math.pi * e / args.epochs)) / 2))
     scaler = torch.amp.GradScaler(DEVICE.type, enabled=args.amp == "fp16")
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler, "scheme": scheme}

@@ -216,6 +216,10 @@ def test_settings_that_cannot_be_are_named_in_one_line(example, images, monkeypa
     assert refusal(example, images, "--epochs", 90).startswith("--epochs 90: must be more than --cycles x (--full + ")
     if not torch.cuda.is_available():
         assert refusal(example, images, "--sync-bn").startswith("--sync-bn: torch trains with it on several GPUs only")
+    assert refusal(example, images, *SMALL, "--fraction", 3).startswith("fraction=3.0: ")
+    assert refusal(example, images, *SMALL, "--arch", "vit_b_16", "--size", 224).startswith(
+        "model=VisionTransformer: no"
+    )
     monkeypatch.setattr(example, "WORLD", 3)
     assert refusal(example, images).startswith("--batch 256: 3 processes cannot share it evenly")
 
