@@ -10,6 +10,8 @@ import shutil
 import subprocess
 import sys
 from argparse import Namespace
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +30,11 @@ torchvision_importable()
 import timm  # noqa: E402
 from timm.data import Mixup, create_dataset, create_loader  # noqa: E402
 from timm.loss import SoftTargetCrossEntropy  # noqa: E402
-from timm.models import load_checkpoint, resume_checkpoint  # noqa: E402
+from timm.models import load_checkpoint, model_parameters, resume_checkpoint  # noqa: E402
 from timm.optim import create_optimizer_v2  # noqa: E402
 from timm.scheduler import create_scheduler_v2  # noqa: E402
 from timm.utils import CheckpointSaver, ModelEmaV3, random_seed  # noqa: E402
+from timm.utils.agc import adaptive_clip_grad  # noqa: E402
 
 from torchreaper.integrations.timm import Training  # noqa: E402
 from torchreaper.integrations.timm_saving import LAST  # noqa: E402
@@ -82,52 +85,104 @@ def trained(images: Path, folder: Path, *, repr_settings=REPR, **more) -> Traini
     return run
 
 
-def by_hand(images: Path, mode: str) -> tuple[nn.Module, nn.Module]:
-    """The loop that docs/stacks/timm.md shows, with mixup; the model and its average."""
+def by_hand(images: Path, mode: str, settings: Namespace) -> tuple[nn.Module, nn.Module, list[float]]:
+    """The loop that docs/stacks/timm.md shows, with all that `EVERYTHING` has; the model, its average, losses."""
     random_seed(42, 0)
     data = create_dataset("", root=str(images), split="train", is_training=True)
-    create_dataset("", root=str(images), split="validation")
-    model = timm.create_model(MODEL, num_classes=CLASSES)
+    dropping = {"drop_rate": settings.drop or 0.0, "drop_path_rate": settings.drop_path or 0.0}
+    model = timm.create_model(MODEL, num_classes=CLASSES, **dropping, **settings.model_kwargs)
+    if settings.channels_last:
+        model = model.to(memory_format=torch.channels_last)
     config = timm.data.resolve_data_config({"img_size": SIZE}, model=model)
     shown = {name: config[name] for name in ("mean", "std", "interpolation")}
     loader = create_loader(
         *(data, (3, SIZE, SIZE), 8),
-        **{"is_training": True, "use_prefetcher": False, "num_workers": 0, "re_prob": 0.2, "device": "cpu"},
-        **shown,
+        **{
+            "is_training": True,
+            "use_prefetcher": False,
+            "num_workers": 0,
+            "device": "cpu",
+            "auto_augment": settings.aa,
+        },
+        **{name: getattr(settings, name) for name in ("hflip", "color_jitter", "no_aug")},
+        **{"re_prob": settings.reprob, **shown},
     )
-    mixup = Mixup(mixup_alpha=0.2, label_smoothing=0.1, num_classes=CLASSES)
-    optimizer = create_optimizer_v2(model, opt="sgd", lr=0.05, momentum=0.9, weight_decay=2e-5)
-    schedule, _ = create_scheduler_v2(
-        optimizer, sched="cosine", num_epochs=EPOCHS, warmup_epochs=1, warmup_lr=1e-5, min_lr=0.0
+    mixup = Mixup(settings.mixup, settings.cutmix, label_smoothing=settings.smoothing, num_classes=CLASSES)
+    kwargs = {"opt": settings.opt, "lr": settings.lr, "weight_decay": settings.weight_decay, "momentum": 0.8}
+    optimizer = create_optimizer_v2(model, **kwargs, **settings.opt_kwargs)
+    every, windows = settings.grad_accum_steps, -(-len(loader) // settings.grad_accum_steps)
+    schedule, epochs = create_scheduler_v2(
+        optimizer,
+        **{"sched": settings.sched, "num_epochs": settings.epochs, "cooldown_epochs": settings.cooldown_epochs},
+        **{"warmup_epochs": 1, "warmup_lr": 1e-5, "min_lr": settings.min_lr, "decay_rate": settings.decay_rate},
+        **{"decay_epochs": settings.decay_epochs, "updates_per_epoch": windows},
+        step_on_epochs=not settings.sched_on_updates,
     )
-    average = ModelEmaV3(model, decay=0.8)
+    average = ModelEmaV3(model, decay=0.8, use_warmup=settings.model_ema_warmup)
     scheme = tr.RePr(model, optimizer, torch.zeros(2, 3, SIZE, SIZE), subnetwork=mode, **REPR)
-    loss_fn, updates = SoftTargetCrossEntropy(), 0
-    for epoch in range(EPOCHS):
+    loss_fn, updates, losses = SoftTargetCrossEntropy(), 0, []
+    half = nullcontext if not settings.amp else partial(torch.autocast, "cpu", torch.bfloat16)
+    for epoch in range(epochs):
         random_seed(42 + 1 + epoch, 0)
         model.train()
-        for batch in loader:
-            inputs, targets = mixup(*batch)
-            optimizer.zero_grad()
-            loss_fn(model(inputs), targets).backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        mixup.mixup_enabled = not settings.mixup_off_epoch or epoch < settings.mixup_off_epoch
+        losses.append(0.0)
+        left = len(loader)
+        batches = iter(loader)
+        while left:
+            window = min(every, left)
+            left -= window
+            for _ in range(window):
+                inputs, targets = mixup(*next(batches))
+                if settings.channels_last:
+                    inputs = inputs.contiguous(memory_format=torch.channels_last)
+                with half():
+                    loss = loss_fn(model(inputs), targets)
+                (loss / window).backward()
+                losses[-1] += loss.item() / len(loader)
+            if settings.clip_mode == "agc":
+                adaptive_clip_grad(model_parameters(model, exclude_head=True), settings.clip_grad)
+            else:
+                nn.utils.clip_grad_norm_(model.parameters(), settings.clip_grad)
             optimizer.step()
+            optimizer.zero_grad()
             average.update(model, step=(updates := updates + 1))
+            schedule.step_update(updates)
         scheme.step()
         schedule.step(epoch + 1)
     assert len(scheme.history) == 4
     scheme.remove()
-    return model, average.module
+    return model, average.module, losses
 
 
 def same(one: dict, other: dict) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("mode", ["masked", "compact"])
-def test_the_bits_of_a_loop_by_hand(images, tmp_path, mode):
-    run = trained(images, tmp_path / "run", repr_settings={**REPR, "subnetwork": mode}, prefetcher=False)
-    model, average = by_hand(images, mode)
+EVERYTHING = {
+    **{"opt": "adamw", "lr": 1e-3, "amp": True, "amp_dtype": "bfloat16", "channels_last": True, "cutmix": 0.5},
+    **{"grad_accum_steps": 4, "sched_on_updates": True, "model_ema_warmup": True, "clip_mode": "agc", "clip_grad": 0.1},
+    **{"mixup_off_epoch": 3, "aa": "rand-m3", "drop": 0.1, "drop_path": 0.05, "weight_decay": 0.1},
+}
+OTHERS = {
+    **{"sched": "step", "decay_epochs": 2, "decay_rate": 0.5, "cooldown_epochs": 1, "epochs": EPOCHS - 1, "mixup": 0.0},
+    **{"cutmix": 1.0, "smoothing": 0.2, "reprob": 0.0, "hflip": 0.0, "color_jitter": 0.2},
+    **{"opt_kwargs": {"nesterov": False}, "model_kwargs": {"act_layer": "silu"}},
+}
+
+
+@pytest.mark.parametrize(
+    ("mode", "more"),
+    [("masked", {}), ("compact", {}), ("masked", EVERYTHING), ("compact", OTHERS), ("compact", {"no_aug": True})],
+    ids=["masked", "compact", "everything", "others", "no augmentation"],
+)
+def test_the_bits_of_a_loop_by_hand(images, tmp_path, mode, more):
+    """Every option does what its name says in timm."""
+    more = {"momentum": 0.8, **more}
+    settings = {**REPR, "subnetwork": mode}
+    run = trained(images, tmp_path / "run", repr_settings=settings, prefetcher=False, **more)
+    model, average, losses = by_hand(images, mode, arguments(images, **more))
+    assert [line["train_loss"] for line in run.history] == pytest.approx(losses, rel=1e-6)
     assert same(run.parts.model.state_dict(), model.state_dict())
     assert same(run.parts.ema.module.state_dict(), average.state_dict())
 
@@ -272,13 +327,6 @@ def test_the_lines_for_timms_script(images, tmp_path):
         assert alike(script(tmp_path / str(stop), EPOCHS, resume=True), whole), f"stopped after {stop}"
 
 
-EVERYTHING = {
-    **{"opt": "adamw", "lr": 1e-3, "amp": True, "amp_dtype": "bfloat16", "channels_last": True, "cutmix": 0.5},
-    **{"grad_accum_steps": 4, "sched_on_updates": True, "model_ema_warmup": True, "clip_mode": "agc", "clip_grad": 0.1},
-    **{"mixup_off_epoch": 3, "aa": "rand-m3", "drop": 0.1, "drop_path": 0.05},
-}
-
-
 @pytest.mark.parametrize(
     "more",
     [
@@ -307,6 +355,7 @@ def test_what_timm_offers_beside_it(images, tmp_path, more):
 
 def test_compiled(images, tmp_path):
     run = trained(images, tmp_path / "run", torchcompile="eager")
+    assert isinstance(run._called, torch._dynamo.OptimizedModule)
     plain = trained(images, tmp_path / "plain")
     assert same(run.parts.model.state_dict(), plain.parts.model.state_dict())
 
