@@ -26,7 +26,12 @@ torchvision_importable()
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of packages it imports
     import lightning.pytorch as pl
-    from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, OnExceptionCheckpoint
+    from lightning.pytorch.callbacks import (
+        EMAWeightAveraging,
+        ModelCheckpoint,
+        OnExceptionCheckpoint,
+        StochasticWeightAveraging,
+    )
     from lightning.pytorch.loggers import CSVLogger
 
 from torchreaper.integrations.lightning import RePrCallback  # noqa: E402  (it needs the first line of these)
@@ -124,6 +129,7 @@ def trainer(folder: Path, callback: RePrCallback | None, *, when: str = "", epoc
             EMAWeightAveraging(decay=0.9),
             ModelCheckpoint(filename="{epoch}", save_on_train_epoch_end=True, **keep),
         ],
+        "swa": [StochasticWeightAveraging(0.05, swa_epoch_start=1)],
         "validation": [ModelCheckpoint(filename="{epoch}", monitor="loss", save_on_train_epoch_end=False, **keep)],
         "steps": [ModelCheckpoint(filename="{step}", every_n_train_steps=3, **keep)],
         "exception": [OnExceptionCheckpoint(folder)],
@@ -137,7 +143,7 @@ def trainer(folder: Path, callback: RePrCallback | None, *, when: str = "", epoc
         enable_model_summary=False,
         **{
             "logger": False,
-            "enable_checkpointing": when in checkpoints,
+            "enable_checkpointing": when in checkpoints and when != "swa",
             "num_sanity_val_steps": 0,
             **automatic,
             **more,

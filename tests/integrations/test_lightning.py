@@ -93,6 +93,27 @@ def test_what_is_logged(tmp_path):
     assert all(0 < float(row["repr/overlap"]) < 1 for row in rows)
 
 
+def test_what_is_beside_the_progress_bar(tmp_path):
+    runs = trainer(tmp_path, RePrCallback(model="net", **SETTINGS))
+    runs.fit(Lit(), Loader())
+    assert {"repr/sub", "repr/filters_dropped", "repr/overlap"} <= runs.progress_bar_metrics.keys()
+
+
+@pytest.mark.filterwarnings("ignore:Swapping scheduler:UserWarning")
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler:UserWarning")
+def test_stochastic_weight_averaging_loses_and_regains_filters_with_the_model(tmp_path):
+    """It begins in the second epoch, passes two cycles, and ends as the model."""
+    ends = [fit(tmp_path, mode, when="swa", precision="64-true")[0].state_dict() for mode in ("masked", "compact")]
+    assert all(value.shape == Lit().state_dict()[name].shape for name, value in ends[1].items())
+    for name, value in ends[0].items():
+        torch.testing.assert_close(ends[1][name], value, rtol=0, atol=1e-10)
+    plain = fit(tmp_path, "compact", precision="64-true")[0].state_dict()
+    assert not torch.allclose(
+        plain["net.conv1.weight"] if "net.conv1.weight" in plain else next(iter(plain.values())),
+        ends[1][next(iter(plain))],
+    )
+
+
 RESUMED = [("masked", "epoch"), ("masked", "ema"), *(("compact", when) for when in CHECKPOINTS)]
 
 

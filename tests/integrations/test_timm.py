@@ -6,10 +6,13 @@ import csv
 import inspect
 import os
 import random
+import re
+import resource
 import shutil
 import subprocess
 import sys
 from argparse import Namespace
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -457,6 +460,40 @@ def test_training_that_diverges(images, tmp_path):
     assert found.stderr.endswith("; use a lower lr, or clip_grad\n")
     again = CliRunner().invoke(cli.app, command(images, tmp_path, epochs=3, cycles=1))
     assert again.exit_code == 0, "of a run that came to nothing other settings may follow"
+
+
+def test_a_disk_that_is_full(images, tmp_path):
+    """A limit on the size of files does what a full disk does."""
+    call = command(images, tmp_path, epochs=3, cycles=1)
+    assert CliRunner().invoke(cli.app, command(images, tmp_path / "enough", epochs=3, cycles=1)).exit_code == 0
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        found = CliRunner().invoke(cli.app, call)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert found.exit_code == 1
+    assert re.fullmatch(rf"error: {tmp_path}/run: cannot be written \(.*\); what was saved last .*\n", found.stderr)
+    assert CliRunner().invoke(cli.app, call).exit_code == 0
+    assert alike(end(tmp_path / "run"), end(tmp_path / "enough" / "run"))
+
+
+def test_two_processes_of_a_slurm_job(images, tmp_path):
+    """Which timm alone would let meet at no address; and a shell in a job, in which the command is alone."""
+    slurm = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "SLURM_NODEID": "0"}
+    slurm |= {"SLURM_JOB_ID": f"{os.getpid() % 9000 + 1000}", "SLURM_NODELIST": "127.0.0.1", "SLURM_JOB_NAME": "train"}
+    call = command(images, tmp_path, epochs=3, cycles=1, batch_size=4)
+    ranks = [{**slurm, "SLURM_PROCID": f"{rank}", "SLURM_LOCALID": f"{rank}"} for rank in (0, 1)]
+    with ThreadPoolExecutor() as both:
+        ended = list(both.map(lambda rank: started(call, **rank), ranks))
+    assert [one.returncode for one in ended] == [0, 0], ended[0].stderr[-2000:]
+    assert "epoch 2 sub" in ended[0].stdout
+    assert ended[1].stdout == ""
+    assert end(tmp_path / "run")["what"]["args"]["world_size"] == 2
+    shell = {**ranks[1], "SLURM_JOB_NAME": "interactive"}
+    alone = started(command(images, tmp_path / "alone", epochs=3, cycles=1), **shell)
+    assert alone.returncode == 0, alone.stderr[-2000:]
+    assert end(tmp_path / "alone" / "run")["what"]["args"]["world_size"] == 1
 
 
 def test_a_network_without_filters_to_drop(images, tmp_path):

@@ -232,3 +232,49 @@ def test_two_processes_under_its_ddp_drop_the_same_and_end_alike(tmp_path):
     assert dropped == theirs_dropped
     assert len(dropped) == 4
     assert all(torch.equal(value, theirs[name]) for name, value in mine.items() if "running" not in name)
+
+
+class CutOff(transformers.TrainerCallback):
+    """Fails in a step, once."""
+
+    def __init__(self, step: int, error: BaseException) -> None:
+        self.step, self.error = step, error
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == self.step and self.error is not None:
+            error, self.error = self.error, None
+            raise error
+
+
+def cut_off(tmp_path, error: BaseException, **more) -> tuple[transformers.Trainer, RePrCallback]:
+    callback = RePrCallback(**{**SETTINGS, "subnetwork": "compact"})
+    callbacks = [callback, CutOff(10, error)]
+    return transformers.Trainer(
+        resnet(), arguments(tmp_path, **more), train_dataset=Images(), callbacks=callbacks
+    ), callback
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_training_that_is_cut_off_leaves_a_model_that_trains_again(tmp_path, finished):
+    runs, callback = cut_off(tmp_path, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        runs.train()
+    assert callback.scheme.phase == "sub"
+    whole = {name: value.shape for name, value in resnet().state_dict().items()}
+    if finished:
+        callback.finish()
+        assert {name: value.shape for name, value in runs.model.state_dict().items()} == whole
+        assert not any(module._forward_hooks for module in runs.model.modules())
+    runs.train()
+    assert len(callback.state_dict()["scheme"]["history"]) == 4
+    assert {name: value.shape for name, value in runs.model.state_dict().items()} == whole
+    assert not any(module._forward_hooks for module in runs.model.modules())
+
+
+def test_a_smaller_batch_after_one_that_does_not_fit(tmp_path):
+    pytest.importorskip("accelerate")
+    error = RuntimeError("DefaultCPUAllocator: can't allocate memory")
+    runs, callback = cut_off(tmp_path, error, auto_find_batch_size=True)
+    runs.train()
+    assert runs._train_batch_size < 6
+    assert len(callback.state_dict()["scheme"]["history"]) == 4

@@ -14,7 +14,7 @@ from torchreaper.flow.tracing import ExampleInputs
 from torchreaper.integrations.adapter import Adapter
 from torchreaper.ranks import rewrapped
 
-_AVERAGING = getattr(callbacks, "WeightAveraging", ())  # new in 2.6
+_AVERAGING = (callbacks.StochasticWeightAveraging, *filter(None, [getattr(callbacks, "WeightAveraging", None)]))
 
 
 class RePrCallback(Adapter, Callback):
@@ -26,8 +26,8 @@ class RePrCallback(Adapter, Callback):
         trainer.fit(module)
 
     The scheme is built when fitting begins and taken off the model at the end; checkpoints of the Trainer hold its
-    state. Copies that ``WeightAveraging`` makes lose and regain filters together with the model. Every epoch logs
-    ``repr/sub`` (1 in a sub-network phase), ``repr/filters_dropped`` and ``repr/overlap``.
+    state. Averages by Lightning's callbacks (of weights, EMA, SWA) lose and regain filters together with the model.
+    Every epoch logs ``repr/sub`` (1 in a sub-network phase), ``repr/filters_dropped`` and ``repr/overlap``.
 
     Args:
         example_inputs: what the model is called with; by default the module's ``example_input_array``, else the images
@@ -60,7 +60,8 @@ class RePrCallback(Adapter, Callback):
         if inputs is None:
             return
         averages = [one._average_model for one in trainer.callbacks if isinstance(one, _AVERAGING)]
-        followers = [*self.settings.get("followers", ()), *(self._part(one.module) for one in averages)]
+        averages = [one if isinstance(one, LightningModule) else one.module for one in averages]
+        followers = [*self.settings.get("followers", ()), *(self._part(one) for one in averages)]
         limit = trainer.max_epochs if self.unit == "epoch" else trainer.max_steps
         until = limit if limit is not None and limit >= 0 else None
         done = trainer.current_epoch if self.unit == "epoch" else trainer.global_step

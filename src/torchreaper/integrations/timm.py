@@ -13,7 +13,7 @@ from timm.utils import CheckpointSaver, init_distributed_device, random_seed
 from torchreaper.integrations.adapter import Adapter
 from torchreaper.integrations.timm_epoch import Tell, train_epoch, wrapped
 from torchreaper.integrations.timm_parts import build
-from torchreaper.integrations.timm_saving import leave_together, load, save, what
+from torchreaper.integrations.timm_saving import leave_together, load, save, what, writing
 from torchreaper.integrations.timm_validation import judge
 from torchreaper.ranks import rewrapped
 
@@ -76,7 +76,8 @@ class Training:
     def _end(self, epoch: int, metric: float) -> None:
         """What follows validation; timm's checkpoints are of whole networks."""
         if self.args.rank == 0 and not self.adapter.values()["repr/sub"]:
-            self.saver.save_checkpoint(epoch, metric)
+            with writing(self.folder):
+                self.saver.save_checkpoint(epoch, metric)
         happened, compact = self.adapter.reached(epoch + 1), self.adapter.settings.get("subnetwork") == "compact"
         if happened and compact and self.args.distributed:
             self._called = rewrapped(self._called)

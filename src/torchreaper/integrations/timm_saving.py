@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,20 @@ def what(args: Any, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {"args": {name: value for name, value in vars(args).items() if name not in _FREE}, "repr": settings}
 
 
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """What torch says of a full disk, as an `OSError` that names the folder."""
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        text = f"{folder}: cannot be written ({str(error).splitlines()[0]}); what was saved last is there"
+        raise OSError(f"{text}, give the same command again to go on") from error
+
+
 def save(folder: Path, state: dict[str, Any]) -> None:
     """Replace what is there as a whole, wherever this is cut off."""
     written = folder / f"{LAST}.tmp"
-    with open(written, "wb") as file:
+    with writing(folder), open(written, "wb") as file:
         torch.save(state, file)
         file.flush()
         os.fsync(file.fileno())

@@ -25,9 +25,9 @@ class RePrCallback(Adapter, TrainerCallback, ExportableState):
         trainer = Trainer(model, args, train_dataset=images, callbacks=[RePrCallback(full=20, sub=10, cycles=3)])
         trainer.train()
 
-    The scheme is built when training begins and taken off the model at the end. Its state is in every checkpoint
-    (``trainer_state.json``), and ``resume_from_checkpoint`` goes on with it. The Trainer's logs of the loss get
-    ``repr/sub`` (1 in a sub-network phase), ``repr/filters_dropped`` and ``repr/overlap``.
+    The scheme is built when training begins and taken off the model at its end (after an error: by ``finish()``, or as
+    the next begins). Its state is in every checkpoint, and ``resume_from_checkpoint`` goes on with it. Logs of the loss
+    get ``repr/sub`` (1 in a sub-network phase), ``repr/filters_dropped`` and ``repr/overlap``.
 
     Args:
         example_inputs: what the model is called with, as a dict; by default made of the first image of the data set.
@@ -54,15 +54,15 @@ class RePrCallback(Adapter, TrainerCallback, ExportableState):
         return {"args": self._given if plain else {}, "attributes": {"text": self.as_text()}}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **parts: Any) -> None:  # noqa: D102
+        self.finish()  # of a training that was cut off, or is tried again with a smaller batch
         if self.settings.get("subnetwork") == "compact" and args.world_size > 1:
             raise ReaperError('subnetwork="compact": the Trainer keeps one DDP wrapper for all phases; use "masked"')
         if state.global_step and (saved := _saved(state.stateful_callbacks)):  # resumed, with all else loaded by now
             self.load_state_dict(self.read_text(saved))
         inputs = _first_image(model, parts["train_dataloader"]) if self._inputs is None else self._inputs
-        epochs = int(args.num_train_epochs) if args.max_steps <= 0 else None
-        done, until = self._done(state), epochs if self.unit == "epoch" else state.max_steps
-        self.start(self._part(model), parts["optimizer"], inputs, done=done, until=until)
-        self.reached(done)
+        ends = {"step": state.max_steps, "epoch": None if args.max_steps > 0 else int(args.num_train_epochs)}
+        self.start(self._part(model), parts["optimizer"], inputs, done=self._done(state), until=ends[self.unit])
+        self.reached(self._done(state))
 
     def _done(self, state: Any) -> int:
         return int((state.epoch or 0) + 1e-6) if self.unit == "epoch" else int(state.global_step)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -31,9 +32,11 @@ _SETTINGS = ("full", "sub", "cycles", "fraction", "criterion", "reinit", "subnet
 _OURS = {*_SETTINGS, "threads", "debug", "quiet", "repr_kwargs"}
 
 
-def _option(text: str, metavar: str = "X", default: str | None = None, least: float | None = None) -> Any:
+def _option(
+    text: str, metavar: str = "X", default: str | None = None, least: float | None = None, most: float | None = None
+) -> Any:
     shown: dict[str, Any] = {} if default is None else {"show_default": default}
-    return typer.Option(metavar=metavar, help=text, min=least, **shown)
+    return typer.Option(metavar=metavar, help=text, min=least, max=most, **shown)
 
 
 def timm_train(
@@ -73,23 +76,23 @@ def timm_train(
     sched_on_updates: Annotated[
         bool, typer.Option("--sched-on-updates", help="It moves with updates, not epochs.")
     ] = False,
-    warmup_epochs: Annotated[int, _option("Epochs of warm-up.", "N")] = 5,
+    warmup_epochs: Annotated[int, _option("Epochs of warm-up.", "N", least=0)] = 5,
     warmup_lr: Annotated[float, _option("Learning rate it begins with.")] = 1e-5,
     min_lr: Annotated[float, _option("Lowest learning rate.")] = 0.0,
     decay_epochs: Annotated[float, _option("Epochs between the steps of step.", "N")] = 90,
     decay_rate: Annotated[float, _option("What a step multiplies by.")] = 0.1,
-    cooldown_epochs: Annotated[int, _option("Epochs at the lowest rate after the schedule.", "N")] = 0,
+    cooldown_epochs: Annotated[int, _option("Epochs at the lowest rate after the schedule.", "N", least=0)] = 0,
     smoothing: Annotated[float, _option("Label smoothing.", least=0)] = 0.1,
     mixup: Annotated[float, _option("Mixup's alpha; 0: none.", least=0)] = 0.0,
     cutmix: Annotated[float, _option("Cutmix's alpha; 0: none.", least=0)] = 0.0,
-    mixup_off_epoch: Annotated[int, _option("Epoch from which neither mixes; 0: never.", "N")] = 0,
+    mixup_off_epoch: Annotated[int, _option("Epoch from which neither mixes; 0: never.", "N", least=0)] = 0,
     aa: Annotated[str | None, _option("AutoAugment policy, such as rand-m9-mstd0.5.", "NAME", "none")] = None,
     reprob: Annotated[float, _option("Probability of random erasing.", least=0)] = 0.0,
     hflip: Annotated[float, _option("Probability of a horizontal flip.")] = 0.5,
     color_jitter: Annotated[float, _option("Colour jitter.")] = 0.4,
     no_aug: Annotated[bool, typer.Option("--no-aug", help="No augmentation at all.")] = False,
     model_ema: Annotated[bool, typer.Option("--model-ema", help="Average the weights, and judge the average.")] = False,
-    model_ema_decay: Annotated[float, _option("Its decay.")] = 0.9998,
+    model_ema_decay: Annotated[float, _option("Its decay.", least=0, most=1)] = 0.9998,
     model_ema_warmup: Annotated[bool, typer.Option("--model-ema-warmup", help="A lower decay at first.")] = False,
     amp: Annotated[bool, typer.Option("--amp", help="Mixed precision.")] = False,
     amp_dtype: Annotated[Literal["float16", "bfloat16"], _option("float16 or bfloat16.", "NAME")] = "float16",
@@ -100,7 +103,7 @@ def timm_train(
         int, typer.Option("-j", "--workers", metavar="N", min=0, help="Processes that load images.")
     ] = 4,
     prefetcher: Annotated[bool, typer.Option("--prefetcher/--no-prefetcher", help="timm's own, of loaders.")] = True,
-    seed: Annotated[int, _option("Of weights, order and augmentation.", "N", least=0)] = 42,
+    seed: Annotated[int, _option("Of weights, order and augmentation.", "N", least=0, most=2**31)] = 42,
     log_interval: Annotated[int, typer.Option(metavar="N", min=1, help="Batches between two looks at the loss.")] = 50,
     checkpoint_hist: Annotated[int, typer.Option(metavar="N", min=1, help="Checkpoints of timm's to keep.")] = 10,
     output: Annotated[Path, _option("Where the runs are.", "FOLDER")] = Path("output/train"),
@@ -127,6 +130,7 @@ def timm_train(
                 "subnetwork='compact': several processes wrap the model anew, which compiled code does not see"
             )
         use_threads(threads)
+        _meet()
         args.device = _device(device)
         try:
             _train(args, folder, settings, quiet=quiet)
@@ -153,6 +157,19 @@ def base_rate(args: Namespace) -> float:
     devices, nodes = started() or (1, 1)
     ratio = float(args.batch_size * args.grad_accum_steps * devices * nodes / BASE_BATCH)
     return BASE_LR * (ratio**0.5 if any(name in args.opt.lower() for name in ("ada", "lamb")) else ratio)
+
+
+def _meet() -> None:
+    """Tell timm of a Slurm job what torchrun would tell, and nothing of a shell in one, in which a command is alone."""
+    if started() is None:
+        for name in ("SLURM_NTASKS", "SLURM_PROCID", "WORLD_SIZE"):
+            os.environ.pop(name, None)
+    elif "TORCHELASTIC_RUN_ID" not in os.environ:
+        from lightning_fabric.plugins.environments import SLURMEnvironment
+
+        job = SLURMEnvironment()
+        os.environ.setdefault("MASTER_ADDR", job.main_address)
+        os.environ.setdefault("MASTER_PORT", str(job.main_port))
 
 
 def _device(name: str) -> str:
