@@ -153,7 +153,10 @@ def main(argv=None):
     settings["classes"], path, begin = train.classes, Path(args.out, "checkpoint.pt"), 1
     path.parent.mkdir(parents=True, exist_ok=True)
     there = RANK == 0 and args.resume == "auto" and path.exists()
-    held = [torch.load(path, map_location="cpu", weights_only=True) if there else {}]
+    try:
+        held = [torch.load(path, map_location="cpu", weights_only=True) if there else {}]
+    except Exception:
+        sys.exit(f"{path}: cannot be read; move it away, or give --resume no")
     if WORLD > 1:
         dist.broadcast_object_list(held)  # from the first process, whose disk the others need not see
     if state := held[0]:

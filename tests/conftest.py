@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
@@ -18,3 +19,13 @@ PACKAGE = Path(__file__).parents[1] / "src" / "torchreaper"
 PACKAGES = ["torchreaper.analysis", "torchreaper.criteria", "torchreaper.flow", "torchreaper.subnetwork"]
 METHOD = [*PACKAGES, *(f"torchreaper.{p.stem}" for p in PACKAGE.glob("*.py") if p.stem != "__init__")]
 install_import_hook(METHOD, "beartype.beartype")
+
+
+@pytest.fixture
+def one_rank():
+    """A process group of this process alone."""
+    import torch  # after the hook of the imports
+
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()

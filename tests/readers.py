@@ -23,7 +23,7 @@ PAGES = sorted(DOCS.rglob("*.md"))
 FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 TAB = re.compile(r'^=== "(.*)"$', re.MULTILINE)
 #: Pages whose sections are read alone, each by a reader who comes with a question.
-ALONE = ("faq.md",)
+ALONE = ("faq.md", "distributed.md")
 
 
 @dataclass

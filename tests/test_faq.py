@@ -166,14 +166,6 @@ LINES = [
 ]
 
 
-@pytest.fixture
-def one_rank():
-    """A process group of this process alone."""
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
 @pytest.mark.filterwarnings("ignore:.*script_method.*:DeprecationWarning")  # torch's own, of its compiler
 @pytest.mark.parametrize("part", MESSAGES)
 def test_the_message_comes_as_it_is_quoted(part, request):

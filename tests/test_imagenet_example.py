@@ -239,6 +239,29 @@ def test_a_training_that_diverges_ends_and_keeps_the_epoch_before(example, image
     assert re.match(r"epoch \d: the training loss is (nan|inf); lower --lr", text)
 
 
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_precision_is_the_one_asked_for(example, dtype):
+    seen = []
+
+    class Net(torch.nn.Linear):
+        def forward(self, images):
+            logits = super().forward(images.mean((2, 3)))
+            seen.append(logits.dtype)
+            return logits
+
+    example.one_pass(
+        Net(3, 2), [(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64))], dtype
+    )
+    assert seen == [dtype or torch.float32]
+
+
+def test_a_checkpoint_that_cannot_be_read_is_named_and_kept(example, images, tmp_path):
+    (tmp_path / "checkpoint.pt").write_bytes(b"half a file")
+    text = refusal(example, images, *SMALL, *MASKED, "--out", tmp_path)
+    assert text == f"{tmp_path / 'checkpoint.pt'}: cannot be read; move it away, or give --resume no"
+    assert (tmp_path / "checkpoint.pt").read_bytes() == b"half a file"
+
+
 def test_help_shows_every_option_and_its_default(example, capsys):
     with pytest.raises(SystemExit, match="0"):
         example.main(["--help"])

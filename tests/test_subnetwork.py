@@ -128,13 +128,6 @@ def test_compiled(backend):
     torch._dynamo.reset()
 
 
-@pytest.fixture
-def one_rank():
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
 def test_wrapped_anew_by_ddp_with_the_old_wrapper_alive(one_rank):
     model, optimizer = build("residual")
     bank = scattering(model)

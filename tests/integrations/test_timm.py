@@ -11,11 +11,13 @@ import resource
 import shutil
 import subprocess
 import sys
+import textwrap
 from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -291,21 +293,30 @@ def test_timms_checkpoints_are_of_whole_networks(images, tmp_path):
 
 
 def test_the_lines_for_timms_script(images, tmp_path):
-    """`CheckpointSaver` and `resume_checkpoint`, with the scheme's state beside: stopped after any epoch, the same."""
+    """Those of docs/stacks/timm.md, with timm's own checkpoints: stopped after any epoch, the same."""
+    page = (ROOT / "docs" / "stacks" / "timm.md").read_text().partition("**timm's `train.py`**")[2]
+    build, save, load = (textwrap.dedent(lines) for lines in re.findall(r"(?:^ {4}.*\n)+", page, re.MULTILINE))
+
+    short = SimpleNamespace(
+        RePr=partial(tr.RePr, subnetwork="compact", **REPR)
+    )  # as the lines stand they take 90 epochs
 
     def script(folder: Path, stop: int, *, resume: bool = False) -> dict:
         folder.mkdir(exist_ok=True)
         random_seed(42, 0)
         model = timm.create_model(MODEL, num_classes=CLASSES)
         optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3)
-        scheme = tr.RePr(model, optimizer, torch.zeros(2, 3, SIZE, SIZE), subnetwork="compact", **REPR)
+        parts = {"model": model, "optimizer": optimizer, "device": "cpu", "output_dir": folder, "utils": timm.utils}
+        parts |= {"data_config": {"input_size": (3, SIZE, SIZE)}, "tr": short, "torch": torch, "os": os}
+        parts["args"] = Namespace(rank=0, local_rank=0, log_wandb=False, resume=str(folder / "last.pth.tar"))
+        exec(build, parts)
         first = 0
         if resume:
             first = resume_checkpoint(model, str(folder / "last.pth.tar"), optimizer, log_info=False)
         average = ModelEmaV3(model, decay=0.8)
         if resume:
             load_checkpoint(average.module, str(folder / "last.pth.tar"), use_ema=True)
-            scheme.load_state_dict(torch.load(folder / "scheme.pt"))
+            exec(load, parts)
         saver = CheckpointSaver(model, optimizer, model_ema=average, checkpoint_dir=str(folder))
         for epoch in range(first, stop):
             draw = torch.Generator().manual_seed(epoch)
@@ -315,8 +326,7 @@ def test_the_lines_for_timms_script(images, tmp_path):
                 nn.functional.cross_entropy(model(inputs), torch.tensor([0, 1, 2, 0, 1, 2])).backward()
                 optimizer.step()
                 average.update(model)
-            scheme.step()
-            torch.save(scheme.state_dict(), folder / "scheme.pt")
+            exec(save, parts)
             saver.save_checkpoint(epoch, metric=float(epoch))
         return {
             "model": model.state_dict(),
