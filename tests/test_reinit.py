@@ -166,7 +166,7 @@ def test_wrong_choices_are_named(choice, message):
 
 @pytest.mark.parametrize(("count", "ranked"), [(5, True), (6, False), (9, False)])
 def test_what_overlaps_most_is_asked_only_where_it_can_be_honoured(count, ranked, monkeypatch):
-    """Where as many return as there are dimensions, as in a 1x1 expansion, no row can be: their products are left out."""
+    """Where as many return as there are dimensions, as in a 1x1 expansion, no row can be; no products then."""
     asked = []
     monkeypatch.setattr(reinit, "overlap", lambda rows: asked.append(1) or tr.overlap(rows))
     rows = torch.randn(20, 6, dtype=torch.float64, generator=generator())
