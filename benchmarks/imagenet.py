@@ -1,6 +1,6 @@
 """What RePr costs at ImageNet's scale, 224x224: memory, transitions and steps of ResNets, VGG-16 and ConvNeXt-L.
 
-    python benchmarks/imagenet.py --threads 1
+    python benchmarks/imagenet.py
     python benchmarks/imagenet.py --only vgg16 --batch 4 --work /tmp/imagenet
     python benchmarks/imagenet.py --quick
 
@@ -84,9 +84,11 @@ NOTES = (
     "Kept: counted, bytes of weights and optimizer state of the filters that are dropped, on every device. Libraries "
     "that a first transition loads are not in it.",
     "Checkpoint in the phase: the state dicts of model and optimizer, at full shapes, both at once.",
-    "Rank + drop takes 30 % of the filters of every ranked layer. Steps: of a plain training step at that batch, round "
-    "by round. The algebra of the return is done on the CPU whatever the device; `torchrun` gives each process one "
-    "thread (OMP_NUM_THREADS=1) where nothing else is said.",
+    "Seconds are those of the CPU with one thread, as `torchrun` starts a process (OMP_NUM_THREADS=1): what another "
+    "load takes of the clock is not counted. On CUDA they are of the clock; the algebra of the return is done on the "
+    "CPU whatever the device.",
+    "Rank + drop takes 30 % of the filters of every ranked layer. In steps: of a plain training step at that batch, "
+    "round by round.",
     "Steps: plain, attached, masked and compact in turn on one model. First compact step: new shapes.",
 )
 
@@ -134,10 +136,9 @@ def run(task: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def source() -> str:
-    """A fingerprint of the method and of what measures it."""
+    """A fingerprint of the method that is measured; after a change of what measures it, take another folder."""
     package = Path(tr.__file__).parent
     files = [path for path in sorted(package.rglob("*.py")) if "lab" not in path.relative_to(package).parts]
-    files += [FOLDER / "imagenet_part.py", FOLDER / "published.py"]
     return sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 

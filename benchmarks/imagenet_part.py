@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import json
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -135,18 +136,21 @@ def memory(task: Mapping[str, Any]) -> dict[str, Any]:
 def times(task: Mapping[str, Any]) -> dict[str, Any]:
     """Seconds of steps and transitions, all on one model in turn, ``repeats`` rounds after one that warms up.
 
-    A scheme is taken off again before the next is put on, so that every step of a round is of the same weights: plain,
-    attached, masked, compact.
+    On the CPU with one thread, as `torchrun` starts a process, and seconds of the CPU: what another load takes of the
+    clock is not counted. A scheme is taken off again before the next is put on, so that every step of a round is of the
+    same weights: plain, attached, masked, compact.
     """
     device = torch.device(task["device"])
+    torch.set_num_threads(1)
     warmed()
     training = _training(task, device)
     found, counts = defaultdict[str, list[float]](list), {}
     progress = Progress(task["label"], task["repeats"] + 1)
 
     def timed(name: str, action: Callable[[], Any]) -> Any:
-        result = []
-        found[name].append(wall(lambda: result.append(action()), device))
+        result, start = [], time.process_time()
+        clock = wall(lambda: result.append(action()), device)
+        found[name].append(clock if device.type == "cuda" else time.process_time() - start)
         return result[0]
 
     def cycle(mode: str) -> None:

@@ -34,7 +34,6 @@ class Published:
         batch: images in a batch.
         optimizers: those whose memory is measured; the first one is timed.
         side: of the square images.
-        options: of the model.
     """
 
     key: str
@@ -43,7 +42,6 @@ class Published:
     batch: int
     optimizers: tuple[str, ...] = ("sgd",)
     side: int = 224
-    options: tuple[tuple[str, object], ...] = ()
 
     def build(self) -> nn.Module:
         """The network, with random weights."""
@@ -53,11 +51,11 @@ class Published:
         if package == "torchvision":
             from torchvision.models import get_model
 
-            model: nn.Module = get_model(name, weights=None, **dict(self.options))
+            model: nn.Module = get_model(name, weights=None)
             return model
         import timm
 
-        return timm.create_model(name, pretrained=False, **dict(self.options))
+        return timm.create_model(name, pretrained=False)
 
     def training(self, optimizer: str, batch: int, device: torch.device = CPU) -> Training:
         """It in training on one random batch."""
@@ -73,14 +71,6 @@ PUBLISHED = (
     Published("vgg16", "VGG-16", "torchvision:vgg16", 2, ("sgd", "adamw")),
     Published("resnet152", "ResNet-152", "torchvision:resnet152", 2),
     Published("convnext_large", "ConvNeXt-L", "torchvision:convnext_large", 1, ("adamw",)),
-    Published(
-        "convnext_large_conv",
-        "ConvNeXt-L, 1x1 convolutions",
-        "timm:convnext_large",
-        1,
-        ("adamw",),
-        options=(("conv_mlp", True),),
-    ),
 )
 TINY = Published("tiny", "tiny ResNet (timm:test_resnet)", "timm:test_resnet", 2, side=64)
 """For tests."""

@@ -15,7 +15,9 @@ import torch
 from torch import nn
 
 import torchreaper as tr
+from tests.zoo import torchvision_importable
 
+torchvision_importable()  # which Lightning imports where it is there
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks"
 PROGRAMS = ("subnetwork", "scheme", "transition", "overhead", "growth", "oracle", "throughput", "jobs", "imagenet")

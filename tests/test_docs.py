@@ -88,7 +88,7 @@ def _commands() -> list[tuple[str, str]]:
     """(page, command) of every line of code that calls `reaper`."""
     found = []
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]:
-        text = page.read_text()
+        text = re.sub(r" \\\n +", " ", page.read_text())
         code = [block[3] for block in FENCE.finditer(text) if block[2] in ("", "bash", "console", "shell", "sh")]
         code += re.findall(r"^ {4}.*$", FENCE.sub("", text), re.MULTILINE)
         lines = [line.strip().removeprefix("$ ") for block in code for line in block.splitlines()]

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import torchreaper as tr
+from torchreaper import reinit
 from torchreaper.geometry import unit_rows
 from torchreaper.reinit import complement, orthogonal_directions, returning_rows, span, worst_cosine
 
@@ -161,3 +162,16 @@ def test_wrong_choices_are_named(choice, message):
         tr.Reinit(**choice)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("count", "ranked"), [(5, True), (6, False), (9, False)])
+def test_what_overlaps_most_is_asked_only_where_it_can_be_honoured(count, ranked, monkeypatch):
+    """Where as many return as there are dimensions, as in a 1x1 expansion, no row can be; no products then."""
+    asked = []
+    monkeypatch.setattr(reinit, "overlap", lambda rows: asked.append(1) or tr.overlap(rows))
+    rows = torch.randn(20, 6, dtype=torch.float64, generator=generator())
+    new, case = orthogonal_directions(rows, count, generator(1))
+    assert bool(asked) == ranked
+    assert case.startswith(f"room 0 of 6, {min(count, 6)} orthogonal to the {6 - min(count, 6)} most overlapping only")
+    mutual = new[:6]
+    assert (mutual @ mutual.T - torch.eye(len(mutual))).abs().max() < 1e-10

@@ -202,8 +202,10 @@ def orthogonal_directions(
     case = f"room {room} of {dims}"
     relaxed = min(count - free, dims - free)
     if relaxed:
-        worst = rows[overlap(rows).argsort(descending=True, stable=True)]
-        honoured, taken = _most_that_leave(worst, new, relaxed)
+        honoured, taken = 0, span(new)
+        if free + relaxed < dims:  # else no dimension is left for any of them, and the ranking is not needed
+            worst = rows[overlap(rows).argsort(descending=True, stable=True)]
+            honoured, taken = _most_that_leave(worst, new, relaxed)
         new = torch.cat([new, complement(taken, relaxed, generator)])
         case += f", {relaxed} orthogonal to the {honoured} most overlapping only"
     rest = count - free - relaxed
