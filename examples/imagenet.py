@@ -2,8 +2,6 @@
 
     python examples/imagenet.py hf:uoft-cs/cifar10 --arch resnet18 --size 32
     torchrun --nproc-per-node 8 examples/imagenet.py /data/imagenet --batch 1024 --lr 0.4 --amp bf16 --channels-last
-    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --nproc-per-node 8 --max-restarts 3 examples/imagenet.py DATA
-
 The same command goes on where it was stopped: on the CPU, with as many processes and workers, to the same bits.
 """
 
@@ -37,8 +35,8 @@ def arguments(argv):
     add("data", help="a folder with train/ and val/, in both a folder for each class; one with parquet; or hf:NAME")
     add("--out", default="runs/imagenet", help="folder of checkpoint.pt, which holds the model (%(default)s)")
     add("--resume", choices=["auto", "no"], default="auto", help="auto, the default: go on from OUT/checkpoint.pt")
-    archs = set(models.list_models(models)) - {"googlenet", "inception_v3"}  # these have several outputs
-    add("--arch", default="resnet50", metavar="NAME", choices=sorted(archs), help="one of torchvision's")
+    known = models.list_models(models, exclude=("googlenet", "inception_v3"))  # which have several outputs
+    add("--arch", default="resnet50", metavar="NAME", choices=known, help="one of torchvision's")
     add("--size", type=int, default=224, help="height and width of the crops, pixels (%(default)s)")
     add("--epochs", type=int, default=100, help="(%(default)s)")
     add("--batch", type=int, default=256, help="images in a step, of all processes together (%(default)s)")
@@ -128,8 +126,6 @@ def main(argv=None):
     args = arguments(argv)
     if CUDA:
         torch.cuda.set_device(DEVICE)
-        torch.backends.cudnn.benchmark = True
-    say = print if RANK == 0 else lambda *_, **__: None
     if WORLD > 1:
         dist.init_process_group("nccl" if CUDA else "gloo")
     train, val = load(args.data, args.size)
@@ -137,8 +133,7 @@ def main(argv=None):
         sys.exit(f"--batch {args.batch}: more than the {len(train)} images there are to train on")
     torch.manual_seed(args.seed)
     model = models.get_model(args.arch, weights=None, num_classes=len(train.classes))
-    if args.sync_bn:
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model) if args.sync_bn else model
     model.to(DEVICE, memory_format=torch.channels_last if args.channels_last else torch.contiguous_format)
     optimizer = torch.optim.SGD(model.parameters(), args.lr, momentum=0.9, weight_decay=args.weight_decay)
     chosen = {name: getattr(args, name) for name in ("full", "sub", "cycles", "fraction", "subnetwork")}
@@ -160,13 +155,13 @@ def main(argv=None):
     if WORLD > 1:
         dist.broadcast_object_list(held)  # from the first process, whose disk the others need not see
     if state := held[0]:
-        old = state["settings"]
-        if odd := [f"{name} was {old.get(name)}, is {now}" for name, now in settings.items() if old.get(name) != now]:
+        if odd := [f"{k} was {was}, is {v}" for k, v in settings.items() if (was := state["settings"].get(k)) != v]:
             sys.exit(f"{path}: is of other settings: {'; '.join(odd)}; give --out another folder, or --resume no")
         for name, part in parts.items():  # the scheme last: it leaves the dropped filters out again
             part.load_state_dict(state[name])
         begin = state["epoch"] + 1
-    say(f"{path}: goes on after epoch {begin - 1}" if begin > 1 else scheme, flush=True)
+    if RANK == 0:
+        print(f"{path}: goes on after epoch {begin - 1}" if begin > 1 else scheme, flush=True)
     called = DistributedDataParallel(model, device_ids=[LOCAL] if CUDA else None) if WORLD > 1 else model
     common = {"batch_size": args.batch // WORLD, "num_workers": args.workers, "pin_memory": CUDA}
     order = DistributedSampler(train, WORLD, RANK, seed=args.seed)
@@ -182,21 +177,19 @@ def main(argv=None):
             sys.exit(f"epoch {epoch}: the training loss is {loss}; lower --lr ({path} is of the epoch before)")
         for buffer in model.buffers() if WORLD > 1 else ():
             dist.broadcast(buffer, src=0)  # running statistics of the first process, as DDP has them
-        with torch.no_grad():
-            right = one_pass(model, judged, AMP[args.amp])[1]
+        right = torch.no_grad()(one_pass)(model, judged, AMP[args.amp])[1]
         schedule.step()
-        what = scheme.step()
-        if what is not None and WORLD > 1:
+        if (what := scheme.step()) and WORLD > 1:
             called = tr.rewrapped(called)  # compact phases need it
+        gone = f"  {what.kind} {sum(map(len, what.filters.values()))} filters" if what else ""
+        told = f"epoch {epoch:3d}  {phase:4s}  lr {rate:.4f}  loss {loss:.4f}  train {trained:.2%}  val {right:.2%}"
         if RANK == 0:
             with open(path.with_suffix(".part"), "wb") as file:  # whole or not at all, whenever this process dies
                 torch.save({n: p.state_dict() for n, p in parts.items()} | {"epoch": epoch, "settings": settings}, file)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(file.name, path)
-        gone = f"  {what.kind} {sum(map(len, what.filters.values()))} filters" if what else ""
-        told = f"epoch {epoch:3d}  {phase:4s}  lr {rate:.4f}  loss {loss:.4f}  train {trained:.2%}  val {right:.2%}"
-        say(f"{told}  {time.perf_counter() - start:.1f} s{gone}", flush=True)
+            print(f"{told}  {time.perf_counter() - start:.1f} s{gone}", flush=True)
     scheme.remove()
     if WORLD > 1:
         dist.barrier()  # gloo may hang if a process leaves while its last collective is being tidied up

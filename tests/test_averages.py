@@ -403,7 +403,7 @@ def through(net: str, mode: str, kind: str, scattered: bool, course: list[Phase]
 
 
 @pytest.mark.parametrize("net", NETS)
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(data=st.data(), kind=st.sampled_from(list(KINDS)), scattered=st.booleans())
 def test_whatever_goes_and_whenever_it_is_averaged(net, data, kind, scattered):
     course = data.draw(phases(net))
