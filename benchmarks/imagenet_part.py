@@ -20,13 +20,12 @@ from typing import Any
 
 import torch
 from measure import Progress, QuietCollector, wall
-from networks import FRACTION
+from networks import FRACTION, repr_on
 from published import NETWORKS, TINY
 from training import Training
 
 import torchreaper as tr
 
-ENDLESS = 10**6
 MODES = ("masked", "compact")
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -57,21 +56,6 @@ class Meter:
 def _kernel(field: str) -> int:
     lines = STATUS.read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
-
-
-def repr_on(training: Training, mode: str) -> tr.RePr:
-    """RePr that drops at one call of ``step`` and restores at the next, evenly over the layers."""
-    return tr.RePr(
-        training.model,
-        training.optimizer,
-        training.images,
-        full=1,
-        sub=1,
-        cycles=ENDLESS,
-        fraction=FRACTION,
-        max_per_layer=FRACTION,
-        subnetwork=mode,
-    )
 
 
 def warmed() -> None:

@@ -15,6 +15,7 @@ import torchreaper as tr
 from torchreaper.lab.models import MODELS, build
 
 FRACTION = 0.30
+ENDLESS = 10**6  # cycles: more than are ever measured
 
 
 @dataclass(frozen=True)
@@ -122,3 +123,18 @@ class Bench:
 
     def describe(self) -> dict[str, Any]:
         return {"key": self.net.key, "net": self.net.label, "batch": self.batch, "image": f"{self.side}x{self.side}"}
+
+
+def repr_on(training: Training, mode: str, cycles: int = ENDLESS) -> tr.RePr:
+    """RePr that drops at one call of ``step`` and restores at the next, evenly over the layers."""
+    return tr.RePr(
+        training.model,
+        training.optimizer,
+        training.images,
+        full=1,
+        sub=1,
+        cycles=cycles,
+        fraction=FRACTION,
+        max_per_layer=FRACTION,
+        subnetwork=mode,
+    )

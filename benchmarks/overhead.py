@@ -18,11 +18,8 @@ from collections.abc import Sequence
 import report
 import torch
 from measure import estimate, interleaved, ratio
-from networks import FRACTION, Bench, Net
+from networks import Bench, Net, repr_on
 from torch import nn
-from training import Training
-
-import torchreaper as tr
 
 NETS = ("c3-32", "c8-128", "resnet20", "resnet50", "vgg16", "densenet40", "mobilenet_v2")
 SMALL = 2
@@ -43,20 +40,6 @@ NOTES = (
 )
 
 
-def attached(training: Training, mode: str) -> tr.RePr:
-    return tr.RePr(
-        training.model,
-        training.optimizer,
-        training.images,
-        full=1,
-        sub=1,
-        cycles=1,
-        fraction=FRACTION,
-        max_per_layer=FRACTION,
-        subnetwork=mode,
-    )
-
-
 def hooked(model: nn.Module) -> int:
     """Modules with a hook that forward passes call."""
     return sum(bool(module._forward_hooks or module._forward_pre_hooks) for module in model.modules())
@@ -69,8 +52,8 @@ def measure(net: Net, args: argparse.Namespace, results: report.Report) -> None:
 
 def _measure(bench: Bench, args: argparse.Namespace, results: report.Report) -> None:
     trainings = {name: bench.training() for name in ("plain", "attached", "after")}
-    attached(trainings["attached"], args.subnetwork)
-    returned = attached(trainings["after"], args.subnetwork)
+    repr_on(trainings["attached"], args.subnetwork, cycles=1)
+    returned = repr_on(trainings["after"], args.subnetwork, cycles=1)
     for _ in range(2):  # drop, restore
         trainings["after"].step()
         returned.step()

@@ -18,13 +18,10 @@ from collections.abc import Sequence
 import report
 import torch
 from measure import Progress, QuietCollector, estimate, ratio, wall
-from networks import FRACTION, KEYS, Bench, Net
+from networks import KEYS, Bench, Net, repr_on
 from training import Training
 
-import torchreaper as tr
-
 MODES = ("masked", "compact")
-ENDLESS = 10**6
 COLUMNS = {
     "net": "net",
     "batch": "batch",
@@ -51,17 +48,7 @@ class Cycle:
 
     def __init__(self, training: Training, mode: str) -> None:
         self.training, self.times = training, defaultdict[str, list[float]](list)
-        self.scheme = tr.RePr(
-            training.model,
-            training.optimizer,
-            training.images,
-            full=1,
-            sub=1,
-            cycles=ENDLESS,
-            fraction=FRACTION,
-            max_per_layer=FRACTION,
-            subnetwork=mode,
-        )
+        self.scheme = repr_on(training, mode)
 
     def run(self, device: torch.device) -> None:
         for name, action in (

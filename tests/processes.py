@@ -43,10 +43,3 @@ def in_two_ranks(scenarios: Scenarios, folder: Path, backend: str = "gloo") -> l
         for process in context.processes:
             process.kill()
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
-
-
-def leave() -> None:
-    """End a process among others when all have come here: gloo may hang where one leaves before."""
-    if dist.is_initialized():
-        dist.barrier()
-        dist.destroy_process_group()

@@ -48,6 +48,16 @@ def decided_by_rank_zero(decide: Callable[[], Value]) -> Value:
     return decision
 
 
+def leave_together() -> None:
+    """End the processes' group, if there is one, when all have come here.
+
+    gloo may hang, or abort, where a process leaves while another tidies up its last collective.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
 class Wrappers(OwnHook):
     """The DDP wrappers that have called a model: after a change of shapes they are stale, and are stopped.
 

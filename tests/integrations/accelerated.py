@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import torchreaper as tr
 from tests.nets import Residual
-from tests.processes import leave
+from torchreaper.ranks import leave_together
 
 SETTINGS = {"full": 2, "sub": 1, "cycles": 2, "fraction": 0.3, "skip": None}
 EPOCHS = 7
@@ -86,4 +86,4 @@ def main(out: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
-    leave()
+    leave_together()

@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 from torch.utils.data import Dataset
 
-from tests.processes import leave
 from tests.zoo import torchvision_importable
 
 torchvision_importable()
@@ -28,6 +27,7 @@ with warnings.catch_warnings():
     from transformers import ResNetConfig, ResNetForImageClassification, Trainer, TrainingArguments
 
 from torchreaper.integrations.transformers import RePrCallback  # noqa: E402  (it needs the first line of these)
+from torchreaper.ranks import leave_together  # noqa: E402
 
 SETTINGS = {"full": 2, "sub": 1, "cycles": 2, "fraction": 0.3, "skip": None}
 EPOCHS = 7
@@ -113,4 +113,4 @@ def together(out: Path) -> None:
 
 if __name__ == "__main__":
     (together if "RANK" in os.environ else main)(Path(sys.argv[1]))
-    leave()
+    leave_together()

@@ -19,7 +19,6 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests.nets import Residual
-from tests.processes import leave
 from tests.zoo import torchvision_importable
 
 torchvision_importable()
@@ -35,6 +34,7 @@ with warnings.catch_warnings():
     from lightning.pytorch.loggers import CSVLogger
 
 from torchreaper.integrations.lightning import RePrCallback  # noqa: E402  (it needs the first line of these)
+from torchreaper.ranks import leave_together  # noqa: E402
 
 SETTINGS = {"full": 2, "sub": 1, "cycles": 2, "fraction": 0.3, "skip": None}
 EPOCHS = 7
@@ -205,4 +205,4 @@ def together(out: Path) -> None:
 
 if __name__ == "__main__":
     (together if "RANK" in os.environ else main)(Path(sys.argv[1]))
-    leave()
+    leave_together()

@@ -19,7 +19,6 @@ import torch
 from lightning_fabric import Fabric
 from tests.lab.schemes.test_resume import SETTINGS
 from tests.lab.tiny import recipe
-from tests.processes import leave
 
 from torchreaper.lab import processes
 from torchreaper.lab.errors import UserError
@@ -27,6 +26,7 @@ from torchreaper.lab.recipe import Recipe
 from torchreaper.lab.run import train
 from torchreaper.lab.runs import RunFailed, folder_of, read_metrics
 from torchreaper.lab.training import Run
+from torchreaper.ranks import leave_together
 
 #: Nothing here depends on which images share a batch: two processes must come to what one comes to.
 ALIKE: dict[str, Any] = {
@@ -122,4 +122,4 @@ def main(out: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
-    leave()
+    leave_together()

@@ -13,9 +13,9 @@ from timm.utils import CheckpointSaver, init_distributed_device, random_seed
 from torchreaper.integrations.adapter import Adapter
 from torchreaper.integrations.timm_epoch import Tell, train_epoch, wrapped
 from torchreaper.integrations.timm_parts import build
-from torchreaper.integrations.timm_saving import leave_together, load, save, what, writing
+from torchreaper.integrations.timm_saving import load, save, what, writing
 from torchreaper.integrations.timm_validation import judge
-from torchreaper.ranks import rewrapped
+from torchreaper.ranks import leave_together, rewrapped
 
 
 class Training:
@@ -65,7 +65,7 @@ class Training:
                 raise FloatingPointError(f"epoch {epoch}: the loss is {loss}; use a lower lr, or clip_grad")
             line |= judge(args, parts)
             line |= {name.removeprefix("repr/"): value for name, value in self.adapter.values().items()}
-            self._end(epoch, line.get("ema_top1", line["top1"]))
+            self._end(line)
             before, last = last, time.perf_counter()
             self.history.append({**line, "seconds": round(last - before, 2)})
             self._save()
@@ -73,9 +73,10 @@ class Training:
         self.adapter.finish()
         leave_together()
 
-    def _end(self, epoch: int, metric: float) -> None:
+    def _end(self, line: dict[str, Any]) -> None:
         """What follows validation; timm's checkpoints are of whole networks."""
-        if self.args.rank == 0 and not self.adapter.values()["repr/sub"]:
+        epoch, metric = line["epoch"], line.get("ema_top1", line["top1"])
+        if self.args.rank == 0 and not line["sub"]:
             with writing(self.folder):
                 self.saver.save_checkpoint(epoch, metric)
         happened, compact = self.adapter.reached(epoch + 1), self.adapter.settings.get("subnetwork") == "compact"

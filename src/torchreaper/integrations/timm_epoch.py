@@ -74,15 +74,13 @@ def train_epoch(args: Any, parts: Parts, called: Any, epoch: int, tell: Tell) ->
                 parts.schedule.step_update(updates)
         if number % args.log_interval == 0 or number == batches:
             tell(epoch, number, batches, total.item() / number)
-    if hasattr(parts.optimizer, "sync_lookahead"):
-        parts.optimizer.sync_lookahead()
     return float(reduce_tensor(total, args.world_size) if args.distributed else total) / batches
 
 
 def _backward(args: Any, parts: Parts, loss: Tensor, *, update: bool) -> None:
     """Gradients, and where it is time the optimizer's step, as timm takes it."""
     clip = {"clip_grad": args.clip_grad, "clip_mode": args.clip_mode}
-    clipped = list(model_parameters(parts.model, exclude_head="agc" in args.clip_mode))
+    clipped = model_parameters(parts.model, exclude_head="agc" in args.clip_mode)
     second = getattr(parts.optimizer, "is_second_order", False)
     if parts.scaler is not None:
         parts.scaler(loss, parts.optimizer, **clip, parameters=clipped, create_graph=second, need_update=update)

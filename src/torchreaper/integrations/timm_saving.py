@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from torchreaper.errors import ReaperError
+from torchreaper.ranks import decided_by_rank_zero
 
 #: Beside timm's own checkpoints, which do not know of the scheme.
 LAST = "repr-last.pt"
@@ -50,18 +51,7 @@ def load(folder: Path, asked: dict[str, dict[str, Any]], args: Any) -> dict[str,
         ReaperError: it cannot be read, was begun with something else than ``asked`` (of `what`), or the folder holds
             what is not of such a run.
     """
-    held: list[Any] = [None, None]
-    if args.rank == 0:
-        try:
-            held = [_read(folder, asked), None]
-        except ReaperError as error:
-            held = [None, str(error)]
-    if args.distributed:
-        torch.distributed.broadcast_object_list(held)
-    state: dict[str, Any] | None = held[0]
-    if held[1] is not None:
-        raise ReaperError(held[1])
-    return state
+    return decided_by_rank_zero(lambda: _read(folder, asked) if args.rank == 0 else None)
 
 
 def _read(folder: Path, asked: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
@@ -84,10 +74,3 @@ def _read(folder: Path, asked: dict[str, dict[str, Any]]) -> dict[str, Any] | No
                 text = f"{name}={now!r}: the run in {folder} was begun with {then!r}"
                 raise ReaperError(f"{text}; use that, or another --experiment")
     return state
-
-
-def leave_together() -> None:
-    """End the processes' group, if there is one; gloo may hang where a process leaves while another tidies up."""
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()

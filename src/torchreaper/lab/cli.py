@@ -155,6 +155,7 @@ def train(
         from torchreaper.lab.compare import run
         from torchreaper.lab.progress import Silent
         from torchreaper.lab.runs import RunFailed, folder_of
+        from torchreaper.ranks import leave_together
 
         fabric = processes.begin(device, loaded.precision, devices, nodes, batch=loaded.batch)
         use_threads(threads)
@@ -164,7 +165,7 @@ def train(
                 run(loaded, name, seed, out, progress if speaks else Silent(), device=device, fabric=fabric)
         except RunFailed as error:
             fail(str(error), FAILED, debug=debug)
-        processes.end(fabric)
+        leave_together()
         if speaks and not quiet:
             screen.show_paths(console, [folder_of(out, loaded.name, name, seed)])
 

@@ -56,13 +56,6 @@ def begin(
     return fabric
 
 
-def end(fabric: Fabric | None) -> None:
-    """Leave the others when all have come here: gloo may hang, or abort, where a process leaves before."""
-    if fabric is not None and fabric.world_size > 1:
-        fabric.barrier()
-        torch.distributed.destroy_process_group()
-
-
 def check_batch(batch: int, processes: int) -> None:
     """Raise `UserError` where so many processes cannot share a batch evenly."""
     if batch % processes:
