@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 RUNS   ?= runs
 
-.PHONY: help demo docs test test-all lint format clean
+.PHONY: help demo docs test test-all stress lint format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,10 @@ docs: $(VENV)/.dev  ## the documentation, into site/; open site/index.html
 
 test-all: $(VENV)/.dev  ## all tests, the long ones too
 	$(BIN)/pytest
+
+stress: $(VENV)/.dev  ## faults, fuzzing and long runs, and the table of docs/reliability.md anew; hours
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal -m stress --keep-counts tests/stress; \
+	status=$$?; $(BIN)/python -m tests.stress.recording && exit $$status
 
 lint: $(VENV)/.dev  ## formatting, lint and types
 	$(BIN)/ruff format --check .

@@ -21,6 +21,10 @@ METHOD = [*PACKAGES, *(f"torchreaper.{p.stem}" for p in PACKAGE.glob("*.py") if 
 install_import_hook(METHOD, "beartype.beartype")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--keep-counts", action="store_true", help="keep what the stress tests counted, for the table")
+
+
 @pytest.fixture
 def one_rank():
     """A process group of this process alone."""
