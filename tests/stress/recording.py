@@ -108,11 +108,17 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         often = f"{row['tried']:,} {row['unit']}"
         held = "all" if row["held"] == row["tried"] else f"**{row['held']:,}**"
-        lines.append(f"| {row['area']} | {row['what']} | {often} | {held} | {row['note']} |")
+        lines.append("| " + " | ".join(map(_cell, (row["area"], row["what"], often, held, row["note"]))) + " |")
+    if not rows:
+        return "Nothing was counted yet."
     days = sorted({row["date"] for row in rows})
     when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
     wheres = sorted({f"Python {row['python']}, torch {row['torch']}, {row['cores']} cores" for row in rows})
     return "\n".join([*lines, "", f"{sum(row['tried'] for row in rows):,} trials; {when}; {'; '.join(wheres)}."])
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", r"\|")
 
 
 def page(text: str, rows: list[dict[str, Any]]) -> str:
