@@ -43,7 +43,8 @@ def counted(tmp_path, *options):
     (tmp_path / "tests" / "stress").mkdir(parents=True)
     test = tmp_path / "tests" / "stress" / "test_counting.py"
     test.write_text(COUNTING)
-    own = f"from pathlib import Path\nfrom tests.stress import recording\nrecording.RESULTS = Path({str(tmp_path)!r}, 'rows')"
+    rows = f"Path({str(tmp_path / 'rows')!r})"
+    own = f"from pathlib import Path\nfrom tests.stress import recording\nrecording.RESULTS = {rows}"
     (test.parent / "conftest.py").write_text(
         f"{own}\nfrom tests.stress.conftest import trials\n\n"
         "def pytest_addoption(parser):\n    parser.addoption('--keep-counts', action='store_true')\n"
