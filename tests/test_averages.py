@@ -572,3 +572,18 @@ def test_unnamed_an_average_over_parameters_is_not_the_average(mode):
         update()
         with pytest.raises(AssertionError):
             expected.check(average.module, "unnamed")
+
+
+def test_an_average_of_a_model_with_an_extra_state():
+    class Counting(nn.Linear):
+        def get_extra_state(self):
+            return {"seen": 3}
+
+        def set_extra_state(self, state):
+            pass
+
+    model = nn.Sequential(*[nn.Conv2d(3, 4, 1), nn.Conv2d(4, 6, 1), nn.Flatten(), Counting(6 * 64, 3)]).double()
+    average = AveragedModel(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheme = tr.RePr(model, optimizer, EXAMPLE, full=1, sub=1, followers=[average.module])
+    assert [scheme.step().kind for _ in range(2)] == ["drop", "restore"]

@@ -25,6 +25,7 @@ METHOD = [
         "__init__",
         "integrations",
         "scheme",
+        "checks",
         "transitions",
         "analysis",
         "bank",

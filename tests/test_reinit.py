@@ -137,6 +137,15 @@ def test_gain_is_the_length(gain, length):
     torch.testing.assert_close(back.rows.norm(dim=1), torch.full((2,), expected, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("scale", [1e-310, 1e-200, 1e200, 1e307])
+def test_the_length_neither_overflows_nor_vanishes(scale):
+    rows = torch.randn(6, 20, dtype=torch.float64, generator=generator()).clamp(-2, 2)
+    dropped = torch.tensor([1, 4])
+    back = returning_rows(rows * scale, dropped, tr.Reinit(), generator())
+    expected = rows[[0, 2, 3, 5]].norm(dim=1).mean()
+    torch.testing.assert_close((back.rows / scale).norm(dim=1), expected.expand(2), rtol=1e-9, atol=0)
+
+
 def test_worst_cosine_sees_old_rows_and_new_ones():
     rows = torch.eye(4, dtype=torch.float64)
     assert worst_cosine(rows[:1], rows[1:]) == 0

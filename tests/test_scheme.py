@@ -15,7 +15,7 @@ from torch import nn
 
 import torchreaper as tr
 from tests.nets import build, inputs, plain, train_step
-from torchreaper.transitions import transition_at
+from torchreaper.transitions import SCORED, transition_at
 
 ROOT = Path(__file__).parents[1]
 
@@ -213,6 +213,73 @@ def test_nan_weights_are_an_error_that_names_the_layer_and_drops_nothing():
     assert (scheme.phase, scheme.steps) == ("full", 0)
     scheme.model.block2.conv1.weight.data[2] = 0.1
     assert scheme.step().kind == "drop", "the step can be tried again"
+
+
+class Given:
+    """A criterion that does what it is told."""
+
+    def __init__(self, score):
+        self.score = score
+
+    def scores(self, bank):
+        return {layer.name: self.score(layer, bank) for layer in bank.ranked}
+
+
+def broken(layer, bank):
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    ("score", "error"),
+    [
+        (lambda layer, bank: torch.rand(layer.filters, generator=bank.generator) * torch.nan, tr.ReaperError),
+        (lambda layer, bank: torch.rand(layer.filters + 1, generator=bank.generator), tr.ReaperError),
+        (broken, ZeroDivisionError),
+    ],
+    ids=["nan", "shape", "raises"],
+)
+def test_a_criterion_that_fails_changes_nothing_and_the_step_can_be_tried_again(score, error):
+    scheme = scheme_for(full=1, criterion=Given(score))
+    before = scheme.bank.generator.get_state()
+    for _ in range(2):
+        with pytest.raises(error):
+            scheme.step()
+        assert (scheme.phase, scheme.steps, scheme._cycle, scheme.history) == ("full", 0, 0, [])
+        assert torch.equal(scheme.bank.generator.get_state(), before)
+    scheme.criterion = Given(lambda layer, bank: torch.arange(float(layer.filters)))
+    assert scheme.step().kind == "drop"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("criterion", ["random", "magnitude", "batchnorm-scale"])
+def test_filters_that_could_not_return_do_not_go(criterion, value):
+    scheme = scheme_for(full=1, criterion=criterion)
+    scheme.model.block2.conv1.weight.data[2, 0, 0, 0] = value
+    with pytest.raises(tr.ReaperError, match=r"layer 'block2.conv1'.*(NaN|are not finite, training has diverged)"):
+        scheme.step()
+    assert (scheme.phase, scheme.steps) == ("full", 0)
+
+
+def test_the_record_of_a_drop_does_not_change_with_what_the_criterion_does_later():
+    held = {}
+    running = Given(lambda layer, bank: held.setdefault(layer.name, torch.zeros(layer.filters)).add_(1))
+    scheme = scheme_for(full=1, criterion=running)
+    for _ in range(4):
+        scheme.step()
+    assert [sorted({float(s) for x in t.scores.values() for s in x}) for t in scheme.history] == [[1.0], [], [2.0], []]
+
+
+def test_a_history_keeps_the_scores_of_the_last_drops_only():
+    scheme = scheme_for(full=1, cycles=SCORED + 3)
+    sizes = []
+    for number in range(2 * (SCORED + 3)):
+        transition = scheme.step()
+        assert bool(transition.scores) == (number % 2 == 0), "the transition itself has them"
+        sizes.append(sum(bool(t.scores) for t in scheme.history))
+    assert max(sizes) == sizes[-1] == SCORED
+    assert [bool(t.scores) for t in scheme.history[::2]] == [False] * 3 + [True] * SCORED
+    assert len(scheme.history) == 2 * (SCORED + 3)
+    assert all(t.filters for t in scheme.history)
 
 
 def test_every_layer_at_its_limit():

@@ -33,6 +33,33 @@ def test_optimizer_state_on_return(optimizer, how):
             assert not state[key][mask].any()
 
 
+@pytest.mark.parametrize("mode", ["masked", "compact"])
+@pytest.mark.parametrize(
+    ("reinit", "spoil", "named"),
+    [
+        (tr.Reinit(optimizer_state="layer-mean"), "moment", "the optimizer's exp_avg_sq of '3.weight'"),
+        (tr.Reinit(consumers="random"), "reader", "'6.weight'"),
+    ],
+    ids=["moments", "reader"],
+)
+def test_a_return_from_what_is_not_finite_is_refused_and_changes_nothing(mode, reinit, spoil, named):
+    """Adam divides by a second moment: a filter that returned with an infinite one would never move again."""
+    model, opt = build("plain-norm", "adamw")
+    bank = tr.find_filters(model, inputs()[0])
+    bank.attach(opt)
+    train_step(model, opt, 0)
+    bank.drop({"3": [1, 4]}, mode=mode)
+    source = opt.state[model[3].weight]["exp_avg_sq"] if spoil == "moment" else model[6].weight.detach()
+    source[0, 0, 0, 0] = torch.inf
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(tr.ReaperError, match=f"^restore: {named} is not finite, training has diverged"):
+        bank.restore(reinit)
+    assert bank.dropped == {"3": (1, 4)}
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    source[0, 0, 0, 0] = 1.0
+    assert bank.restore(reinit)
+
+
 def test_first_adam_step_after_a_return():
     """A second moment of 0 under a large step count: (1 - b1) / sqrt(1 - b2) = 3.2 learning rates."""
 

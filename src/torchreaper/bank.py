@@ -18,7 +18,7 @@ from torchreaper.flow import find_flow
 from torchreaper.flow.channels import Flow
 from torchreaper.flow.tracing import ExampleInputs, refuse_shards, refuse_wrappers
 from torchreaper.reinit import Reinit, as_reinit
-from torchreaper.restoring import bring_back
+from torchreaper.restoring import bring_back, check_sources
 from torchreaper.state import Optimizers, as_optimizers
 from torchreaper.subnetwork import Subnetwork
 from torchreaper.subnetwork.modes import Mode, resolve
@@ -328,9 +328,10 @@ class FilterBank:
             return []
         assert self._subnetwork is not None
         lost = {self._by_name[name]: indices for name, indices in self.dropped.items()}
+        ids = dropped_ids(self.layers, self.dropped)
         if how is not None:
             self._check_return(lost)
-        ids = dropped_ids(self.layers, self.dropped)
+            check_sources(self.model, self.flow, ids, self._optimizers, how)
         with torch.inference_mode(False):
             self._subnetwork.leave()
             self.dropped, self.mode = {}, None

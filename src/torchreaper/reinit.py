@@ -133,8 +133,9 @@ def _length(rows: Rows, dropped: Int[Tensor, " returning"], gain: Any) -> float:
     kept = torch.ones(len(rows), dtype=torch.bool, device="cpu")
     kept[dropped] = False
     # A group may have lost all its filters; then the old lengths are the best guide there is.
-    norms = rows[kept if kept.any() else ~kept].norm(dim=1)
-    return float(norms.mean()) or 1.0
+    some = rows[kept if kept.any() else ~kept]
+    largest = float(some.abs().max()) or 1.0  # scaled by it, squares neither overflow nor vanish
+    return float((some / largest).norm(dim=1).mean()) * largest or 1.0
 
 
 def random_directions(count: int, dims: int, generator: torch.Generator) -> Float[Tensor, "count dims"]:

@@ -10,10 +10,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from torchreaper.errors import ReaperError
 from torchreaper.filters import ROLES, FilterLayer, cuts, tensor_of
 from torchreaper.flow.channels import Flow, Role
 from torchreaper.reinit import Reinit, returning_rows, worst_cosine
-from torchreaper.state import Cut, reset
+from torchreaper.state import SECOND_MOMENTS, Cut, per_weight_state, reset
 
 _NORM_ENTRIES = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
 
@@ -54,6 +55,28 @@ def bring_back(
             for tensor, cut in entries.items():
                 reset(optimizers, _tensor(model, name, tensor), cut, reinit.optimizer_state)
     return notes
+
+
+def check_sources(
+    model: nn.Module, flow: Flow, ids: Int[Tensor, " ids"], optimizers: Sequence[Optimizer], reinit: Reinit
+) -> None:
+    """Raise :class:`ReaperError` where returning filters would start from a mean of values that are not finite."""
+    if reinit.consumers != "random" and reinit.optimizer_state != "layer-mean":
+        return
+    for name, entries in _belongings(model, flow, ids, ROLES).items():
+        for key, cut in entries.items():
+            tensor, sources = _tensor(model, name, key), {}
+            if reinit.consumers == "random" and len(cut.columns):
+                sources[""] = tensor
+            if reinit.optimizer_state == "layer-mean":
+                moments = ((k, state[k]) for _, state, k in per_weight_state(optimizers, tensor))
+                sources |= {f"the optimizer's {k} of ": value for k, value in moments if k in SECOND_MOMENTS}
+            for what, source in sources.items():
+                if not source.isfinite().all():
+                    raise ReaperError(
+                        f"restore: {what}{f'{name}.{key}'!r} is not finite, training has diverged; lower the learning "
+                        "rate or clip gradients, and go on from an earlier checkpoint"
+                    )
 
 
 def _belongings(model: nn.Module, flow: Flow, ids: Int[Tensor, " ids"], roles: Set[Role]) -> dict[str, dict[str, Cut]]:

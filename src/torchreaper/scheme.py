@@ -7,7 +7,6 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
-from numbers import Integral
 from typing import Any, Literal
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from torchreaper import criteria
 from torchreaper.bank import FilterBank, find_filters
+from torchreaper.checks import check_counts, check_state, check_weights
 from torchreaper.errors import NoEffectWarning, OneLayerWarning, ReaperError
 from torchreaper.filters import Skip, cuts, dropped_ids, weight_parameters
 from torchreaper.flow.operations import NORMS
@@ -24,7 +24,7 @@ from torchreaper.reinit import Reinit, as_reinit
 from torchreaper.state import Optimizers, as_optimizers, parameter_ids
 from torchreaper.subnetwork.modes import Mode, check_mode, resolve
 from torchreaper.text import percent
-from torchreaper.transitions import Transition, packed, transition_at, unpacked
+from torchreaper.transitions import Transition, forget_scores, packed, transition_at, unpacked
 
 log = logging.getLogger("torchreaper")
 
@@ -63,7 +63,7 @@ class RePr:
 
     Attributes:
         bank: the :class:`FilterBank` it works on.
-        history: every :class:`Transition` so far.
+        history: every :class:`Transition` so far, with the scores of the last 32 drops.
         steps: how many times ``step`` was called.
 
     Raises:
@@ -92,7 +92,7 @@ class RePr:
         max_per_layer: float = 1.0,
         seed: int = 0,
     ) -> None:
-        _check_counts(full=full, sub=sub, cycles=cycles, min_filters=min_filters, seed=seed)
+        check_counts(full=full, sub=sub, cycles=cycles, min_filters=min_filters, seed=seed)
         check_mode(subnetwork)
         if not isinstance(exact_dropout, bool):
             raise ReaperError(f"exact_dropout={exact_dropout!r}: must be True or False")
@@ -145,15 +145,17 @@ class RePr:
         if self._removed:
             raise ReaperError("step: the scheme was removed from the model; build a new one to go on")
         due = transition_at(self.steps + 1, self.full, self.sub, self.cycles)
-        before = self.steps, self._cycle
+        before, phase, random = (self.steps, self._cycle), self.phase, self.bank.generator.get_state()
         self.steps += 1
         if due is None:
             return None
         kind, self._cycle = due
         try:
             return self._drop() if kind == "drop" else self.restore()
-        except ReaperError:
-            self.steps, self._cycle = before  # nothing was dropped or restored: the step can be tried again
+        except BaseException:
+            if self.phase == phase:  # nothing was dropped or restored: the step can be tried again
+                self.steps, self._cycle = before
+                self.bank.generator.set_state(random)
             raise
 
     def restore(self) -> Transition | None:
@@ -211,7 +213,7 @@ class RePr:
         """
         if self.phase == "sub":
             raise ReaperError("load_state_dict: the model is in a sub-network phase; call scheme.restore() before")
-        _check_state(state, self._config())
+        check_state(state, self._config())
         self.steps, self._cycle = state["steps"], state["cycle"]
         self.bank.generator.set_state(state["generator"].cpu())
         self.history = [unpacked(one) for one in state["history"]]
@@ -276,7 +278,9 @@ class RePr:
         filters, notes = self.bank.select(
             scores, self.fraction, min_filters=self.min_filters, max_per_layer=self.max_per_layer
         )
-        kept = {layer.name: torch.as_tensor(scores[layer.name]).detach().cpu() for layer in self.bank.ranked}
+        check_weights(self.bank.ranked)
+        # Copies: a criterion may go on writing into what it gave.
+        kept = {x.name: torch.as_tensor(scores[x.name]).detach().to("cpu", copy=True) for x in self.bank.ranked}
         return filters, notes, kept, self.bank.generator.get_state()
 
     def _one_layer(self, filters: Mapping[str, Sequence[int]]) -> list[str]:
@@ -306,6 +310,7 @@ class RePr:
         seconds = time.perf_counter() - start
         transition = Transition(kind, self._cycle, self.steps, filters, scores, seconds, tuple(notes))
         self.history.append(transition)
+        forget_scores(self.history)
         verb = "dropped" if kind == "drop" else "restored"
         where = ", ".join(f"{name} {len(indices)}" for name, indices in filters.items())
         way = f"; {self._way()}" if kind == "drop" else ""
@@ -326,16 +331,6 @@ class RePr:
             "layers": {layer.name: layer.filters for layer in self.bank.layers},
             "ranked": [layer.name for layer in self.bank.ranked],
         }
-
-
-_LEAST = {"full": 1, "sub": 1, "cycles": 0, "min_filters": 1, "seed": 0}
-
-
-def _check_counts(**values: Any) -> None:
-    for name, value in values.items():
-        minimum = _LEAST[name]
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
-            raise ReaperError(f"{name}={value!r}: must be a whole number of at least {minimum}")
 
 
 def _check_optimizers(bank: FilterBank, optimizers: Sequence[torch.optim.Optimizer]) -> None:
@@ -372,25 +367,3 @@ def _warn_without_effect(bank: FilterBank, reinit: Reinit, optimizers: Sequence[
                 NoEffectWarning,
                 stacklevel=3,
             )
-
-
-def _check_state(state: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    if not isinstance(state, Mapping) or "config" not in state or state.get("version") != 1:
-        raise ReaperError(
-            "load_state_dict: not the state of a RePr scheme of this version; pass what scheme.state_dict() gave"
-        )
-    saved, now = _flat(state["config"]), _flat(config)
-    for name in {**now, **saved}:
-        if saved.get(name) != now.get(name):
-            raise ReaperError(
-                f"load_state_dict: {name} was {saved.get(name)!r} when saved and is {now.get(name)!r} now; "
-                "build the scheme with the settings and the model of the checkpoint"
-            )
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one level, so that a difference is named by one key."""
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        flat |= _flat(value, f"{prefix}{name} ") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import Tensor
@@ -18,7 +18,8 @@ class Transition:
         cycle: 1 for the first cycle.
         step: how many times ``step`` had been called, this call included.
         filters: layer -> indices dropped or brought back; only layers with any.
-        scores: layer -> score of every filter, for a drop; empty for a restore.
+        scores: layer -> score of every filter, for a drop; empty for a restore, and in the history for drops that are
+            long past.
         seconds: what it took.
         notes: what is worth knowing, in sentences.
     """
@@ -43,6 +44,21 @@ def transition_at(step: int, full: int, sub: int, cycles: int) -> tuple[Literal[
     if within == full - 1:
         return "drop", cycle + 1
     return ("restore", cycle + 1) if within == full + sub - 1 else None
+
+
+SCORED = 32
+"""Of so many drops a history keeps the scores: its tensors must not grow without end, least of all in checkpoints."""
+
+
+def forget_scores(history: list[Transition]) -> None:
+    """Take the scores out of the newest entry that has too many others with scores after it."""
+    scored = 0
+    for place in reversed(range(len(history))):
+        if history[place].scores:
+            scored += 1
+            if scored > SCORED:
+                history[place] = replace(history[place], scores={})
+                return
 
 
 def packed(transition: Transition) -> dict[str, Any]:

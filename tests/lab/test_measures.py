@@ -98,6 +98,32 @@ def test_a_fingerprint_sees_every_bit_name_type_and_shape(net):
     assert fingerprint({"a": torch.tensor(0.0)}) != fingerprint({"a": torch.tensor(-0.0)})
 
 
+def test_a_fingerprint_sees_what_modules_give_as_their_extra_state():
+    class Counting(nn.Linear):
+        extra = None
+
+        def get_extra_state(self):
+            return self.extra
+
+    net = Counting(2, 2)
+    found = set()
+    extras = [None, 3, 3.0, "3", {"a": [1, 2]}, {"a": [2, 1]}, {"b": [1, 2]}]
+    for extra in [*extras, {"a": torch.zeros(2)}, {"a": torch.ones(2)}]:
+        net.extra = extra
+        found.add(fingerprint(net.state_dict()))
+        assert fingerprint(net.state_dict()) in found
+    assert len(found) == 9
+
+
+def test_a_fingerprint_does_not_see_how_a_tensor_lies_in_memory():
+    tensor = torch.randn(2, 3, 4, 5)
+    views = [tensor, tensor.clone(memory_format=torch.channels_last), torch.randn(4, 3, 4, 5)[::2].copy_(tensor)]
+    assert len({fingerprint({"a": view}) for view in views}) == 1
+    numbers = torch.randn(3, dtype=torch.complex64)
+    assert fingerprint({"a": numbers.conj()}) == fingerprint({"a": numbers.conj().resolve_conj()})
+    assert fingerprint({"a": numbers.conj()}) != fingerprint({"a": numbers})
+
+
 def test_an_event_is_plain_values():
     transition = tr.Transition("drop", 1, 20, {"conv": (1, 4)}, {"conv": torch.tensor([0.5, 1.0])}, 0.1, ("note",))
     line = event(20, transition)

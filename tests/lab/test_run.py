@@ -276,6 +276,7 @@ def test_another_number_of_threads_is_told_and_the_old_one_taken(tmp_path, caplo
     assert "the run used 1 threads and this process 2: going on with 1" in caplog.text
     assert torch.get_num_threads() == 2
     assert result["fingerprint"] == whole["fingerprint"]
+    assert (whole["threads"], result["threads"]) == (1, 1)
     folder = tmp_path / "cut" / "tiny" / "repr" / "seed-0"
     assert [e["after_epoch"] for e in json.loads((folder / "environment.json").read_text())["resumed"]] == [2]
 
@@ -298,6 +299,47 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_pa
         train(recipe(), scheme="repr", seed=0, out=tmp_path)
     assert before == {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "environment.json"}
     assert read_result(folder) is None
+
+
+HEADED = """
+import torch
+from torch import nn
+
+
+class Headed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3)
+        self.fc, self.extra = nn.Linear(4, 10), nn.Linear(4, 10)
+
+    def forward(self, x):
+        x = self.last(self.conv(x).relu()).relu().mean((2, 3))
+        return self.fc(x) + self.extra(x) if self.training else self.fc(x)
+"""
+
+
+def test_weights_that_are_not_finite_are_never_saved_where_judging_cannot_see_them_either(tmp_path, monkeypatch):
+    """Spoilt in the last step of an epoch, in a head that only training has: the run could never go on from there."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "headed_nets.py").write_text(HEADED)
+    mine = recipe(model={"name": "headed_nets:Headed"})
+    real, calls = training.Run._backward, []
+
+    def spoilt(self, images, targets):
+        found = real(self, images, targets)
+        calls.append(1)
+        if len(calls) == 3 * self.steps:
+            self.module.extra.weight.grad[0] = torch.inf
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Run, "_backward", spoilt)
+        with pytest.raises(RunFailed, match=r"^epoch 3: the weights 'extra\.weight' are not finite; lower optim\.lr"):
+            train(mine, scheme="repr", seed=0, out=tmp_path / "cut")
+    assert [line["epoch"] for line in read_metrics(tmp_path / "cut" / "tiny" / "repr" / "seed-0")] == [1, 2]
+    went_on = train(mine, scheme="repr", seed=0, out=tmp_path / "cut")
+    whole = train(mine, scheme="repr", seed=0, out=tmp_path / "whole")
+    assert went_on["fingerprint"] == whole["fingerprint"]
 
 
 def test_a_rate_that_is_far_too_high_is_a_failed_run_in_the_same_place_every_time(tmp_path):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -96,11 +97,30 @@ def event(epoch: int, transition: tr.Transition) -> Json:
     }
 
 
-def fingerprint(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bits of a state dict, in the order of the names."""
+def fingerprint(state: Mapping[str, Any]) -> str:
+    """SHA-256 over names, types, shapes and bits of a state dict, in the order of the names.
+
+    Parameters and buffers count, and what modules give as their extra state; where tensors are, and how they lie in
+    memory, does not.
+    """
     digest = hashlib.sha256()
-    for name in sorted(state):
-        value = state[name].detach().cpu().contiguous()
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    for name, value in _flat(state):
+        if isinstance(value, Tensor):
+            plain = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
+            digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
+            digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
+        else:
+            digest.update(f"{name} {type(value).__name__} {value!r}\n".encode())
     return digest.hexdigest()
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Tensors and plain values by name; those of containers inside, as an extra state may be one, by longer names."""
+    if isinstance(value, Mapping):
+        for key in sorted(value, key=str):
+            yield from _flat(value[key], f"{name} / {key}" if name else str(key))
+    elif isinstance(value, (list, tuple)):
+        for place, one in enumerate(value):
+            yield from _flat(one, f"{name} / {place}")
+    else:
+        yield name, value

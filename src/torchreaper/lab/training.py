@@ -150,6 +150,7 @@ class Run:
         # Before the scheme's step: filters that have just come back are not what this epoch trained.
         test_loss, test_accuracy = self._judged(self.test, epoch, "test")
         validation = self._judged(self.validation, epoch, "validation")[1] if self.validation else None
+        self._check_weights(epoch)
         overlaps, total = overlap_by_layer(self.layers, self.filters, dropped)
         counts = self.scheme.counts
         if self.recipe.report == "validation" and counts:
@@ -208,6 +209,8 @@ class Run:
             "seconds": sum(line["seconds"] for line in metrics),
             "teacher_seconds": self.teacher.seconds if self.teacher else 0.0,
             "fingerprint": fingerprint(self.judged.state_dict()),
+            # Of one process: the last bits depend on it.
+            "threads": torch.get_num_threads(),
             "layers": self.filters,
         }
 
@@ -341,6 +344,12 @@ class Run:
         if not math.isfinite(loss):
             raise RunFailed(f"epoch {epoch}: the loss on the {what} images is {loss}; {REMEDY}")
         return loss, accuracy
+
+    def _check_weights(self, epoch: int) -> None:
+        """What judging cannot see (a head that only training has, a network beside the judged one) would be saved."""
+        for name, value in self.module.named_parameters():
+            if not value.isfinite().all():
+                raise RunFailed(f"epoch {epoch}: the weights {name!r} are not finite; {REMEDY}")
 
     def _choose(self, epoch: int, validation: float | None, test: float) -> None:
         """Remember this epoch if it is the best so far on the validation images; of equals, the first."""

@@ -214,12 +214,17 @@ class Subnetwork:
 def _check_followers(model: nn.Module, followers: Any) -> None:
     if not isinstance(followers, (list, tuple)):
         raise ReaperError(f"followers={type(followers).__name__}: must be a list of copies of the model: [ema.module]")
-    shapes = {name: tensor.shape for name, tensor in model.state_dict(keep_vars=True).items()}
+    shapes = _shapes(model)
     for number, follower in enumerate(followers):
         where = f"followers[{number}]={type(follower).__name__}"
         if not isinstance(follower, nn.Module) or follower is model:
             raise ReaperError(f"{where}: must be a copy of the model, such as ema.module of an AveragedModel")
-        if {name: tensor.shape for name, tensor in follower.state_dict(keep_vars=True).items()} != shapes:
+        if _shapes(follower) != shapes:
             raise ReaperError(f"{where}: has other parameters than the model; pass ema.module, not the wrapper of it")
         if any(is_without(module) for module in follower.modules()):
             raise ReaperError(f"{where}: was copied in a sub-network phase; copy the model in a full phase")
+
+
+def _shapes(model: nn.Module) -> dict[str, Any]:
+    """Of all that a state dict holds; extra states of modules have none."""
+    return {name: getattr(value, "shape", None) for name, value in model.state_dict(keep_vars=True).items()}

@@ -122,6 +122,8 @@ def odd(kind):
         "sizes": lambda i: (image[:, : 4 - i % 2], i % 2),
         "types": lambda i: (image.float() if i % 2 else image, i % 2),
         "channels": lambda i: (image[: 3 - i % 2], i % 2),
+        "nan": lambda i: (torch.full((3, 4, 4), torch.nan if i == 2 else 0.0), i % 2),
+        "infinite": lambda i: (torch.full((3, 4, 4), -torch.inf if i == 2 else 0.0), i % 2),
         "dies": lambda i: os._exit(1) if i == 3 and torch.utils.data.get_worker_info() else (image, 0),
     }
     return Odd(items[kind]), Odd(items[kind])
@@ -272,6 +274,8 @@ ERRORS = {
     "below": r"data\.train: class 0 has no images",
     "sizes": r"data\.train: item 1: image of 3x4 pixels, others have 4x4; set data\.size to bring all to one size$",
     "types": r"data\.train: item 1: image of torch\.float32, others are torch\.uint8; all must have one type$",
+    "nan": r"data\.train: item 2: holds values that are not finite; mend the image or leave it out$",
+    "infinite": r"data\.train: item 2: holds values that are not finite; mend the image or leave it out$",
     "channels": r"data\.train: item 1: image of 2 channels, others have 3; ",
 }
 

@@ -85,6 +85,8 @@ class Form:
                 f"{where}: image of {image.dtype} and shape {list(image.shape)}; must be [channels, height, width] of "
                 "uint8, or of floats that are ready for the network"
             )
+        if image.is_floating_point() and not image.isfinite().all():
+            raise UserError(f"{where}: holds values that are not finite; mend the image or leave it out")
         if self.size is None:
             return image
         if image.is_floating_point() or image.shape[0] not in (1, 3):
