@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-import yaml
 
 from torchreaper.lab import console as screen
 from torchreaper.lab.command_line import FAILED, Debug, Quiet, Threads, check_out, fail, guarded, use_threads
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.launched import rank, started
+from torchreaper.lab.yaml_text import YAMLProblem, parse_yaml
 
 if TYPE_CHECKING:
     from torchreaper.integrations.timm import Training
@@ -146,8 +146,8 @@ def pairs(argument: str, given: list[str] | None) -> dict[str, Any]:
         if not equals or not name.isidentifier():
             raise UserError(f"{argument}={text!r}: must be KEY=VALUE")
         try:
-            found[name] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+            found[name] = parse_yaml(value)
+        except YAMLProblem as error:
             raise UserError(f"{argument}={text!r}: {value!r} is not YAML ({error})") from error
     return found
 

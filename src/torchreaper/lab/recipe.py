@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from torchreaper.lab import objects
@@ -19,6 +18,7 @@ from torchreaper.lab.errors import UserError
 from torchreaper.lab.models import ModelSpec
 from torchreaper.lab.published import Published
 from torchreaper.lab.settings import Settings, did_you_mean, parse, show
+from torchreaper.lab.yaml_text import YAMLProblem, parse_yaml
 
 #: What stands for every scheme of a recipe in ``reaper compare --schemes``; no scheme can be called that.
 ALL = "all"
@@ -278,34 +278,11 @@ def load_recipe(path: str | Path, *, profile: str | None = None, overrides: Iter
     return parse(Recipe, {**values, "profiles": profiles}).at(path.parent)
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML's safe subset, with 1e-3 a number as in YAML 1.2, and no key twice (the first would have no effect)."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        found: set[str] = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue
-            if key.value in found and key.tag != "tag:yaml.org,2002:merge":
-                problem = f"the key {key.value!r} stands here twice"
-                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-            found.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+"), list("-+.0123456789")
-)
-
-
 def _yaml(text: str, where: str) -> Any:
     try:
-        return yaml.load(text, _Loader)  # a SafeLoader
-    except (yaml.YAMLError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f"line {mark.line + 1}: " if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(f"{where}: is not valid YAML: {line}{problem}") from None
+        return parse_yaml(text)
+    except YAMLProblem as error:
+        raise UserError(f"{where}: is not valid YAML: {error}") from None
 
 
 def _read(path: Path) -> dict[str, Any]:
