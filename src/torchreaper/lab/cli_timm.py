@@ -117,6 +117,8 @@ def timm_train(
     given = dict(locals())
     with guarded(debug, resumable=True):
         folder = output / (experiment or "-".join([model.replace("/", "_"), *([str(img_size)] if img_size else [])]))
+        if folder.parent != output or folder.name == "..":
+            raise UserError(f"experiment={experiment or model!r}: must be one name; the folder it lies in is --output")
         check_out(folder)
         args = Namespace(**{name: value for name, value in given.items() if name not in _OURS})
         for name in ("model_kwargs", "opt_kwargs"):

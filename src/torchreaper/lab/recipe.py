@@ -22,7 +22,10 @@ from torchreaper.lab.yaml_text import YAMLProblem, parse_yaml
 
 #: What stands for every scheme of a recipe in ``reaper compare --schemes``; no scheme can be called that.
 ALL = "all"
-_SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")  # names that become folders
+# Names that become folders, on Windows too: there some are devices, whatever follows a dot, and a last dot is lost.
+_DEVICE = r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)"
+_SAFE = re.compile(rf"(?!{_DEVICE})[a-z0-9][a-z0-9._+-]{{0,99}}(?<!\.)", re.IGNORECASE | re.ASCII)
+_FOLDER = "names a folder: letters, digits, '.', '_', '+' and '-' only, no '.' at an end, no device of Windows"
 
 
 class OptimSpec(Settings):
@@ -154,7 +157,7 @@ class Recipe(Settings):
     @classmethod
     def _names_a_folder(cls, name: str) -> str:
         if not _SAFE.fullmatch(name):
-            raise ValueError("names a folder: letters, digits, '.', '_', '+' and '-' only, and no leading '.'")
+            raise ValueError(_FOLDER)
         return name
 
     @model_validator(mode="before")
@@ -342,7 +345,7 @@ def _with_override(values: dict[str, Any], override: str) -> dict[str, Any]:
 
 def _complete(key: Any, scheme: Mapping[str, Any], schemes: Mapping[str, Any]) -> Any:
     if not isinstance(key, str) or not _SAFE.fullmatch(key):
-        raise UserError(f"schemes: {key!r} names a folder: letters, digits, '.', '_', '+' and '-' only")
+        raise UserError(f"schemes: {show(key)} {_FOLDER}")
     if key == ALL:
         raise UserError(f"schemes.{ALL}: is the word for all schemes together in reaper compare; rename it")
     if not isinstance(schemes[key], Mapping):
