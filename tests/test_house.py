@@ -35,7 +35,7 @@ METHOD = [
         "criteria",
         "reinit",
     ),
-    *("geometry", "filters", "state", "ranks", "flow", "text", "errors"),
+    *("geometry", "filters", "state", "ranks", "flow", "text", "loading", "errors"),
 ]
 INSIDE = {
     "criteria": [
@@ -77,7 +77,7 @@ LAB = [
         "data",
         "models",
     ),
-    *("objects", "settings", "files", "launched", "errors"),
+    *("objects", "settings", "files", "yaml_text", "foreign", "launched", "errors"),
 ]
 FILES = sorted(p.relative_to(SOURCE) for p in SOURCE.rglob("*.py"))
 

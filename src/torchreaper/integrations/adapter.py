@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from torchreaper import loading
 from torchreaper.analysis import present_overlap
 from torchreaper.errors import NoEffectWarning, ReaperError
 from torchreaper.flow.tracing import ExampleInputs
@@ -172,8 +173,18 @@ class Adapter:
 
     @staticmethod
     def read_text(text: str) -> dict[str, Any]:
-        """The state that :meth:`as_text` wrote."""
-        found: dict[str, Any] = torch.load(io.BytesIO(base64.b64decode(text)), weights_only=True)
+        """The state that :meth:`as_text` wrote.
+
+        Raises:
+            ReaperError: it is something else.
+        """
+        try:
+            found = loading.load(base64.b64decode(text))
+        except Exception as error:  # whatever the bytes make torch raise
+            text = f"checkpoint: RePr's state in it cannot be read ({loading.reason(error)})"
+            raise ReaperError(f"{text}; resume from another, or from none") from error
+        if not isinstance(found, dict):
+            raise ReaperError("checkpoint: holds no state of RePr's; resume from another, or from none")
         return found
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

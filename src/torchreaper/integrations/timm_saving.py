@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from torchreaper import loading
 from torchreaper.errors import ReaperError
 from torchreaper.ranks import decided_by_rank_zero
 
@@ -37,7 +38,8 @@ def writing(folder: Path) -> Iterator[None]:
 def save(folder: Path, state: dict[str, Any]) -> None:
     """Replace what is there as a whole, wherever this is cut off."""
     written = folder / f"{LAST}.tmp"
-    with writing(folder), open(written, "wb") as file:
+    written.unlink(missing_ok=True)  # a link there would lead the writing elsewhere
+    with writing(folder), open(written, "xb") as file:
         torch.save(state, file)
         file.flush()
         os.fsync(file.fileno())
@@ -62,11 +64,14 @@ def _read(folder: Path, asked: dict[str, dict[str, Any]]) -> dict[str, Any] | No
             raise ReaperError(f"{folder}: holds {min(there)} of something else; choose another --experiment")
         return None
     try:
-        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-        began = state["what"]
+        state: dict[str, Any] = loading.load(file)
+        began = {part: dict(state["what"][part]) for part in asked}
+        history = state["history"]
     except Exception as error:  # whatever the bytes make of it
-        raise ReaperError(f"{file}: is no checkpoint that can be read ({error}); move it away to begin anew") from error
-    if not state["history"]:  # nothing was trained yet
+        raise ReaperError(
+            f"{file}: is no checkpoint that can be read ({loading.reason(error)}); move it away to begin anew"
+        ) from error
+    if not history:  # nothing was trained yet
         return None
     for part, values in asked.items():
         for name in sorted(values.keys() | began[part].keys()):

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-import yaml
 
 from torchreaper.lab import console as screen
 from torchreaper.lab.command_line import FAILED, Debug, Quiet, Threads, check_out, fail, guarded, use_threads
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.launched import rank, started
+from torchreaper.lab.yaml_text import YAMLProblem, parse_yaml
 
 if TYPE_CHECKING:
     from torchreaper.integrations.timm import Training
@@ -117,6 +117,8 @@ def timm_train(
     given = dict(locals())
     with guarded(debug, resumable=True):
         folder = output / (experiment or "-".join([model.replace("/", "_"), *([str(img_size)] if img_size else [])]))
+        if folder.parent != output or folder.name == "..":
+            raise UserError(f"experiment={experiment or model!r}: must be one name; the folder it lies in is --output")
         check_out(folder)
         args = Namespace(**{name: value for name, value in given.items() if name not in _OURS})
         for name in ("model_kwargs", "opt_kwargs"):
@@ -146,8 +148,8 @@ def pairs(argument: str, given: list[str] | None) -> dict[str, Any]:
         if not equals or not name.isidentifier():
             raise UserError(f"{argument}={text!r}: must be KEY=VALUE")
         try:
-            found[name] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+            found[name] = parse_yaml(value)
+        except YAMLProblem as error:
             raise UserError(f"{argument}={text!r}: {value!r} is not YAML ({error})") from error
     return found
 

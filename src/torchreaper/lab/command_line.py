@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 
 from torchreaper.errors import NoEffectWarning, OneLayerWarning, ReaperError
 from torchreaper.lab.errors import UserError
+from torchreaper.lab.foreign import line
 from torchreaper.lab.launched import rank
 
 if TYPE_CHECKING:
@@ -187,4 +188,4 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return line(text)

@@ -18,6 +18,8 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
+from torchreaper.lab.foreign import line, visible
+
 if TYPE_CHECKING:  # both need torch, which takes longer to load than --help to answer
     import torchreaper as tr
     from torchreaper.lab.progress import Progress
@@ -70,7 +72,7 @@ def counting_on(
             if done == of and not quiet:
                 print(f"{what}: {of:,} of {of:,}", file=sys.stderr)
 
-        yield finished, lambda text: print(f"note: {text}", file=sys.stderr)
+        yield finished, lambda text: print(f"note: {line(text)}", file=sys.stderr)
         return
     bars = _bars(console, "{task.completed:.0f} of {task.total:.0f}", transient=True)
     task = bars.add_task("", total=None, visible=False)
@@ -271,7 +273,7 @@ def transition_line(epoch: int, transition: tr.Transition, *, most: int = 4) -> 
 
 def note_line(name: str, text: str) -> str:
     """A note, and the run it is about where several go on."""
-    return f"note: {name}: {text}" if name else f"note: {text}"
+    return line(f"note: {name}: {text}" if name else f"note: {text}")
 
 
 def run_line(result: dict[str, Any]) -> str:
@@ -286,7 +288,7 @@ def run_line(result: dict[str, Any]) -> str:
 
 def say(console: Console, text: str) -> None:
     """Print ``text`` as it is: brackets are brackets, and a pipe gets whole lines."""
-    console.print(Text(text), soft_wrap=True)
+    console.print(Text(visible(text)), soft_wrap=True)
 
 
 def show_table(console: Console, heads: Sequence[str], rows: Sequence[Sequence[str]], *, words: bool = False) -> None:
@@ -294,6 +296,8 @@ def show_table(console: Console, heads: Sequence[str], rows: Sequence[Sequence[s
 
     ``words``: all columns to the left, as is usual where they hold no numbers.
     """
+    rows = [[visible(cell) for cell in row] for row in rows]
+    heads = [visible(head) for head in heads]
     widths = [max(map(len, column)) for column in zip(heads, *rows)]
     narrow = sum(widths) + 3 * len(widths) > console.width
     if narrow:

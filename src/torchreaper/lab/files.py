@@ -9,9 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from torchreaper.lab.errors import UserError
+from torchreaper.lab.yaml_text import YAMLProblem, parse_yaml
 
 Json = dict[str, Any]
 
@@ -30,9 +29,13 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
-    """Write a file and wait until it is on the disk; where that fails there is no file."""
+    """Write a file and wait until it is on the disk; where that fails there is no file.
+
+    What was there goes first: writing into a link would change the file that it leads to.
+    """
+    path.unlink(missing_ok=True)
     try:
-        with open(path, "wb") as file:
+        with open(path, "wb", opener=_no_link) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -41,9 +44,13 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
         raise
 
 
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
 def append_line(path: Path, line: Json) -> None:
-    """Add one line of JSON and wait until it is on the disk."""
-    with open(path, "ab") as file:
+    """Add one line of JSON and wait until it is on the disk. Raises `OSError` where the path is a link."""
+    with open(path, "ab", opener=_no_link) as file:
         file.write(_encode(line))
         file.flush()
         os.fsync(file.fileno())
@@ -53,7 +60,7 @@ def rewrite_lines(path: Path, lines: list[Json]) -> None:
     """Make the file hold exactly `lines`; it is left alone where it does."""
     data = b"".join(_encode(line) for line in lines)
     there = path.read_bytes() if path.exists() else b""
-    if there != data:
+    if there != data or path.is_symlink():
         write_whole(path, data)
 
 
@@ -81,13 +88,20 @@ def sync(folder: Path) -> None:
         os.close(handle)
 
 
+def _bytes_of(path: Path) -> bytes:
+    """What a file holds; a pipe or a device in its place, which may never end, is a `UserError`."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: is no file; delete it")
+    return path.read_bytes()
+
+
 def read_json(path: Path) -> Json | None:
     """A JSON object; None where there is no file; `UserError` where it is damaged."""
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(_bytes_of(path))
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is damaged ({error}); delete the folder and run again") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: is damaged (not a JSON object); delete the folder and run again")
@@ -97,10 +111,10 @@ def read_json(path: Path) -> Json | None:
 def read_yaml(path: Path) -> Json | None:
     """A YAML mapping; None where there is no file; `UserError` where it is damaged."""
     try:
-        value = yaml.safe_load(path.read_bytes())
+        value = parse_yaml(_bytes_of(path))
     except FileNotFoundError:
         return None
-    except yaml.YAMLError:
+    except YAMLProblem:
         value = None
     if not isinstance(value, dict):
         raise UserError(f"{path}: is damaged (not a recipe); delete the folder and run again")
@@ -110,7 +124,7 @@ def read_yaml(path: Path) -> Json | None:
 def read_lines(path: Path) -> list[Json]:
     """The finished lines of a log; none where there is no file; `UserError` where one is damaged."""
     try:
-        *whole, _unfinished = path.read_bytes().split(b"\n")
+        *whole, _unfinished = _bytes_of(path).split(b"\n")
     except FileNotFoundError:
         return []
     for number, line in enumerate(whole, 1):
@@ -122,7 +136,7 @@ def read_lines(path: Path) -> list[Json]:
 def good_lines(path: Path) -> list[Json]:
     """The lines of a log that can be read, in order: what is left after a damage."""
     try:
-        lines = path.read_bytes().split(b"\n")
+        lines = _bytes_of(path).split(b"\n")
     except FileNotFoundError:
         return []
     return [value for line in lines if (value := _parse(line)) is not None]
@@ -131,6 +145,6 @@ def good_lines(path: Path) -> list[Json]:
 def _parse(line: bytes) -> Json | None:
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) and isinstance(value.get("epoch"), int) else None

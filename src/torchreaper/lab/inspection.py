@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-import yaml
 
 import torchreaper as tr
 from torchreaper.bank import Preview
@@ -14,6 +13,7 @@ from torchreaper.lab import data, models, objects
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.recipe import Recipe
 from torchreaper.lab.schemes import RePrSpec
+from torchreaper.lab.yaml_text import YAMLProblem, parse_yaml
 
 Size = tuple[int, int, int]
 _CHOICE = ("fraction", "criterion", "images", "min_filters", "max_per_layer")
@@ -91,8 +91,8 @@ def options_of_network(overrides: Iterable[str], argument: str = "set") -> dict[
         if not equals or not key.strip():
             raise UserError(f"{argument}={override!r}: must be key=value, such as depth=8")
         try:
-            options[key.strip()] = yaml.safe_load(text)
-        except yaml.YAMLError:
+            options[key.strip()] = parse_yaml(text)
+        except YAMLProblem:
             raise UserError(f"{argument}={override!r}: the value is not valid YAML") from None
     return options
 

@@ -45,7 +45,7 @@ def locked(folder: Path) -> Iterator[None]:
 def _take(path: Path) -> int | None:
     """The open file that holds the lock; None where the file system has none."""
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from torchreaper.lab import objects
@@ -19,10 +18,14 @@ from torchreaper.lab.errors import UserError
 from torchreaper.lab.models import ModelSpec
 from torchreaper.lab.published import Published
 from torchreaper.lab.settings import Settings, did_you_mean, parse, show
+from torchreaper.lab.yaml_text import YAMLProblem, parse_yaml
 
 #: What stands for every scheme of a recipe in ``reaper compare --schemes``; no scheme can be called that.
 ALL = "all"
-_SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")  # names that become folders
+# Names that become folders, on Windows too: there some are devices, whatever follows a dot, and a last dot is lost.
+_DEVICE = r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)"
+_SAFE = re.compile(rf"(?!{_DEVICE})[a-z0-9][a-z0-9._+-]{{0,99}}(?<!\.)", re.IGNORECASE | re.ASCII)
+_FOLDER = "names a folder: letters, digits, '.', '_', '+' and '-' only, no '.' at an end, no device of Windows"
 
 
 class OptimSpec(Settings):
@@ -154,7 +157,7 @@ class Recipe(Settings):
     @classmethod
     def _names_a_folder(cls, name: str) -> str:
         if not _SAFE.fullmatch(name):
-            raise ValueError("names a folder: letters, digits, '.', '_', '+' and '-' only, and no leading '.'")
+            raise ValueError(_FOLDER)
         return name
 
     @model_validator(mode="before")
@@ -278,34 +281,11 @@ def load_recipe(path: str | Path, *, profile: str | None = None, overrides: Iter
     return parse(Recipe, {**values, "profiles": profiles}).at(path.parent)
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML's safe subset, with 1e-3 a number as in YAML 1.2, and no key twice (the first would have no effect)."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        found: set[str] = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue
-            if key.value in found and key.tag != "tag:yaml.org,2002:merge":
-                problem = f"the key {key.value!r} stands here twice"
-                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-            found.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+"), list("-+.0123456789")
-)
-
-
 def _yaml(text: str, where: str) -> Any:
     try:
-        return yaml.load(text, _Loader)  # a SafeLoader
-    except (yaml.YAMLError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f"line {mark.line + 1}: " if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(f"{where}: is not valid YAML: {line}{problem}") from None
+        return parse_yaml(text)
+    except YAMLProblem as error:
+        raise UserError(f"{where}: is not valid YAML: {error}") from None
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -365,7 +345,7 @@ def _with_override(values: dict[str, Any], override: str) -> dict[str, Any]:
 
 def _complete(key: Any, scheme: Mapping[str, Any], schemes: Mapping[str, Any]) -> Any:
     if not isinstance(key, str) or not _SAFE.fullmatch(key):
-        raise UserError(f"schemes: {key!r} names a folder: letters, digits, '.', '_', '+' and '-' only")
+        raise UserError(f"schemes: {show(key)} {_FOLDER}")
     if key == ALL:
         raise UserError(f"schemes.{ALL}: is the word for all schemes together in reaper compare; rename it")
     if not isinstance(schemes[key], Mapping):

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import yaml
 
+from torchreaper import loading
 from torchreaper.lab import snapshots
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.files import (
@@ -113,7 +114,7 @@ def write_error(folder: Path, traceback: str) -> str:
     path = Path(folder) / ERROR
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(traceback)
+        write_whole(path, traceback.encode(errors="backslashreplace"))
     except OSError:  # not worth to hide the error itself
         return ""
     return f"the traceback is in {path}; "
@@ -276,7 +277,7 @@ def load_checkpoint(folder: Path, note: Callable[[str], None], *, mend: bool = T
     ``mend=False``, for those who only look at a run, nothing in the folder is touched.
     Raises `UserError` where the file is whole but is no checkpoint, or not for this version of torch.
     """
-    found = [path for path in (folder / LAST, folder / PREVIOUS) if path.exists()]
+    found = [path for path in (folder / LAST, folder / PREVIOUS) if path.is_file()]
     for path in found:
         data = path.read_bytes()
         if hashlib.sha256(data).hexdigest() == _read_digest(path):
@@ -296,12 +297,11 @@ def judged_weights(checkpoint: Json) -> dict[str, Any]:
 
 def _unpack(path: Path, data: bytes) -> Json:
     try:
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        state = loading.load(data)
     except Exception as error:  # whatever the bytes make torch raise
-        reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
         raise UserError(
-            f"{path}: torch {torch.__version__} cannot read it ({reason}); use the version that wrote it "
-            f"(see {ENVIRONMENT}), or delete the folder"
+            f"{path}: torch {torch.__version__} cannot read it ({loading.reason(error)}); use the "
+            f"version that wrote it (see {ENVIRONMENT}), or delete the folder"
         ) from error
     if not isinstance(state, dict) or not {"run", "epoch", "lines"} <= state.keys():
         raise UserError(f"{path}: is no checkpoint of a run; delete the folder and run again")

@@ -46,7 +46,7 @@ def write(run: Path, snapshot: Json) -> None:
 
 
 def find(run: Path) -> dict[int, Path]:
-    """The snapshots in a run's folder by epoch, in order; read one by ``torch.load(path, weights_only=True)``."""
+    """The snapshots in a run's folder by epoch, in order; read one by ``torchreaper.loading.load``."""
     found = {int(name[1]): path for path in (Path(run) / FOLDER).glob("*") if (name := _NAME.fullmatch(path.name))}
     return dict(sorted(found.items()))
 

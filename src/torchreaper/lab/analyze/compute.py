@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import torchreaper as tr
+from torchreaper import loading
 from torchreaper.analysis import (
     Agreement,
     LayerOverlap,
@@ -248,7 +249,7 @@ def _earlier(
         if last is None or epoch >= last:
             continue
         try:
-            snapshot = torch.load(path, map_location="cpu", weights_only=True)
+            snapshot = loading.load(path)
             if snapshot["phase"] != "full":
                 left_out += 1
                 continue

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchreaper import loading
 from torchreaper.lab import data, models, runs, snapshots
 from torchreaper.lab.analyze.settings import MOST
 from torchreaper.lab.errors import UserError
@@ -155,11 +156,11 @@ def state_dict_in(path: Path) -> Mapping[str, Tensor]:
         UserError: torch cannot read it safely, or it holds no state dict.
     """
     try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        content: Any = loading.load(path)
     except Exception as error:  # whatever the bytes make torch raise
-        reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
         raise UserError(
-            f"{path}: torch cannot read it as weights ({reason}); save model.state_dict() alone by torch.save"
+            f"{path}: torch cannot read it as weights ({loading.reason(error)}); "
+            "save model.state_dict() alone by torch.save"
         ) from error
     for inside in (content, *(content.get(key) for key in _INSIDE if isinstance(content, dict))):
         if isinstance(inside, Mapping) and inside and all(isinstance(value, Tensor) for value in inside.values()):

@@ -18,6 +18,7 @@ from torchreaper.lab.analyze.settings import Settings, resolved
 from torchreaper.lab.environment import environment
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.files import read_json, write_json, write_whole
+from torchreaper.lab.foreign import in_csv, in_markdown
 from torchreaper.lab.statistics import correlation_interval, decimals, mean_correlation
 
 MEASURES = {"pearson": "Pearson, values", "pearson_ranks": "Pearson, ranks", "spearman": "Spearman"}
@@ -299,27 +300,27 @@ def _as_dict(one: Analysis) -> dict[str, Any]:
 def _csv(heads: Sequence[str], rows: Rows) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([heads, *([_cell(value) for value in row] for row in rows)])
+    writer.writerows([_cell(value) for value in row] for row in [heads, *rows])
     return text.getvalue()
 
 
 def _cell(value: Any) -> Any:
-    return "" if value is None or (isinstance(value, float) and math.isnan(value)) else value
+    return "" if value is None or (isinstance(value, float) and math.isnan(value)) else in_csv(value)
 
 
 def _markdown(found: Sequence[Analysis], notes: Sequence[str]) -> str:
     labels = list(subjects_of(found))
     agreement, layers = agreement_table(found), layer_table(found)
     seeds = {len(group) for group in subjects_of(found).values()}
-    several = max(seeds) > 1
+    several, first = max(seeds) > 1, in_markdown(labels[0])
     interval = "Mean over n seeds and its 95 % t-interval" if several else "In brackets, a 95 % interval over filters"
     if several and 1 in seeds:
         interval += "; where n is 1, a 95 % interval over filters"
     return "\n".join(
         [
-            f"# {', '.join(labels)}",
+            f"# {in_markdown(', '.join(labels))}",
             "",
-            *(f"- {line}" for line in accuracy_lines(found)),
+            *(f"- {in_markdown(line)}" for line in accuracy_lines(found)),
             "",
             "## Which criterion agrees with the greedy oracle?",
             "",
@@ -336,15 +337,15 @@ def _markdown(found: Sequence[Analysis], notes: Sequence[str]) -> str:
             "leaving out one filter. Harmless: share of filters whose absence costs nothing. CCA: mean canonical "
             "correlation of the feature maps of two filters, and of unrelated maps. Silent: filters with a constant "
             "map, which correlate with none."
-            + (f" CCA with {labels[0]}: of the layer's maps as a whole, seed by seed." if len(labels) > 1 else "")
+            + (f" CCA with {first}: of the layer's maps as a whole, seed by seed." if len(labels) > 1 else "")
             + (" Means over seeds." if several else ""),
             "",
-            *(f"- {note}" for note in notes),
+            *(f"- {in_markdown(note)}" for note in notes),
             *([""] if notes else []),
         ]
     )
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    first, *others = ("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in (heads, *rows))
+    first, *others = ("| " + " | ".join(map(in_markdown, row)) + " |" for row in (heads, *rows))
     return [first, "|" + "---|" * len(heads), *others]

@@ -9,6 +9,7 @@ from typing import Any
 
 from torchreaper.lab.comparison.curves import Curve, first_epoch
 from torchreaper.lab.comparison.found import Comparison, Contrast, Reach, Result, Summary
+from torchreaper.lab.foreign import in_csv, in_markdown
 from torchreaper.lab.published import percent
 from torchreaper.lab.statistics import MOST_SEEDS, Estimate, Interval, decimals, format_p
 
@@ -175,7 +176,7 @@ def markdown(comparison: Comparison) -> str:
         "",
         *_rows(table(comparison)),
         "",
-        *(f"- {line}" for line in notes(comparison)),
+        *(f"- {in_markdown(line)}" for line in notes(comparison)),
         "",
         f"Test accuracy of {epoch}: mean over n seeds and its 95 % t-interval. Gap: training minus test "
         f"accuracy, in points. Minus {comparison.baseline}: paired by seed, in points, with its 95 % "
@@ -310,15 +311,14 @@ def _or_empty(value: float | None, form: Any) -> str:
 def _rows(table: Table) -> list[str]:
     heads, rows = table
     return [
-        "| " + " | ".join(heads) + " |",
+        "| " + " | ".join(map(in_markdown, heads)) + " |",
         "|" + "---|" * len(heads),
-        *("| " + " | ".join(row) + " |" for row in rows),
+        *("| " + " | ".join(map(in_markdown, row)) + " |" for row in rows),
     ]
 
 
 def _csv(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(heads)
-    writer.writerows(rows)
+    writer.writerows([in_csv(value) for value in row] for row in [heads, *rows])
     return text.getvalue()

@@ -63,7 +63,7 @@ def rows_of(folder: ImageFolder) -> Any:
 
     return Dataset.from_dict(
         {"image": [str(folder.path / file) for file in folder.files], "label": list(folder.labels)},
-        features=Features({"image": Image(), "label": ClassLabel(names=list(folder.classes))}),
+        features=Features({"image": Image(decode=False), "label": ClassLabel(names=list(folder.classes))}),
     )
 
 

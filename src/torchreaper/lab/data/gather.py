@@ -11,9 +11,9 @@ from torch import Tensor
 
 from torchreaper.lab.data.memory import check_memory
 from torchreaper.lab.data.split import Dataset, Split, choose, histogram, moments_of
-from torchreaper.lab.data.stream import Form, Part, Streamed
+from torchreaper.lab.data.stream import Form, Part, Streamed, own_modules
 from torchreaper.lab.data.table import Progress
-from torchreaper.lab.objects import drawing, importable
+from torchreaper.lab.objects import drawing
 
 SAMPLE = 2000  # training images that tell mean and deviation, and whether all are grey
 _TEST_SAMPLE = 200
@@ -30,8 +30,8 @@ def streamed(
     """
     source, rows, _ = parts["train"]
     where = source.where(int(rows[0]))
-    with importable(base), drawing(0):
-        form = Form.of(source.read([int(rows[0])])[0], size, where)
+    with own_modules(base), drawing(0):
+        form = Form.of(next(iter(source.read([int(rows[0])]))), size, where)
     splits = {what: Streamed(*part, form, workers, base) for what, part in parts.items()}
     counts, grey = _looked_at(splits["train"], SAMPLE)
     if grey and _looked_at(splits["test"], _TEST_SAMPLE)[1]:

@@ -59,8 +59,8 @@ def _found(spec: DataSpec, base: Path) -> tuple[str, Callable[[Progress | None],
             test = read_folder(spec.test or "", base, "data.test", classes=train.classes)
             state = _state(one.path / file for one in (train, test) for file in one.files)
             tables = (
-                lambda: Table(rows_of(train), "image", "label", "data.train", train.files),
-                lambda: Table(rows_of(test), "image", "label", "data.test", test.files),
+                lambda: Table(rows_of(train), "image", "label", "data.train", train.files, by_path=True),
+                lambda: Table(rows_of(test), "image", "label", "data.test", test.files, by_path=True),
             )
             return state, lambda progress: _from_tables(spec, tables[0](), tables[1](), progress)
         case "parquet":
@@ -99,8 +99,10 @@ def _from_hub(spec: DataSpec, progress: Progress | None) -> Dataset:
 
 
 def _from_rows(spec: DataSpec, train: Any, test: Any, progress: Progress | None) -> Dataset:
-    first = open_table(train, image=spec.image, label=spec.label, key="data.train")
-    second = open_table(test, image=first.image, label=first.label, key="data.test")
+    # The library unpacks some data sets into files; a local parquet file that names others is not believed.
+    by_path = spec.name == "hub"
+    first = open_table(train, image=spec.image, label=spec.label, key="data.train", by_path=by_path)
+    second = open_table(test, image=first.image, label=first.label, key="data.test", by_path=by_path)
     return _from_tables(spec, first, second, progress)
 
 

@@ -11,7 +11,12 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from torchreaper.lab.data.memory import available_memory
 from torchreaper.lab.errors import UserError
+
+_BATCH = 100  # rows that are copied at once
+_PIECE = 16  # rows that are counted at once
+_LARGE, _RATIO = 2**26, 100  # bytes of a column, and how many from one: coded pictures hardly shrink
 
 
 def find_files(pattern: str, base: Path, key: str) -> list[Path]:
@@ -48,9 +53,12 @@ def read_parquet(files: list[Path], key: str, *, memory: bool = True) -> Any:
     for file in files:
         try:
             rows = parquet.read_metadata(file).num_rows
+            _check_unpacked(file, memory=memory)
         except (ArrowException, OSError) as error:
             text = f"cannot be read as parquet ({first_line(error)}); is it whole?"
             raise UserError(f"{key}={str(file)!r}: {text}") from None
+        except _TooMuch as error:
+            raise UserError(f"{key}={str(file)!r}: {error}") from None
         if rows:  # datasets cannot read a file without rows
             filled.append(file)
     if not filled:
@@ -63,11 +71,40 @@ def read_parquet(files: list[Path], key: str, *, memory: bool = True) -> Any:
                 split="train",
                 cache_dir=cache,
                 keep_in_memory=memory,
+                batch_size=_BATCH,
             )
         except Exception as error:  # datasets has many kinds, and wraps pyarrow's
             cause = first_line(error.__cause__ or error)
             names = ", ".join(map(str, filled))
             raise UserError(f"{key}: cannot read {names} ({cause}); are the files whole and of one schema?") from None
+
+
+class _TooMuch(Exception):  # noqa: N818  (it is)
+    """A file unpacks to more than pictures do."""
+
+
+def _check_unpacked(file: Path, *, memory: bool) -> None:
+    """Raise `_TooMuch` for a file of a few bytes that unpacks to many, before it does.
+
+    What its index says is believed first; then, where all is to be held, it is unpacked piece by piece and counted.
+    """
+    from pyarrow import parquet
+
+    opened = parquet.ParquetFile(file)
+    for number in range(opened.metadata.num_row_groups):
+        group = opened.metadata.row_group(number)
+        for column in map(group.column, range(group.num_columns)):
+            packed, unpacked = column.total_compressed_size, column.total_uncompressed_size
+            if unpacked > _LARGE and unpacked > _RATIO * packed:
+                raise _TooMuch(
+                    f"column {column.path_in_schema} unpacks from {packed:,} to {unpacked:,} bytes, which pictures do "
+                    "not; write it anew, uncompressed"
+                )
+    free, held = available_memory(), 0
+    for batch in opened.iter_batches(batch_size=_PIECE) if memory and free is not None else ():
+        held += batch.nbytes
+        if free is not None and held > free:
+            raise _TooMuch(f"unpacks to more than the {free / 1e9:,.1f} GB that are free; set data.memory: false")
 
 
 def _for_now() -> tempfile.TemporaryDirectory[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -35,7 +35,7 @@ class Source(Protocol):
     def where(self, row: int) -> str:
         """Which image that is, for error texts."""
 
-    def read(self, rows: list[int]) -> list[Any]:
+    def read(self, rows: list[int]) -> Iterable[Any]:
         """The images at ``rows``, each a PIL image, or a tensor [c, h, w] of bytes or of floats."""
 
 
@@ -227,6 +227,11 @@ class _Batches(torch.utils.data.Dataset[Any]):
         return images, grey
 
 
+def own_modules(base: Path | None) -> AbstractContextManager[None]:
+    """Modules of the user's own are found in the block; None: there are none, and what lies about is not imported."""
+    return nullcontext() if base is None else importable(base)
+
+
 def fetch(
     batches: torch.utils.data.Dataset[Any], *, workers: int, base: Path | None = None, pin: bool = False
 ) -> Iterator[Any]:
@@ -245,11 +250,11 @@ def fetch(
         pin_memory=pin,
         generator=torch.Generator(),  # else the seeds of its workers would be drawn from the global one
     )
-    with importable(base):  # the processes take the search path along
+    with own_modules(base):  # the processes take the search path along
         items = iter(loader)
     while True:
         try:
-            with importable(base):  # what the user's code imports only when it reads
+            with own_modules(base):  # what the user's code imports only when it reads
                 item = next(items)
         except StopIteration:
             return

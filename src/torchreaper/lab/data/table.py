@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from torchreaper.lab.data.memory import check_memory
+from torchreaper.lab.data.opening import open_picture
 from torchreaper.lab.data.parquet import first_line
 from torchreaper.lab.data.picture import GREY, check_mode, pixels
 from torchreaper.lab.errors import UserError
@@ -27,7 +28,8 @@ _CHUNK = 500  # images decoded between two calls of the progress callback
 class Table:
     """One split: a ``datasets.Dataset`` and the names of its columns; ``key`` is its place in the recipe.
 
-    ``files``: of rows that stand for files, their names, for error texts.
+    ``files``: of rows that stand for files, their names, for error texts. ``by_path``: a row may hold the path of a
+    file on this machine in place of its bytes.
     """
 
     rows: Any
@@ -35,18 +37,34 @@ class Table:
     label: str
     key: str
     files: Sequence[str] = ()
+    by_path: bool = False
     random = False
 
     def where(self, row: int) -> str:
         """Such as "data.train: row 5"."""
         return f"{self.key}: {self.files[row]}" if self.files else f"{self.key}: row {row}"
 
-    def read(self, rows: list[int]) -> list[Any]:
-        """The images at ``rows``, decoded; ``UserError`` for one that is missing or cannot be."""
-        return _images(self.rows.select_columns([self.image]), self, rows)
+    def read(self, rows: list[int]) -> Iterator[Any]:
+        """The images at ``rows``, one decoded after the other, so that none need be kept.
+
+        Raises ``UserError`` for one that is missing, cannot be decoded, or is too large; see `open_picture`.
+        """
+        feature, stored = self.rows.features[self.image], self.rows.select_columns([self.image])[rows][self.image]
+        for row, one in zip(rows, stored):
+            where = self.where(row)
+            if one is None:
+                raise UserError(f"{where} has no image (column {self.image!r})")
+            if one["bytes"] is None and not (self.by_path and "://" not in one["path"]):
+                raise UserError(f"{where}: image is elsewhere ({one['path']}) and not read from there; put it in")
+            try:
+                yield open_picture(one, where, mode=feature.mode)
+            except UserError:
+                raise
+            except Exception as error:  # a decoder may raise anything
+                raise UserError(f"{where}: image cannot be decoded ({first_line(error)}); mend or remove it") from None
 
 
-def open_table(rows: Any, *, image: str | None, label: str | None, key: str, files: Sequence[str] = ()) -> Table:
+def open_table(rows: Any, *, image: str | None, label: str | None, key: str, by_path: bool = False) -> Table:
     """Find the image and the label column by name, else by type.
 
     The image column: the only one of type Image (or a struct of bytes and path, which is how it is stored).
@@ -69,9 +87,9 @@ def open_table(rows: Any, *, image: str | None, label: str | None, key: str, fil
     named = [name for name in ("label", "labels") if name in features]
     by_type = [name for name, f in features.items() if isinstance(f, datasets.ClassLabel)]
     label = _column(features, label, "label", by_type or named, key)
-    if not isinstance(features[image], datasets.Image):
-        rows = rows.cast_column(image, datasets.Image())
-    return Table(rows, image, label, key, files)
+    mode = getattr(features[image], "mode", None)
+    rows = rows.cast_column(image, datasets.Image(mode=mode, decode=False))
+    return Table(rows, image, label, key, by_path=by_path)
 
 
 def _column(features: Any, asked: str | None, what: str, found: Sequence[str], key: str) -> str:
@@ -157,12 +175,12 @@ def decode(
     Raises ``UserError``, with the row, for an image that is missing, cannot be decoded, has more than 8 bits
     a channel, or another size than the first; and where all together do not fit into memory.
     """
-    rows, total = table.rows.select_columns([table.image]), len(indices)
+    total = len(indices)
     held: np.ndarray[Any, np.dtype[np.uint8]] | None = None
     grey = True
     for start in range(0, total, _CHUNK):
         chunk = indices[start : start + _CHUNK].tolist()
-        for i, (row, image) in enumerate(zip(chunk, _images(rows, table, chunk)), start=start):
+        for i, (row, image) in enumerate(zip(chunk, table.read(chunk)), start=start):
             check_mode(image, table.where(row))
             grey = grey and image.mode in GREY
             array = pixels(image, size=size)
@@ -180,31 +198,6 @@ def decode(
             progress(what, min(start + _CHUNK, total), total)
     assert held is not None, "a split is never empty"
     return torch.from_numpy(held), grey
-
-
-def _images(rows: Any, table: Table, indices: list[int]) -> list[Any]:
-    try:
-        images: list[Any] = rows[indices][table.image]
-        for image in images:
-            if image is not None:
-                image.load()
-    except Exception:  # a decoder may raise anything; which row it was is found one by one
-        images = [_image(rows, table, row) for row in indices]
-    if None in images:
-        raise UserError(f"{table.where(indices[images.index(None)])} has no image (column {table.image!r})")
-    return images
-
-
-def _image(rows: Any, table: Table, row: int) -> Any:
-    try:
-        image = rows[row][table.image]
-        if image is not None:
-            image.load()
-        return image
-    except Exception as error:
-        raise UserError(
-            f"{table.where(row)}: image cannot be decoded ({first_line(error)}); mend or remove it"
-        ) from None
 
 
 def _names(names: Sequence[str]) -> str:

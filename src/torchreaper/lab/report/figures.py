@@ -113,7 +113,7 @@ def overlap_figure(runs: Runs, *, name: str = "") -> Figure:
         total = upper.subplots()
         strips = _shade((total,), runs)
         _curves(total, runs, lambda line: line["overlap_total"])
-        total.set_ylabel("sum of $O_f$ over\nthe filters in the network")
+        total.set_ylabel("sum of $O_f$ over\nthe filters in the network", parse_math=True)
         _epoch_axis(total, runs)
         total.set_title(_title(name, "overlap of the filters", runs))
         key(upper, _scheme_keys(runs, strips))
@@ -127,7 +127,7 @@ def overlap_figure(runs: Runs, *, name: str = "") -> Figure:
         _spread_out(panels[: len(runs)])
         scale = "\n(log scale)" if panels[0].get_yscale() == "log" else ""
         for panel in panels[::columns]:
-            panel.set_ylabel(f"mean $O_f$ of the layer{scale}")
+            panel.set_ylabel(f"mean $O_f$ of the layer{scale}", parse_math=True)
         _layer_key(lower[0], list(panels[: len(runs)]), layers)
     return figure
 

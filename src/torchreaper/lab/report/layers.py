@@ -131,7 +131,7 @@ def layer_overlap_figure(overlaps: Table, expected: Mapping[str, tuple[float, fl
                         zorder=4,
                     )
         for panel, _ in rows:
-            panel.set_ylabel("overlap $O_f$" + (" (log scale)" if floor else ""))
+            panel.set_ylabel("overlap $O_f$" + (" (log scale)" if floor else ""), parse_math=True)
             if floor:
                 panel.set_yscale("log")
                 panel.set_ylim(bottom=0.9 * floor)

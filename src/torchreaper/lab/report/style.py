@@ -19,6 +19,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from scipy.optimize import isotonic_regression
 
+from torchreaper.lab.foreign import line
+
 Span = tuple[int, int]
 Dash = Literal["-", "--", "-.", ":"]
 
@@ -33,6 +35,7 @@ NAME, PANEL = 36, 24  # characters; longer ones lose their middle
 FEW_EPOCHS = 15  # up to here every epoch gets a dot
 FEW_LAYERS = 8  # up to here layers are named in a legend, above it shown as a colour scale
 STYLE: dict[Any, Any] = {
+    "text.parse_math": False,  # a name may have dollars in it
     "font.size": 9.0,
     "axes.titlesize": 10.0,
     "axes.titlelocation": "left",
@@ -88,6 +91,7 @@ def key(figure: Figure | SubFigure, keys: Sequence[Line2D | Patch]) -> None:
 
 def short(text: str, most: int) -> str:
     """The text, its middle replaced by an ellipsis if longer than ``most``; the ends tell layers apart."""
+    text = line(text)
     return text if len(text) <= most else f"{text[: most // 3]}…{text[len(text) - (most - most // 3 - 1) :]}"
 
 
@@ -107,8 +111,9 @@ def labels(names: Sequence[str], most: int) -> list[str]:
     Where one is longer, all lose the leading parts that they have in common; if that is not enough, words are
     cut to three letters (``denseblock1.denselayer12.conv2`` to ``den1.den12.con2``), then the middle is left out.
     """
+    names = [line(name) for name in names]
     if all(len(name) <= most for name in names):
-        return list(names)
+        return names
     parts = [name.split(".") for name in names]
     levels = zip(*(each[:-1] for each in parts)) if len(parts) > 1 else ()
     common = sum(1 for _ in itertools.takewhile(lambda level: len(set(level)) == 1, levels))

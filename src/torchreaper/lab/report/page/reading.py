@@ -11,10 +11,13 @@ from typing import Any
 from torchreaper.lab import comparison
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.files import read_json, read_yaml
-from torchreaper.lab.runs import ENVIRONMENT, METRICS, RECIPE, read_metrics, read_result
+from torchreaper.lab.runs import ENVIRONMENT, EVENTS, METRICS, RECIPE, RESULT, read_metrics, read_result
 
 Json = dict[str, Any]
 ANALYSIS = "analysis"
+_PNG = b"\x89PNG\r\n\x1a\n"
+_FILES = {f"{comparison.NAME}.json", f"{comparison.NAME}.md"}
+_FILES_OF_A_RUN = {RECIPE, ENVIRONMENT, METRICS, EVENTS, RESULT}
 _SEED = re.compile(r"seed-(\d+)")
 
 
@@ -90,7 +93,8 @@ def _run_folders(folder: Path) -> Iterable[tuple[str, int, Path]]:
 
 
 def read(folder: Path) -> Folder:
-    """Read a comparison; `UserError` where one of its files is damaged."""
+    """Read a comparison; `UserError` where one of its files is damaged, or a link."""
+    _check_links(folder)
     there = read_json(folder / f"{comparison.NAME}.json")
     unsorted = {(scheme, seed): _read_run(scheme, seed, path) for scheme, seed, path in _run_folders(folder)}
     order = _order(there, {scheme for scheme, _ in unsorted})
@@ -102,7 +106,7 @@ def read(folder: Path) -> Folder:
         found, notes = _so_far(folder, runs)
     else:
         found, notes = there, _notes(there, folder / f"{comparison.NAME}.md")
-    pictures = sorted((folder / ANALYSIS).glob("*.png"))
+    drawn = {path.name: path.read_bytes() for path in sorted((folder / ANALYSIS).glob("*.png")) if path.is_file()}
     text = folder / ANALYSIS / "analysis.md"
     return Folder(
         name=folder.absolute().name,
@@ -110,9 +114,17 @@ def read(folder: Path) -> Folder:
         notes=notes,
         warnings=_warnings(there, runs),
         runs=runs,
-        pictures={path.name: path.read_bytes() for path in pictures},
+        pictures={name: data for name, data in drawn.items() if data.startswith(_PNG)},
         analysis=text.read_text(encoding="utf-8", errors="replace") if text.is_file() else "",
     )
+
+
+def _check_links(folder: Path) -> None:
+    """Refuse files that are links: a page is made to be sent, and must not hold what lies elsewhere on the machine."""
+    for where, names in (("*", _FILES), ("*/seed-*/*", _FILES_OF_A_RUN), (f"{ANALYSIS}/*", None)):
+        for path in folder.glob(where):
+            if path.is_symlink() and path.is_file() and (names is None or path.name in names):
+                raise UserError(f"{path}: is a link to {path.resolve()}; put the file itself there, or delete the link")
 
 
 def _read_run(scheme: str, seed: int, path: Path) -> Run:

@@ -21,6 +21,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
+from torchreaper.lab.foreign import visible
 from torchreaper.lab.report.page import curves, tables
 from torchreaper.lab.report.page.reading import Folder, parts
 
@@ -45,6 +46,7 @@ def render(folders: Sequence[Folder]) -> str:
     environment = Environment(
         loader=PackageLoader(PACKAGE, "."),
         autoescape=True,
+        finalize=_shown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -112,12 +114,12 @@ def describe(name: str) -> str:
 
 def markdown(text: str) -> Markup:
     """Headings, paragraphs, lists and tables of Markdown as HTML; anything else, HTML above all, stays text."""
-    reader = MarkdownIt("zero", {"html": False}).enable(["heading", "list", "table"])
+    reader = MarkdownIt("zero", {"html": False}).enable(["heading", "list", "table", "escape"])
     reader.add_render_rule(
         "table_open", lambda *_: '<div class="scroll" tabindex="0" role="group" aria-label="table"><table>'
     )
     reader.add_render_rule("table_close", lambda *_: "</table></div>")
-    tokens = reader.parse(text)
+    tokens = reader.parse(visible(text))
     for token in tokens:
         if token.type in ("heading_open", "heading_close"):
             token.tag = f"h{min(6, int(token.tag[1]) + 3)}"
@@ -126,8 +128,22 @@ def markdown(text: str) -> Markup:
 
 def embedded(value: Any) -> Markup:
     """JSON that can stand in a script element: no character in it ends the element or begins a comment."""
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(_seen(value), separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
+
+
+def _shown(value: Any) -> Any:
+    """What is put into the page: our own markup as it is, texts with nothing hidden in them."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _seen(value: Any) -> Any:
+    """As `_shown`, of every text in nested values."""
+    if isinstance(value, Mapping):
+        return {_seen(key): _seen(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_seen(inner) for inner in value]
+    return _shown(value)
 
 
 @cache

@@ -1,0 +1,77 @@
+"""From the bytes of a picture to its pixels in memory, no more of them than the machine is meant to hold."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+from torchreaper.lab.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+LIMIT = "REAPER_MAX_PIXELS"
+"""The variable of the environment that sets another bound. No key of a recipe: those come from others too."""
+MOST_PIXELS = 89_478_485
+"""Width times height of a picture: Pillow's own bound, a quarter of a gigabyte at 24 bits a pixel."""
+# What data sets are made of. Not all that Pillow reads: EPS would start a program, others are seldom looked after.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+
+
+def most_pixels() -> int:
+    """The bound; `UserError` where the environment sets one that is no number."""
+    given = os.environ.get(LIMIT, "").replace("_", "") or str(MOST_PIXELS)
+    if not given.isdecimal() or not given.isascii() or not 0 < len(given) < 19 or not int(given):
+        raise UserError(f"{LIMIT}={os.environ[LIMIT]!r}: must be a number of pixels, such as {MOST_PIXELS}")
+    return int(given)
+
+
+def open_picture(stored: Any, where: str, *, mode: str | None = None) -> Image:
+    """Decode one picture, turned as its EXIF data say; of several in a file the first.
+
+    Args:
+        stored: ``{"bytes": ..., "path": ...}`` as ``datasets`` stores it; the path counts where there are no bytes.
+        where: which picture it is, for error texts.
+        mode: to convert it to.
+
+    Raises:
+        UserError: it has more pixels than `most_pixels`, found before any of them is decoded.
+        Exception: whatever its bytes make the decoder raise.
+    """
+    import PIL.ExifTags
+    import PIL.Image
+    import PIL.ImageOps  # needed here only
+
+    PIL.Image.init()
+    known = [name for name in FORMATS if name in PIL.Image.OPEN]
+    most, data = most_pixels(), stored["bytes"]
+    with _ours(), PIL.Image.open(stored["path"] if data is None else BytesIO(data), formats=known) as image:
+        width, height = image.size
+        if width * height > most:
+            raise UserError(
+                f"{where}: image of {width}x{height} pixels, at most {most:,} are decoded; remove it, or set {LIMIT} "
+                "if it is meant to be that large"
+            )
+        image.load()
+        turned = image.getexif().get(PIL.ExifTags.Base.Orientation) is not None
+        found: Image = PIL.ImageOps.exif_transpose(image) if turned else image
+        return found.convert(mode) if mode and mode != found.mode else found
+
+
+@contextmanager
+def _ours() -> Iterator[None]:
+    """Pillow's own bound is off, ours is asked; what it says of odd metadata is nothing to tell."""
+    import PIL.Image
+
+    theirs = PIL.Image.MAX_IMAGE_PIXELS
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        PIL.Image.MAX_IMAGE_PIXELS = None
+        try:
+            yield
+        finally:
+            PIL.Image.MAX_IMAGE_PIXELS = theirs
