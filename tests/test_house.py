@@ -76,7 +76,7 @@ LAB = [
         "data",
         "models",
     ),
-    *("objects", "settings", "files", "launched", "errors"),
+    *("objects", "settings", "files", "stopping", "launched", "errors"),
 ]
 FILES = sorted(p.relative_to(SOURCE) for p in SOURCE.rglob("*.py"))
 
