@@ -77,7 +77,7 @@ LAB = [
         "data",
         "models",
     ),
-    *("objects", "settings", "files", "yaml_text", "foreign", "launched", "errors"),
+    *("objects", "settings", "files", "stopping", "yaml_text", "foreign", "launched", "errors"),
 ]
 FILES = sorted(p.relative_to(SOURCE) for p in SOURCE.rglob("*.py"))
 

@@ -5,10 +5,12 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 from tests.lab.tiny import recipe
 
+from torchreaper.lab.compare import compare
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.locking import LOCK, locked
 from torchreaper.lab.run import train
@@ -74,6 +76,26 @@ def test_a_lock_is_given_back_after_an_error_too(tmp_path):
         with locked(tmp_path):
             pass
     assert not (tmp_path / LOCK).exists()
+
+
+def test_a_lock_of_a_process_that_is_ending_is_waited_for(holder, tmp_path):
+    timer = threading.Timer(0.3, holder.kill)
+    timer.start()
+    with locked(tmp_path / "tiny" / "repr" / "seed-0"):
+        pass
+    timer.join()
+
+
+def test_a_finished_run_has_no_lock_left_over(tmp_path, one_thread):
+    train(recipe(), scheme="repr", seed=0, out=tmp_path)
+    left = tmp_path / "tiny" / "repr" / "seed-0" / LOCK
+    for again in (
+        lambda: train(recipe(), scheme="repr", seed=0, out=tmp_path),
+        lambda: compare(recipe(), ["repr"], 1, tmp_path),
+    ):
+        left.write_text("process 1 on some machine\n")  # as one leaves it that is killed after it wrote the result
+        again()
+        assert not left.exists()
 
 
 def test_no_two_processes_are_ever_inside(tmp_path):

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from torchreaper.lab import console as screen
+from torchreaper.lab import stopping
 from torchreaper.lab.cli_looking import (
     EXAMPLE_ANALYZE,
     EXAMPLE_INSPECT,
@@ -44,6 +45,7 @@ from torchreaper.lab.command_line import (
     check_out,
     fail,
     guarded,
+    leave,
     load,
     use_threads,
 )
@@ -83,6 +85,7 @@ app = typer.Typer(
 
 def main() -> None:
     """The entry point."""
+    stopping.at_once(leave)
     app(prog_name="reaper")
 
 

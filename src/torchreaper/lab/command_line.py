@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -19,6 +20,7 @@ import typer
 from typer.core import TyperGroup
 
 from torchreaper.errors import NoEffectWarning, OneLayerWarning, ReaperError
+from torchreaper.lab import stopping
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.foreign import line
 from torchreaper.lab.launched import rank
@@ -26,7 +28,7 @@ from torchreaper.lab.launched import rank
 if TYPE_CHECKING:
     from torchreaper.lab.recipe import Recipe
 
-FAILED, WRONG, INTERRUPTED = 1, 2, 130
+FAILED, WRONG = 1, 2
 
 
 class OneLine(TyperGroup):
@@ -139,7 +141,10 @@ def use_threads(threads: int | None) -> None:
 
 @contextmanager
 def guarded(debug: bool, *, resumable: bool = False) -> Iterator[None]:
-    """Errors of the user as one line on stderr and exit code 2; our warnings as one line, others' not at all."""
+    """Errors of the user as one line on stderr and exit code 2; our warnings as one line, others' not at all.
+
+    A command that is told to stop, by Ctrl-C or SIGTERM, says so in one line too, and ends with the signal's exit code.
+    """
     with warnings.catch_warnings():
         if not debug:
             warnings.simplefilter("ignore")
@@ -147,27 +152,51 @@ def guarded(debug: bool, *, resumable: bool = False) -> Iterator[None]:
                 warnings.simplefilter("default", category)
             warnings.showwarning = _show_warning
         try:
-            yield
+            with _stoppable("; finished epochs are kept: give the same command again to go on" if resumable else ""):
+                yield
         except (UserError, ReaperError) as error:
             fail(str(error), WRONG, debug=debug)
-        except KeyboardInterrupt:
-            more = "; finished epochs are kept: give the same command again to go on" if resumable else ""
-            if not rank():  # the first one speaks for all
-                print(_one_line(f"interrupted{more}"), file=sys.stderr)
-            _leave_others()
-            raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:  # `reaper ... | head`: typer ends quietly
             raise
         except OSError as error:  # a full disk, a file that vanished
             fail(str(error), FAILED, debug=debug)
 
 
-def _leave_others() -> None:
+@contextmanager
+def _stoppable(more: str) -> Iterator[None]:
+    with stopping.listening(functools.partial(leave, more=more)):
+        try:
+            yield
+        except BaseException as error:  # whatever an order to stop has become on its way
+            number = stopping.asked() or (signal.SIGINT if isinstance(error, KeyboardInterrupt) else None)
+            if number is None:
+                raise
+            _say_stopped(number, more)
+            _leave_others(stopping.code(number))
+            raise typer.Exit(stopping.code(number)) from None
+
+
+def leave(number: int, _frame: Any = None, *, more: str = "") -> NoReturn:
+    """End the process, which was told to stop by signal `number`, where it is."""
+    _say_stopped(number, more)
+    _end_now(stopping.code(number))
+
+
+def _say_stopped(number: int, more: str) -> None:
+    if not rank():  # the first one speaks for all
+        print(_one_line(f"{stopping.WORDS[number]}{more}"), file=sys.stderr)
+
+
+def _leave_others(code: int) -> None:
     """End a process of several at once: its group's threads may abort it noisily when Python tears them down."""
     if (torch := sys.modules.get("torch")) and torch.distributed.is_initialized():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(INTERRUPTED)
+        _end_now(code)
+
+
+def _end_now(code: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def fail(message: str, code: int, *, debug: bool, head: str = "error: ") -> NoReturn:

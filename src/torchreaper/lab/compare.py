@@ -13,6 +13,7 @@ from torchreaper.lab.comparison import Comparison, Failure, Result, read_curves,
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.execution import Executor, Here, Job, Plan, perform
 from torchreaper.lab.files import read_json
+from torchreaper.lab.locking import clear
 from torchreaper.lab.progress import NullProgress, Progress
 from torchreaper.lab.recipe import ALL, Recipe
 from torchreaper.lab.run import finished
@@ -61,6 +62,7 @@ def compare(
     results: dict[str, dict[int, Result]] = {scheme: {} for scheme in schemes}
     for (scheme, seed), result in there.items():
         results[scheme][seed] = result
+        clear(folder_of(out, recipe.name, scheme, seed))
         progress.end_run(result)
     failures = _run(jobs, results, progress, executor)
     folder = Path(out) / recipe.name

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torchreaper.lab import stopping
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.yaml_text import YAMLProblem, parse_yaml
 
@@ -23,9 +24,10 @@ def write_json(path: Path, value: Json) -> None:
 def write_whole(path: Path, data: bytes) -> None:
     """Replace the content of `path` by `data`: a reader sees the old or the new, wherever this is cut off."""
     temporary = path.with_name(path.name + ".tmp")
-    write_bytes(temporary, data)
-    os.replace(temporary, path)
-    sync(path.parent)
+    with stopping.whole():
+        write_bytes(temporary, data)
+        os.replace(temporary, path)
+        sync(path.parent)
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:

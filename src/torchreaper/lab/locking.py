@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from torchreaper.lab import stopping
 from torchreaper.lab.errors import UserError
 
 try:
@@ -16,6 +18,8 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
+# Seconds that a lock is waited for: the workers of a command that was killed end a moment after it.
+PATIENCE = 2.0
 
 
 @contextmanager
@@ -38,12 +42,21 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         if handle is not None:
-            path.unlink(missing_ok=True)
-            os.close(handle)
+            with stopping.whole():
+                path.unlink(missing_ok=True)
+                os.close(handle)
+
+
+def clear(folder: Path) -> None:
+    """Take away the lock of a process that was killed when its run was finished, and that alone."""
+    if (folder / LOCK).exists():
+        with suppress(UserError), locked(folder):  # where another process has it, it is not left over
+            pass
 
 
 def _take(path: Path) -> int | None:
     """The open file that holds the lock; None where the file system has none."""
+    until = time.monotonic() + PATIENCE
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
@@ -53,6 +66,9 @@ def _take(path: Path) -> int | None:
             os.close(handle)
             if not isinstance(error, BlockingIOError):
                 return None
+            if time.monotonic() < until:
+                time.sleep(0.05)
+                continue
             raise UserError(
                 f"out={path.parent}: is being trained by {holder or 'another process'}; "
                 "wait until that is done, or choose another out"

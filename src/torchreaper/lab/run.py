@@ -7,10 +7,10 @@ from pathlib import Path
 
 from lightning_fabric import Fabric
 
-from torchreaper.lab import schemes, teachers
+from torchreaper.lab import schemes, stopping, teachers
 from torchreaper.lab.environment import environment, own_random_numbers
 from torchreaper.lab.files import Json
-from torchreaper.lab.locking import locked
+from torchreaper.lab.locking import clear, locked
 from torchreaper.lab.processes import by_rank_zero
 from torchreaper.lab.progress import NullProgress, Progress, Silent
 from torchreaper.lab.recipe import Recipe
@@ -61,6 +61,7 @@ def train(
     spec = recipe.scheme_spec(scheme)
     folder, written = _folder(recipe, scheme, seed, out)
     if resume and (result := by_rank_zero(fabric, folder.look)) is not None:
+        by_rank_zero(fabric, lambda: clear(folder.path))
         return result
     taught = _taught(recipe, spec, seed, out, progress, device, fabric)
     with own_random_numbers(seed, rank), ExitStack() as stack:
@@ -81,20 +82,23 @@ def train(
             by_rank_zero(fabric, lambda: _save(folder, epoch, state, *ended))  # noqa: B023  (called at once)
             progress.epoch(ended[0])
         result = run.result(scheme, by_rank_zero(fabric, lambda: read_metrics(folder.path)))
-        by_rank_zero(fabric, lambda: folder.finish(result))
+        with stopping.whole():
+            by_rank_zero(fabric, lambda: folder.finish(result))
         run.scheme.close()
     progress.end_run(result)
     return result
 
 
 def _take(folder: RunFolder, written: Json, stack: ExitStack, *, resume: bool) -> None:
-    stack.enter_context(locked(folder.path))
-    folder.open(written, resume=resume)
+    with stopping.whole():
+        stack.enter_context(locked(folder.path))
+        folder.open(written, resume=resume)
 
 
 def _save(folder: RunFolder, epoch: int, state: Json, metrics: Json, events: list[Json], snapshot: Json | None) -> None:
     try:
-        folder.save(epoch, state, metrics, events, snapshot)
+        with stopping.whole():
+            folder.save(epoch, state, metrics, events, snapshot)
     except OSError as error:
         raise RunFailed(
             f"epoch {epoch}: cannot be saved in {folder.path} ({error.strerror}); put that right and give "

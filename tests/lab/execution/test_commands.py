@@ -15,7 +15,8 @@ from torchreaper.lab.locking import LOCK
 
 pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc to look for processes")
 SCHEMES = ("standard", "repr")
-INTERRUPTED = "interrupted; finished epochs are kept: give the same command again to go on\n"
+GO_ON = "; finished epochs are kept: give the same command again to go on\n"
+INTERRUPTED, TERMINATED = "interrupted" + GO_ON, "terminated" + GO_ON
 
 
 @pytest.fixture
@@ -86,15 +87,17 @@ def test_ctrl_c_while_the_workers_are_starting(out, begin):
     gone(command)
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_workers_end_with_their_parent(out, how, begin):
+@pytest.mark.parametrize(
+    ("how", "code", "said"), [(signal.SIGTERM, 143, TERMINATED), (signal.SIGKILL, -signal.SIGKILL, "")]
+)
+def test_workers_end_with_their_parent(out, how, code, said, begin):
     command = begin(out)
     until(lambda: len(training(out)) == 2, seconds=120)
     workers = [holder(folder) for folder in training(out)]
     assert set(workers) <= set(members(command.pid)) - {command.pid}
     command.send_signal(how)
-    assert command.communicate(timeout=200) == ("", "")
-    assert command.returncode == -how
+    assert command.communicate(timeout=200) == ("", said)
+    assert command.returncode == code
     gone(command)
 
 

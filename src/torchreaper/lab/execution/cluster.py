@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import threading
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -149,8 +151,11 @@ def _absolute(job: Job) -> Job:
 
 def _ray() -> Any:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # without it ray warns of a change to come
+    before = signal.getsignal(signal.SIGTERM)
     try:
         import ray
     except ImportError:
         raise UserError("ray: is not installed; pip install 'torchreaper[ray]'") from None
+    if threading.current_thread() is threading.main_thread() and callable(before):
+        signal.signal(signal.SIGTERM, before)  # which ray takes for itself
     return ray

@@ -12,6 +12,7 @@ import torch
 from lightning_fabric import Fabric
 
 from torchreaper.errors import ReaperError
+from torchreaper.lab import stopping
 from torchreaper.lab.comparison import Failure, Result
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.processes import by_rank_zero
@@ -102,11 +103,13 @@ def perform(
     try:
         known = by_rank_zero(fabric, lambda: finished(job.recipe, **how))
         result = train(job.recipe, **how, progress=progress, device=job.device, fabric=fabric, jobs=at_once)
-    except RunFailed as error:
-        return job.failed(str(error))
-    except (UserError, ReaperError, BrokenPipeError):  # the last: who was to be told, is gone
-        raise
     except Exception as error:
+        if stopping.asked() is not None:  # and this is what became of it
+            raise stopping.Stopped from error
+        if isinstance(error, RunFailed):
+            return job.failed(str(error))
+        if isinstance(error, (UserError, ReaperError, BrokenPipeError)):  # the last: who was to be told, is gone
+            raise
         return job.failed(_unexpected(error, job.folder))
     finally:
         if threads is not None:

@@ -7,6 +7,7 @@ import os
 import pickle
 import signal
 import threading
+import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,11 +18,14 @@ from typing import Any
 
 import torch
 
+from torchreaper.lab import stopping
 from torchreaper.lab.execution import worker
 from torchreaper.lab.execution.jobs import Ended, Job, Listen, Plan
 from torchreaper.lab.execution.telling import Raised, Told, Warned, hear
 
 PATIENCE = 5.0  # seconds that a worker is given to end by itself
+# Seconds until a worker is said to have died: a signal to a whole group may end it before it has reached this process.
+MOMENT = 0.2
 
 
 def cores() -> int:
@@ -75,8 +79,9 @@ class Workers:
             for place in places:
                 place.dismiss()
         finally:
-            for place in places:
-                place.stop()
+            with stopping.whole():
+                for place in places:
+                    place.stop()
 
     def _hear(self, place: _Place, plan: Plan, listen: Listen) -> list[Ended]:
         """What came from a busy worker: its job's outcome, something to pass on, or its death."""
@@ -86,7 +91,9 @@ class Workers:
         try:
             said = place.hear()
         except (EOFError, OSError):
-            return plan.died(job, place.bury(), progress.note)
+            how = place.bury()
+            time.sleep(MOMENT)
+            return plan.died(job, how, progress.note)
         if isinstance(said, (Told, Warned)):
             hear(said, progress, job.name)
             return []
@@ -120,12 +127,13 @@ class _Place:
 
     def _start(self) -> None:
         spawning = multiprocessing.get_context("spawn")
-        self._pipe, theirs = spawning.Pipe()
-        # Not a daemon, as those may have no processes of their own, such as readers of images.
-        self._process = spawning.Process(target=worker.main, args=(theirs, *self._how), name="torchreaper worker")
         with _undisturbed():
-            self._process.start()
-        theirs.close()
+            self._pipe, theirs = spawning.Pipe()
+            # Not a daemon, as those may have no processes of their own, such as readers of images.
+            process = spawning.Process(target=worker.main, args=(theirs, *self._how), name="torchreaper worker")
+            process.start()
+            self._process = process
+            theirs.close()
 
     def hear(self) -> Any:
         """The next thing the worker has sent. Raises `EOFError` or `OSError` where it has died."""
@@ -166,7 +174,7 @@ class _Place:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Ctrl-C waits until the end of the block, and a process that is started in it does not see one.
+    """An order to stop waits until the end of the block, and a process that is started in it sees no Ctrl-C.
 
     Otherwise it would tell of one with a traceback while it is still importing what it needs.
     """
@@ -174,13 +182,9 @@ def _undisturbed() -> Iterator[None]:
         yield
         return
     resource_tracker.ensure_running()  # which would let signals in again
-    came: list[Any] = []
-    handler = signal.signal(signal.SIGINT, lambda *received: came.append(received))
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        signal.signal(signal.SIGINT, handler)
-        if came and callable(handler):
-            handler(*came[-1])
+    with stopping.whole():
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -1,0 +1,194 @@
+"""`reaper train`, killed anywhere and as often as one likes, ends with the bits of one that was left alone."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+
+import pytest
+from tests.stress.killing import (
+    SIGNALS,
+    Command,
+    check_death,
+    check_left,
+    left,
+    moments,
+    recipe,
+    the_launcher,
+    trapped,
+    write_recipe,
+)
+from tests.stress.recording import lengths
+from tests.stress.trap import OF_A_RUN, OF_COMPACT
+
+pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs fork, SIGKILL and /proc")
+
+TRAIN = ["train", "tiny.yaml", "--threads", "1", "--out", "runs"]
+KINDS = [("compact", "sgd"), ("masked", "sgd"), ("compact", "adamw"), ("masked", "adamw")]
+#: The epochs of `recipe` that a sub-network trains.
+SUB = (2, 4, 6)
+MOST = 3  # times that one run is killed
+
+
+@pytest.fixture(scope="module")
+def launcher():
+    return the_launcher()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(launcher, tmp_path_factory):
+    """What a run of a kind leaves that nobody disturbs, and the seconds that it takes; each is run once."""
+    known = {}
+
+    def of(kind):
+        if kind not in known:
+            subnetwork, optimizer = kind
+            folder = tmp_path_factory.mktemp("undisturbed")
+            write_recipe(folder, recipe(subnetwork=subnetwork, optimizer=optimizer))
+            begun = time.monotonic()
+            ended = Command(TRAIN, folder, launcher).wait()
+            seconds = time.monotonic() - begun
+            assert (ended.code, ended.errors) == (0, "")
+            known[kind] = left(folder / "runs"), seconds
+            assert len(known[kind][0]["tiny/repr/seed-0/metrics.jsonl"]) == 8
+            assert len(known[kind][0]["tiny/repr/seed-0/events.jsonl"]) == 6
+        return known[kind]
+
+    return of
+
+
+def finish(folder, launcher, whole):
+    """The same command again ends well, and leaves what an undisturbed one does."""
+    ended = Command(TRAIN, folder, launcher).wait()
+    assert (ended.code, ended.errors) == (0, "")
+    assert left(folder / "runs") == whole
+
+
+class Deaths:
+    """How often commands died, and where."""
+
+    def __init__(self, count):
+        self.count, self.epochs = count, []
+
+    def check(self, ended, number, out):
+        self.count.tried += 1
+        check_death(ended, number, out)
+        self.epochs += check_left(out) or [0]
+        among = sum(epoch + 1 in SUB for epoch in self.epochs)
+        self.count.note = (
+            f"after {min(self.epochs)} to {max(self.epochs)} of 8 epochs, {among} of {len(self.epochs)} while a "
+            "sub-network was trained"
+        )
+
+
+@lengths(2, 110)
+def test_at_random_moments(times, trials, launcher, undisturbed, tmp_path):
+    count = trials(
+        "killed",
+        "`reaper train` killed at random moments by SIGKILL, SIGTERM, SIGINT, up to three times a run (compact and "
+        "masked, SGD and AdamW); then given again: all files readable at each death, at last every file, tensor and "
+        "metric bit-identical to the undisturbed run's",
+        "kills",
+    )
+    deaths = Deaths(count)
+    kinds, signals = itertools.cycle(KINDS[: 4 if times > 10 else 1]), itertools.cycle(SIGNALS)
+    at = moments(3 * times, 1.0, seed=0)
+    for number in itertools.count():
+        if count.tried >= times:
+            break
+        kind = next(kinds)
+        whole, seconds = undisturbed(kind)
+        folder = write_recipe(tmp_path / str(number), recipe(subnetwork=kind[0], optimizer=kind[1]))
+        before = count.tried
+        for _ in range(MOST):
+            how = next(signals)
+            command = Command(TRAIN, folder, launcher)
+            if command.ended(next(at) * seconds) is None:
+                command.kill(how)
+            ended = command.wait()
+            if ended.code == 0:
+                break
+            deaths.check(ended, how, folder / "runs")
+        finish(folder, launcher, whole)
+        count.held += count.tried - before
+    assert count.held == count.tried >= times
+
+
+@lengths(1, 30)
+def test_at_random_moments_from_the_first_import_on(times, trials, launcher, undisturbed, tmp_path):
+    count = trials(
+        "killed",
+        "`reaper train` started afresh and killed at random moments, from the first import on: the same",
+        "kills",
+    )
+    deaths = Deaths(count)
+    kind = KINDS[0]
+    whole, _ = undisturbed(kind)
+    signals = itertools.cycle(SIGNALS[1:] if times == 1 else SIGNALS)
+    began = 4.0 if times == 1 else _seconds_afresh(tmp_path / "timed", recipe())
+    for number, moment in enumerate(moments(times, began, seed=1)):
+        folder = write_recipe(tmp_path / str(number), recipe())
+        how, command = next(signals), Command(TRAIN, folder)
+        if command.ended(moment) is None:
+            command.kill(how)
+        ended = command.wait()
+        if ended.code != 0:
+            deaths.check(ended, how, folder / "runs")
+            finish(folder, launcher, whole)
+            count.held += 1
+        else:
+            count.add(left(folder / "runs") == whole)
+    assert count.held == count.tried == times
+
+
+def _seconds_afresh(folder, values):
+    write_recipe(folder, values)
+    begun = time.monotonic()
+    assert Command(TRAIN, folder).wait().code == 0
+    return time.monotonic() - begun
+
+
+#: In the short form.
+SOME = [
+    ("when filters are ranked", "SIGINT"),
+    ("in the middle of a restore, between two layers", "SIGTERM"),
+    ("between last.pt's checksum and last.pt", "SIGKILL"),
+]
+
+
+@lengths(len(SOME), 10**6)
+def test_at_named_points(times, trials, launcher, undisturbed, tmp_path):
+    count = trials(
+        "killed",
+        "`reaper train` that signals itself (SIGKILL, SIGTERM, SIGINT) at named points: in an epoch, a drop, a "
+        "restore, between two tensors, in and between all its files (compact, masked); given again: bit-identical",
+        "kills",
+    )
+    every = [
+        (point, how, kind)
+        for kind, points in ((KINDS[0], OF_A_RUN | OF_COMPACT), (KINDS[3], OF_A_RUN))
+        for point in points
+        for how in SIGNALS
+    ]
+    if times < len(every):
+        every = [one for one in every if (one[0], one[1].name) in SOME and one[2] == KINDS[0]]
+        assert len(every) == times
+    wrong = []
+    for number, (point, how, kind) in enumerate(every):
+        whole, _ = undisturbed(kind)
+        folder = write_recipe(tmp_path / str(number), recipe(subnetwork=kind[0], optimizer=kind[1]))
+        mark = tmp_path / f"{number}.mark"
+        count.tried += 1
+        try:
+            ended = Command(TRAIN, folder, launcher, trapped(f"train: {point}", how, mark)).wait()
+            assert mark.exists(), "never came there"
+            check_death(ended, how, folder / "runs")
+            check_left(folder / "runs")
+            finish(folder, launcher, whole)
+            count.held += 1
+        except Exception as error:
+            wrong.append(f"{point}, {how.name}, {' '.join(kind)}: {type(error).__name__}: {error}")
+    points = len({point for point, *_ in every})
+    count.note = f"{points} points"
+    assert not wrong, "\n".join(wrong)
