@@ -69,6 +69,7 @@ LAB = [
         "locking",
         "runs",
         "snapshots",
+        "checksums",
         "library",
         "recipe",
         "published",
