@@ -70,6 +70,7 @@ LAB = [
         "locking",
         "runs",
         "snapshots",
+        "checksums",
         "library",
         "recipe",
         "published",

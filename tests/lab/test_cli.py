@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from torchreaper.errors import NoEffectWarning
 from torchreaper.lab import cli, console
-from torchreaper.lab.errors import UserError
+from torchreaper.lab.errors import LESS_MEMORY, UserError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -389,7 +389,12 @@ def test_a_bug_is_not_called_an_error_of_the_user(recipe, monkeypatch):
     ("error", "code", "message"),
     [
         (KeyboardInterrupt(), 130, "interrupted; finished epochs are kept: give the same command again to go on"),
-        (OSError(28, "No space left on device"), 1, "error: [Errno 28] No space left on device"),
+        (
+            OSError(28, "No space left on device", "/a"),
+            1,
+            "error: /a: No space left on device; make room there and give the same command again",
+        ),
+        (MemoryError(), 1, f"error: memory ran out; {LESS_MEMORY}"),
     ],
 )
 def test_what_comes_from_outside_is_one_line(recipe, monkeypatch, error, code, message):

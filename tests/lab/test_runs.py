@@ -15,7 +15,7 @@ from tests.lab.tiny import recipe
 
 from torchreaper.lab import runs
 from torchreaper.lab.errors import UserError
-from torchreaper.lab.files import read_json
+from torchreaper.lab.files import MEND, read_json
 from torchreaper.lab.progress import NullProgress
 from torchreaper.lab.recipe import load_recipe
 from torchreaper.lab.run import train
@@ -326,8 +326,16 @@ def test_what_is_no_run_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("recipe.yaml", "[", "recipe.yaml: is damaged (not a recipe); delete the folder and run again"),
-        ("recipe.yaml", "", "recipe.yaml: is damaged (not a recipe); delete the folder and run again"),
+        (
+            "recipe.yaml",
+            "[",
+            f"recipe.yaml: is damaged (not a recipe); {MEND}",
+        ),
+        (
+            "recipe.yaml",
+            "",
+            f"recipe.yaml: is damaged (not a recipe); {MEND}",
+        ),
         (
             "recipe.yaml",
             "name: x",

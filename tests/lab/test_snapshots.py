@@ -43,7 +43,8 @@ def test_a_snapshot_is_the_network_that_the_epoch_trained(tmp_path, subnetwork):
         scheme="repr", seed=0, out=tmp_path,
     )  # fmt: skip
     folder = at(tmp_path)
-    assert sorted(path.name for path in (folder / "snapshots").iterdir()) == [f"epoch-000{n}.pt" for n in range(1, 6)]
+    names = [f"epoch-000{n}.pt{suffix}" for n in range(1, 6) for suffix in ("", ".sha256")]
+    assert sorted(path.name for path in (folder / "snapshots").iterdir()) == names
     found, metrics = read(folder), read_metrics(folder)
     for line in metrics:
         content = found[line["epoch"]]
@@ -135,6 +136,8 @@ def test_starting_afresh_deletes_them_and_nothing_else(tmp_path):
     train(recipe(snapshots=1), scheme="repr", seed=0, out=tmp_path)
     folder = at(tmp_path) / "snapshots"
     (folder / "epoch-0003.pt.tmp").write_text("cut off")
+    (folder / "epoch-0004.pt.sha256.tmp").write_text("cut off")
+    (folder / "epoch-0099.pt.sha256").write_text("its file was never written")
     (folder / "notes.txt").write_text("mine")
     train(recipe(), scheme="repr", seed=0, out=tmp_path, resume=False)
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]

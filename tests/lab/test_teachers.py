@@ -1,5 +1,6 @@
 """Teachers: trained once, gone on with when killed, and one line for what is wrong with them."""
 
+import json
 import shutil
 
 import pytest
@@ -100,27 +101,41 @@ def test_the_student_learns_from_the_weights_that_were_trained(tmp_path):
     with pytest.raises(Stopped):
         train(what, scheme="kd", seed=0, out=tmp_path, progress=StopAfter(1))
     trained = load_checkpoint(folder(what, tmp_path), print)
-    taught = teachers.load(place(what, tmp_path), {"seconds": 1.5}, 0, print)
-    assert fingerprint(taught.weights) == fingerprint(judged_weights(trained))
+    ended = {"seconds": 1.5, "fingerprint": fingerprint(judged_weights(trained))}
+    taught = teachers.load(place(what, tmp_path), ended, 0)
+    assert fingerprint(taught.weights) == ended["fingerprint"]
     assert taught.seconds == 1.5
 
 
-def test_a_checkpoint_that_is_gone_or_damaged_is_named(tmp_path):
+def test_a_checkpoint_that_is_gone_is_named(tmp_path):
     what = with_teacher()
     train(what, scheme="kd", seed=0, out=tmp_path)
     where = folder(what, tmp_path)
     shutil.rmtree(tmp_path / "tiny" / "kd")
-    notes = []
-    for path in where.glob("*.pt"):
-        path.write_bytes(b"\0" * 9)
-    with pytest.raises(UserError, match=r"its checkpoint is gone; delete that folder and run again$") as error:
-        teachers.load(place(what, tmp_path), {"seconds": 1.0}, 0, notes.append)
-    assert str(error.value).startswith(f"{where}: the teacher is trained")
-    assert "damaged" in notes[0]
     for path in where.glob("*.pt"):
         path.unlink()
-    with pytest.raises(UserError, match=r"its checkpoint is gone; delete that folder and run again$"):
+    with pytest.raises(UserError, match=r"its checkpoint is gone; delete that folder and run again$") as error:
         train(what, scheme="kd", seed=0, out=tmp_path)
+    assert str(error.value).startswith(f"{where}: the teacher is trained")
+
+
+@pytest.mark.parametrize(("damaged", "epochs"), [(["last.pt"], 1), (["last.pt", "previous.pt"], 3)])
+def test_a_damaged_one_is_trained_to_its_end_again_and_never_taken_for_the_one_before(tmp_path, damaged, epochs):
+    what = with_teacher()
+    whole = train(what, scheme="kd", seed=0, out=tmp_path)
+    where = folder(what, tmp_path)
+    before = json.loads((where / "result.json").read_text())
+    shutil.rmtree(tmp_path / "tiny" / "kd")
+    for name in damaged:
+        (where / name).write_bytes(b"\0" * 9)
+    names, notes = Names(), []
+    names.note = notes.append
+    again = train(what, scheme="kd", seed=0, out=tmp_path, progress=names)
+    assert names.epochs[f"{place(what, tmp_path).recipe.name} / standard / seed 0"] == epochs
+    assert notes[0] == f"{where}: its last checkpoint is damaged; the teacher is trained to its end again"
+    assert again["fingerprint"] == whole["fingerprint"]
+    after = json.loads((where / "result.json").read_text())
+    assert (after["fingerprint"], after["test_accuracy"]) == (before["fingerprint"], before["test_accuracy"])
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from typer.core import TyperGroup
 
 from torchreaper.errors import NoEffectWarning, OneLayerWarning, ReaperError
 from torchreaper.lab import stopping
-from torchreaper.lab.errors import UserError
+from torchreaper.lab.errors import LESS_MEMORY, UserError, remedy, trouble
 from torchreaper.lab.foreign import line
 from torchreaper.lab.launched import rank
 
@@ -124,7 +124,9 @@ def load(path: str, profile: str | None, overrides: list[str] | None) -> Recipe:
 
 def check_out(out: Path) -> None:
     """Refuse a folder that cannot be written before anything is loaded; make nothing."""
-    nearest = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    nearest = next(path for path in (out.absolute(), *out.absolute().parents) if os.path.lexists(path))
+    if nearest.is_symlink() and not os.path.exists(nearest):
+        raise UserError(f"out={out}: {nearest} is a link that leads nowhere; choose another folder")
     if not nearest.is_dir():
         raise UserError(f"out={out}: {nearest} is a file; choose a folder")
     if not os.access(nearest, os.W_OK | os.X_OK):
@@ -159,7 +161,10 @@ def guarded(debug: bool, *, resumable: bool = False) -> Iterator[None]:
         except BrokenPipeError:  # `reaper ... | head`: typer ends quietly
             raise
         except OSError as error:  # a full disk, a file that vanished
-            fail(str(error), FAILED, debug=debug)
+            again = "give the same command again"
+            fail(f"{trouble(error)}; {remedy(error)} and {again}", FAILED, debug=debug)
+        except MemoryError:
+            fail(f"memory ran out; {LESS_MEMORY}", FAILED, debug=debug)
 
 
 @contextmanager

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
+from torchreaper.lab.errors import UserError, remedy
 from torchreaper.lab.foreign import line, visible
 
 if TYPE_CHECKING:  # both need torch, which takes longer to load than --help to answer
@@ -32,6 +34,8 @@ _TEACHER = re.compile(r"teacher-.+-[0-9a-f]{8}")  # the recipe of a teacher, by 
 
 def stdout() -> Console:
     """Stdout, as wide as the terminal, or wide enough that nothing is wrapped in a file or a pipe."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a path may hold what its encoding has no characters for
+        sys.stdout.reconfigure(errors="backslashreplace")
     console = Console(highlight=False, markup=False, emoji=False)
     return console if console.is_terminal else Console(highlight=False, markup=False, emoji=False, width=NO_WRAP)
 
@@ -288,7 +292,22 @@ def run_line(result: dict[str, Any]) -> str:
 
 def say(console: Console, text: str) -> None:
     """Print ``text`` as it is: brackets are brackets, and a pipe gets whole lines."""
-    console.print(Text(visible(text)), soft_wrap=True)
+    with _to_stdout():
+        console.print(Text(visible(text)), soft_wrap=True)
+
+
+@contextmanager
+def _to_stdout() -> Iterator[None]:
+    """Where stdout cannot be written (a file on a full disk), no run is to blame, and Python shall not try again."""
+    try:
+        yield
+    except BrokenPipeError:  # `reaper ... | head`: typer ends quietly
+        raise
+    except OSError as error:
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        what = remedy(error, "send it elsewhere")
+        raise UserError(f"stdout: {error.strerror}; {what} and give the same command again") from None
 
 
 def show_table(console: Console, heads: Sequence[str], rows: Sequence[Sequence[str]], *, words: bool = False) -> None:
@@ -310,7 +329,8 @@ def show_table(console: Console, heads: Sequence[str], rows: Sequence[Sequence[s
         table.add_column(Text(head), justify="left" if words or number == 0 else "right", no_wrap=number == 0)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    console.print(table)
+    with _to_stdout():
+        console.print(table)
 
 
 def show_paths(console: Console, paths: Sequence[Path]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,18 @@ from torchreaper.lab.errors import UserError
 from torchreaper.lab.yaml_text import YAMLProblem, parse_yaml
 
 Json = dict[str, Any]
+#: What to do about a damaged file of a run.
+MEND = "give the command that wrote it again, which mends it"
 
 
 def write_json(path: Path, value: Json) -> None:
     """Replace `path` as a whole. Numbers that JSON does not have (NaN, infinity) are written as null."""
-    write_whole(path, (json.dumps(_finite(value), indent=2, allow_nan=False) + "\n").encode())
+    write_whole(path, encoded(value))
+
+
+def encoded(value: Json) -> bytes:
+    """The bytes that `write_json` writes."""
+    return (json.dumps(_finite(value), indent=2, allow_nan=False) + "\n").encode()
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -26,7 +35,8 @@ def write_whole(path: Path, data: bytes) -> None:
     temporary = path.with_name(path.name + ".tmp")
     with stopping.whole():
         write_bytes(temporary, data)
-        os.replace(temporary, path)
+        with gone_if_it_fails(temporary):
+            os.replace(temporary, path)
         sync(path.parent)
 
 
@@ -36,14 +46,17 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
     What was there goes first: writing into a link would change the file that it leads to.
     """
     path.unlink(missing_ok=True)
-    try:
-        with open(path, "wb", opener=_no_link) as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except (OSError, KeyboardInterrupt):
-        path.unlink(missing_ok=True)
-        raise
+    with gone_if_it_fails(path), _named(path), open(path, "wb", opener=_no_link) as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Write a file where there is none, wholly or not at all; `FileExistsError` where there is one."""
+    with open(path, "xb") as file, gone_if_it_fails(path), _named(path):
+        file.write(data)
+        file.flush()
 
 
 def _no_link(path: str, flags: int) -> int:
@@ -52,10 +65,32 @@ def _no_link(path: str, flags: int) -> int:
 
 def append_line(path: Path, line: Json) -> None:
     """Add one line of JSON and wait until it is on the disk. Raises `OSError` where the path is a link."""
-    with open(path, "ab", opener=_no_link) as file:
+    with _named(path), open(path, "ab", opener=_no_link) as file:
         file.write(_encode(line))
         file.flush()
         os.fsync(file.fileno())
+
+
+@contextmanager
+def gone_if_it_fails(path: Path) -> Iterator[None]:
+    """Delete a half-made file where the block fails, or is interrupted."""
+    try:
+        yield
+    except (OSError, KeyboardInterrupt):
+        with suppress(OSError):  # not worth to hide what was wrong first
+            path.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Errors of writing say which file they are about, as those of opening do."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def rewrite_lines(path: Path, lines: list[Json]) -> None:
@@ -85,7 +120,11 @@ def sync(folder: Path) -> None:
     except OSError:  # Windows opens no folders
         return
     try:
-        os.fsync(handle)
+        with _named(folder):
+            os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network drives sync files, and no folders
+            raise
     finally:
         os.close(handle)
 
@@ -100,13 +139,19 @@ def _bytes_of(path: Path) -> bytes:
 def read_json(path: Path) -> Json | None:
     """A JSON object; None where there is no file; `UserError` where it is damaged."""
     try:
-        value = json.loads(_bytes_of(path))
+        return parsed(path, _bytes_of(path))
     except FileNotFoundError:
         return None
+
+
+def parsed(path: Path, data: bytes) -> Json:
+    """The JSON object that `data`, the content of `path`, is; `UserError` where it is none."""
+    try:
+        value = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is damaged ({error}); delete the folder and run again") from None
+        raise UserError(f"{path}: is damaged ({error}); {MEND}") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path}: is damaged (not a JSON object); delete the folder and run again")
+        raise UserError(f"{path}: is damaged (not a JSON object); {MEND}")
     return value
 
 
@@ -119,7 +164,7 @@ def read_yaml(path: Path) -> Json | None:
     except YAMLProblem:
         value = None
     if not isinstance(value, dict):
-        raise UserError(f"{path}: is damaged (not a recipe); delete the folder and run again")
+        raise UserError(f"{path}: is damaged (not a recipe); {MEND}")
     return value
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from torchreaper.lab.errors import UserError
+from torchreaper.lab.errors import UserError, remedy
+from torchreaper.lab.files import write_new
 from torchreaper.lab.published import Published, percent
 from torchreaper.lab.recipe import Recipe, load_recipe
 from torchreaper.lab.settings import did_you_mean
@@ -78,12 +79,12 @@ def copy(name: str, folder: Path = Path()) -> Path:
         raise UserError(f"copy={name!r}: no such recipe; {did_you_mean(name, known)}")
     target = folder / source.name
     try:
-        with open(target, "xb") as file:
-            file.write(source.read_bytes())
+        write_new(target, source.read_bytes())
     except FileExistsError:
         raise UserError(f"copy={name!r}: {target} is there already; rename it, or go to another folder") from None
     except OSError as error:
-        raise UserError(f"copy={name!r}: {target} cannot be written ({error.strerror})") from None
+        what = remedy(error, "go to another folder")
+        raise UserError(f"copy={name!r}: {target} cannot be written ({error.strerror}); {what}") from None
     return target
 
 

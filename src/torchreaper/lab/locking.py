@@ -7,10 +7,11 @@ import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from torchreaper.lab import stopping
-from torchreaper.lab.errors import UserError
+from torchreaper.lab.errors import UserError, remedy
 
 try:
     import fcntl
@@ -22,8 +23,34 @@ LOCK = ".lock"
 PATIENCE = 2.0
 
 
+@dataclass(frozen=True)
+class Lock:
+    """A lock that is held; `handle` is None where the system, or the file system, has none."""
+
+    path: Path
+    handle: int | None
+
+    def holds(self) -> bool:
+        """Whether it still keeps others out: not where the file, or the whole folder, was deleted meanwhile."""
+        if self.handle is None:
+            return True
+        try:
+            return os.path.samestat(os.fstat(self.handle), self.path.stat())
+        except FileNotFoundError:
+            return False
+
+    def give_back(self) -> None:
+        """Let others in."""
+        if self.handle is None:
+            return
+        with suppress(OSError):  # a disk that is read-only by now: the file stays, the lock does not
+            if self.holds():
+                self.path.unlink()
+        os.close(self.handle)
+
+
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[Lock]:
     """Keep other processes from training in `folder`, which is made if need be, for the length of the block.
 
     The system takes the lock from a process that ends, however it ends. Where it has no such locks (Windows, some
@@ -35,16 +62,15 @@ def locked(folder: Path) -> Iterator[None]:
     path = folder / LOCK
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = _take(path) if fcntl else None
+        lock = Lock(path, _take(path) if fcntl else None)
     except OSError as error:
-        raise UserError(f"out={folder}: {error.strerror}; choose a folder that can be written") from error
+        what = remedy(error, "choose a folder that can be written")
+        raise UserError(f"out={folder}: {error.strerror}; {what}") from error
     try:
-        yield
+        yield lock
     finally:
-        if handle is not None:
-            with stopping.whole():
-                path.unlink(missing_ok=True)
-                os.close(handle)
+        with stopping.whole():
+            lock.give_back()
 
 
 def clear(folder: Path) -> None:
@@ -73,9 +99,15 @@ def _take(path: Path) -> int | None:
                 f"out={path.parent}: is being trained by {holder or 'another process'}; "
                 "wait until that is done, or choose another out"
             ) from None
+        lock = Lock(path, handle)
         # Who held it before may have removed the file in between: a lock on a file without a name keeps nobody out.
-        if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
+        if not lock.holds():
+            os.close(handle)
+            continue
+        try:
             os.truncate(handle, 0)
             os.write(handle, f"process {os.getpid()} on {platform.node()}\n".encode())
-            return handle
-        os.close(handle)
+        except OSError:
+            lock.give_back()
+            raise
+        return handle

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TypeVar
 
 from lightning_fabric import Fabric
 
 from torchreaper.lab import schemes, stopping, teachers
 from torchreaper.lab.environment import environment, own_random_numbers
+from torchreaper.lab.errors import UserError, remedy, trouble
 from torchreaper.lab.files import Json
-from torchreaper.lab.locking import clear, locked
+from torchreaper.lab.locking import LOCK, Lock, clear, locked
 from torchreaper.lab.processes import by_rank_zero
 from torchreaper.lab.progress import NullProgress, Progress, Silent
 from torchreaper.lab.recipe import Recipe
@@ -18,6 +21,8 @@ from torchreaper.lab.runs import RunFailed, RunFolder, folder_of, read_metrics, 
 from torchreaper.lab.training import Run
 
 __all__ = ["RunFailed", "train"]
+
+Value = TypeVar("Value")
 
 
 def train(
@@ -58,52 +63,94 @@ def train(
     """
     rank = fabric.global_rank if fabric else 0
     progress = Silent() if rank else progress or NullProgress()
-    spec = recipe.scheme_spec(scheme)
     folder, written = _folder(recipe, scheme, seed, out)
-    if resume and (result := by_rank_zero(fabric, folder.look)) is not None:
+    if resume and (result := by_rank_zero(fabric, lambda: folder.look(progress.note))) is not None:
         by_rank_zero(fabric, lambda: clear(folder.path))
         return result
+    return _train(recipe, scheme, seed, out, folder, written, progress, device, fabric, resume=resume, jobs=jobs)
+
+
+def _train(
+    recipe: Recipe,
+    scheme: str,
+    seed: int,
+    out: Path,
+    folder: RunFolder,
+    written: Json,
+    progress: Progress,
+    device: str,
+    fabric: Fabric | None,
+    *,
+    resume: bool = True,
+    jobs: int = 1,
+) -> Json:
+    """Train, or go on, whether or not there is a result."""
+    spec = recipe.scheme_spec(scheme)
+    kept = _Kept(folder)
     taught = _taught(recipe, spec, seed, out, progress, device, fabric)
-    with own_random_numbers(seed, rank), ExitStack() as stack:
+    with own_random_numbers(seed, fabric.global_rank if fabric else 0), ExitStack() as stack:
         run = Run(recipe, spec, seed=seed, device=device, fabric=fabric, progress=progress, teacher=taught)
-        by_rank_zero(fabric, lambda: _take(folder, written, stack, resume=resume))
-        checkpoint = by_rank_zero(fabric, lambda: folder.load(progress.note))
+        by_rank_zero(fabric, lambda: kept.take(written, stack, resume=resume))
+        checkpoint = by_rank_zero(fabric, lambda: kept(lambda: folder.load(progress.note)))
         done = 0
         if checkpoint is not None:
             run.load_state_dict(checkpoint, progress.note)
             done = checkpoint["epoch"]
-        by_rank_zero(fabric, lambda: folder.align(checkpoint, progress.note))
+        by_rank_zero(fabric, lambda: kept(lambda: folder.align(checkpoint, progress.note)))
         here = environment(device=run.fabric.device, precision=recipe.precision, base=recipe.base)
-        by_rank_zero(fabric, lambda: folder.environment({**here, "jobs": jobs}, epoch=done))
+        by_rank_zero(fabric, lambda: kept(lambda: folder.environment({**here, "jobs": jobs}, epoch=done)))
         progress.start_run(f"{recipe.name} / {scheme} / seed {seed}", run.epochs, run.steps, done)
         for epoch in range(done + 1, run.epochs + 1):
             ended = run.epoch(epoch, progress)
             state = run.state_dict()
-            by_rank_zero(fabric, lambda: _save(folder, epoch, state, *ended))  # noqa: B023  (called at once)
+            by_rank_zero(fabric, lambda: kept.save(epoch, state, *ended))  # noqa: B023  (called at once)
             progress.epoch(ended[0])
-        result = run.result(scheme, by_rank_zero(fabric, lambda: read_metrics(folder.path)))
-        with stopping.whole():
-            by_rank_zero(fabric, lambda: folder.finish(result))
+        result = by_rank_zero(fabric, folder.kept) if done == run.epochs else None
+        if result is None:
+            result = run.result(scheme, by_rank_zero(fabric, lambda: read_metrics(folder.path)))
+            by_rank_zero(fabric, lambda: kept(lambda: folder.finish(result)))
         run.scheme.close()
     progress.end_run(result)
     return result
 
 
-def _take(folder: RunFolder, written: Json, stack: ExitStack, *, resume: bool) -> None:
-    with stopping.whole():
-        stack.enter_context(locked(folder.path))
-        folder.open(written, resume=resume)
+class _Kept:
+    """The run's folder in the process that writes it: where something cannot be written, the run fails by a line."""
 
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self._lock: Lock | None = None
 
-def _save(folder: RunFolder, epoch: int, state: Json, metrics: Json, events: list[Json], snapshot: Json | None) -> None:
-    try:
+    def take(self, written: Json, stack: ExitStack, *, resume: bool) -> None:
+        """Lock the folder until `stack` is left, and open it."""
         with stopping.whole():
-            folder.save(epoch, state, metrics, events, snapshot)
-    except OSError as error:
-        raise RunFailed(
-            f"epoch {epoch}: cannot be saved in {folder.path} ({error.strerror}); put that right and give "
-            "the same command again: it goes on from the last good checkpoint"
-        ) from error
+            self._lock = stack.enter_context(locked(self._folder.path))
+            self._folder.open(written, resume=resume)
+
+    def __call__(self, work: Callable[[], Value], what: str = "cannot be trained") -> Value:
+        """What `work` returns.
+
+        Raises:
+            RunFailed: The system refuses it, or the folder was deleted meanwhile.
+        """
+        path = self._folder.path
+        try:
+            if self._lock is not None and not self._lock.holds():
+                raise RunFailed(
+                    f"{path}: was deleted, or its {LOCK} was, while the run went on; nothing more is written there, "
+                    "another process may train in it by now; give the same command again"
+                )
+            with stopping.whole():
+                return work()
+        except OSError as error:
+            raise RunFailed(
+                f"{what} in {path} ({trouble(error, path)}); {remedy(error)} and give the same command again: "
+                "it goes on from the last good checkpoint"
+            ) from error
+
+    def save(self, epoch: int, state: Json, metrics: Json, events: list[Json], snapshot: Json | None) -> None:
+        """`RunFolder.save`."""
+        self(lambda: self._folder.save(epoch, state, metrics, events, snapshot), f"epoch {epoch}: cannot be saved")
 
 
 def finished(recipe: Recipe, *, scheme: str, seed: int, out: Path) -> Json | None:
@@ -122,16 +169,23 @@ def _taught(
     teacher = teachers.needed(recipe, spec, out)
     if teacher is None:
         return None
-    result = train(
-        teacher.recipe,
-        scheme="standard",
-        seed=seed,
-        out=teacher.out,
-        progress=progress,
-        device=device,
-        fabric=fabric,
-    )
-    return by_rank_zero(fabric, lambda: teachers.load(teacher, result, seed, progress.note))
+    where, written = _folder(teacher.recipe, "standard", seed, teacher.out)
+    result = by_rank_zero(fabric, lambda: where.look(progress.note))
+    taught = _weights(teacher, result, seed, fabric)
+    if result is not None and taught is None:
+        progress.note(f"{where.path}: its last checkpoint is damaged; the teacher is trained to its end again")
+    if taught is None:
+        result = _train(teacher.recipe, "standard", seed, teacher.out, where, written, progress, device, fabric)
+        taught = _weights(teacher, result, seed, fabric)
+    if taught is None:
+        raise UserError(f"{where.path}: the teacher's result is not its checkpoint's; delete that folder and run again")
+    return taught
+
+
+def _weights(
+    teacher: teachers.Teacher, result: Json | None, seed: int, fabric: Fabric | None
+) -> teachers.Taught | None:
+    return None if result is None else by_rank_zero(fabric, lambda: teachers.load(teacher, result, seed))
 
 
 def _folder(recipe: Recipe, scheme: str, seed: int, out: Path) -> tuple[RunFolder, Json]:

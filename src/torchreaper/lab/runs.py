@@ -7,7 +7,6 @@ lines, so that a run killed between them loses nothing and repeats nothing.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 from collections.abc import Callable, Iterator
@@ -20,11 +19,16 @@ import yaml
 
 from torchreaper import loading
 from torchreaper.lab import snapshots
-from torchreaper.lab.errors import UserError
+from torchreaper.lab.checksums import SUFFIX, agrees, digest_of, read_digest, write_checked, write_digest
+from torchreaper.lab.errors import UserError, remedy, trouble
 from torchreaper.lab.files import (
+    MEND,
     Json,
     append_line,
+    encoded,
+    gone_if_it_fails,
     good_lines,
+    parsed,
     read_json,
     read_lines,
     read_yaml,
@@ -41,6 +45,7 @@ from torchreaper.lab.settings import parse
 METRICS, EVENTS, RESULT = "metrics.jsonl", "events.jsonl", "result.json"
 RECIPE, ENVIRONMENT, ERROR = "recipe.yaml", "environment.json", "error.txt"
 LAST, PREVIOUS, DAMAGED = "last.pt", "previous.pt", ".damaged"
+_FILES = (RESULT, LAST, PREVIOUS, METRICS, EVENTS, ENVIRONMENT, RECIPE)
 # Of a recipe, these do not change a single run: how many runs there are, what the others do, what is kept on the way.
 _NOT_OF_THE_RUN = ("seeds", "schemes", "profiles", "snapshots")
 
@@ -67,9 +72,16 @@ def read_events(folder: Path) -> list[Json]:
 def read_result(folder: Path) -> Json | None:
     """The result of a finished run; None for a run that is not finished, or not there.
 
-    Raises `UserError` where the file is damaged.
+    Raises `UserError` where the file is damaged, or does not agree with its checksum.
     """
-    return read_json(Path(folder) / RESULT)
+    path = Path(folder) / RESULT
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    if not agrees(path, data):
+        raise UserError(f"{path}: is damaged (it does not agree with its checksum); {MEND}")
+    return parsed(path, data)
 
 
 def read_recipe(folder: Path) -> Recipe:
@@ -132,16 +144,61 @@ class RunFolder:
     path: Path
     run: Json
 
-    def look(self) -> Json | None:
-        """The result if the run is finished, else None; writes nothing.
+    def look(self, note: Callable[[str], None] = lambda text: None) -> Json | None:
+        """The result if the run is finished and its folder whole, else None: it can be gone on with. Writes nothing.
+
+        Args:
+            note: Is told in a sentence what is damaged and will be mended, from the checkpoint.
 
         Raises:
-            UserError: The folder holds a run of another recipe, or a damaged file.
+            UserError: The folder holds a run of another recipe, or what is damaged cannot be mended.
         """
-        there = read_yaml(self.path / RECIPE)
-        if there is not None:
+        try:
+            return self._look(note)
+        except OSError as error:
+            raise UserError(f"{trouble(error)}; {remedy(error)} and give the same command again") from error
+
+    def _look(self, note: Callable[[str], None]) -> Json | None:
+        faults = list(self._faults())
+        can_mend = any((self.path / name).exists() for name in (LAST, PREVIOUS))
+        if faults and can_mend:
+            state = load_checkpoint(self.path, lambda text: None, mend=False)
+            if state is not None:
+                self.check(state["run"])
+            for fault in faults:
+                note(f"{fault}; it is made anew, going by the checkpoint")
+            return None
+        if there := read_yaml(self.path / RECIPE):
             self.check(run_of(there, seed=self.run["seed"]))
         return read_result(self.path)
+
+    def _faults(self) -> Iterator[str]:
+        """What is wrong with the small files of a run that has a recipe or a result, in words."""
+        path = self.path / RECIPE
+        finished = (self.path / RESULT).exists()
+        try:
+            there = read_yaml(path)
+        except UserError:
+            yield f"{path}: damaged"
+        else:
+            if there is not None:
+                self.check(run_of(there, seed=self.run["seed"]))
+            elif finished:
+                yield f"{path}: gone"
+        if not finished:
+            return  # the others are looked at when it is gone on with
+        for name, read in ((RESULT, read_result), (METRICS, read_metrics), (EVENTS, read_events)):
+            try:
+                read(self.path)
+            except UserError:
+                yield f"{self.path / name}: damaged"
+        try:
+            about = read_json(self.path / ENVIRONMENT)
+        except UserError:
+            yield f"{self.path / ENVIRONMENT}: damaged"
+        else:
+            if about is None:
+                yield f"{self.path / ENVIRONMENT}: gone"
 
     def open(self, recipe: Json, *, resume: bool) -> None:
         """Make the folder, or take it up.
@@ -158,10 +215,18 @@ class RunFolder:
             if not resume:
                 self._clear()
             (self.path / ERROR).unlink(missing_ok=True)
-            if not (self.path / RECIPE).exists():
+            self._sweep()
+            if not _is_recipe(self.path / RECIPE):
                 write_whole(self.path / RECIPE, yaml.safe_dump(recipe, sort_keys=False).encode())
         except OSError as error:
-            raise UserError(f"out={self.path}: {error.strerror}; choose a folder that can be written") from error
+            what = remedy(error, "choose a folder that can be written")
+            raise UserError(f"out={self.path}: {error.strerror}; {what}") from error
+
+    def _sweep(self) -> None:
+        """Delete what a killed run was writing."""
+        for name in _FILES:
+            for suffix in (".tmp", SUFFIX + ".tmp"):
+                (self.path / (name + suffix)).unlink(missing_ok=True)
 
     def check(self, there: Json) -> None:
         """Raise `UserError` where `there`, the run that was found here, is another than this one."""
@@ -226,12 +291,19 @@ class RunFolder:
 
     def finish(self, result: Json) -> None:
         """Write `result.json`, the mark of a finished run."""
-        write_json(self.path / RESULT, result)
+        write_checked(self.path / RESULT, encoded(result))
+
+    def kept(self) -> Json | None:
+        """The result of a run that was finished before and only had other files mended."""
+        try:
+            return read_result(self.path)
+        except UserError:
+            return None
 
     def _clear(self) -> None:
         # The result goes first: a half-cleared folder must not look finished.
-        for name in (RESULT, LAST, PREVIOUS, METRICS, EVENTS, ENVIRONMENT, RECIPE):
-            for suffix in ("", ".sha256", ".tmp", ".sha256.tmp", DAMAGED):
+        for name in _FILES:
+            for suffix in ("", SUFFIX, ".tmp", SUFFIX + ".tmp", DAMAGED):
                 (self.path / (name + suffix)).unlink(missing_ok=True)
         snapshots.delete(self.path)
 
@@ -261,12 +333,13 @@ def save_checkpoint(folder: Path, state: Json) -> None:
     data = buffer.getbuffer()
     fresh = last.with_name(LAST + ".tmp")
     write_bytes(fresh, data)
-    digest = _read_digest(last)
-    if digest is not None and last.exists():
-        _write_digest(previous, digest)
-        os.replace(last, previous)
-    _write_digest(last, hashlib.sha256(data).hexdigest())
-    os.replace(fresh, last)
+    with gone_if_it_fails(fresh):  # on a full disk it would take the room that its own repetition needs
+        digest = read_digest(last)
+        if digest is not None and last.exists():
+            write_digest(previous, digest)
+            os.replace(last, previous)
+        write_digest(last, digest_of(data))
+        os.replace(fresh, last)
     sync(folder)  # renames reach the disk in their order, so that one sync at the end does for all
 
 
@@ -280,7 +353,7 @@ def load_checkpoint(folder: Path, note: Callable[[str], None], *, mend: bool = T
     found = [path for path in (folder / LAST, folder / PREVIOUS) if path.is_file()]
     for path in found:
         data = path.read_bytes()
-        if hashlib.sha256(data).hexdigest() == _read_digest(path):
+        if digest_of(data) == read_digest(path):
             return _unpack(path, data)
         aside, afresh = ("put aside, ", ": starting at epoch 1") if mend else ("", "")
         instead = "using the one before" if path != found[-1] else f"there is no other{afresh}"
@@ -308,23 +381,12 @@ def _unpack(path: Path, data: bytes) -> Json:
     return state
 
 
-def _sidecar(path: Path) -> Path:
-    return path.with_name(path.name + ".sha256")
-
-
-def _write_digest(path: Path, digest: str) -> None:
-    """The checksum of `path` in the format of sha256sum, so that ``sha256sum -c`` checks it."""
-    sidecar = _sidecar(path)
-    temporary = sidecar.with_name(sidecar.name + ".tmp")
-    write_bytes(temporary, f"{digest}  {path.name}\n".encode())
-    os.replace(temporary, sidecar)
-
-
-def _read_digest(path: Path) -> str | None:
+def _is_recipe(path: Path) -> bool:
+    """Whether there is a recipe file, and one that can be read."""
     try:
-        return _sidecar(path).read_text(errors="replace").split()[0]
-    except (OSError, IndexError):
-        return None
+        return read_yaml(path) is not None
+    except UserError:
+        return False
 
 
 def _differences(there: Any, here: Any, key: str = "") -> Iterator[str]:

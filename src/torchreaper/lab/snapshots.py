@@ -15,7 +15,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from torchreaper.lab.files import Json, write_whole
+from torchreaper import loading
+from torchreaper.lab.checksums import SUFFIX, agrees, write_checked
+from torchreaper.lab.errors import UserError
+from torchreaper.lab.files import Json
 
 FOLDER = "snapshots"
 _NAME = re.compile(r"epoch-(\d{4,})\.pt")
@@ -42,11 +45,29 @@ def write(run: Path, snapshot: Json) -> None:
     folder.mkdir(exist_ok=True)
     buffer = io.BytesIO()
     torch.save(snapshot, buffer)
-    write_whole(folder / f"epoch-{snapshot['epoch']:04d}.pt", buffer.getvalue())
+    write_checked(folder / f"epoch-{snapshot['epoch']:04d}.pt", buffer.getvalue())
+
+
+def read(path: Path) -> Json:
+    """The snapshot in a file that `find` names, on the CPU.
+
+    Raises:
+        UserError: The file does not agree with its checksum, or is no snapshot.
+    """
+    data = path.read_bytes()
+    if not agrees(path, data):
+        raise UserError(f"{path}: damaged, it does not agree with its checksum")
+    try:
+        snapshot: Json = loading.load(data)
+        if snapshot.keys() >= {"epoch", "phase", "dropped", "model"}:
+            return snapshot
+    except Exception:  # whatever the bytes make torch raise
+        pass
+    raise UserError(f"{path}: cannot be read")
 
 
 def find(run: Path) -> dict[int, Path]:
-    """The snapshots in a run's folder by epoch, in order; read one by ``torchreaper.loading.load``."""
+    """The snapshots in a run's folder by epoch, in order; `read` reads one."""
     found = {int(name[1]): path for path in (Path(run) / FOLDER).glob("*") if (name := _NAME.fullmatch(path.name))}
     return dict(sorted(found.items()))
 
@@ -59,7 +80,11 @@ def delete(run: Path, *, after: int = 0) -> None:
     for epoch, path in find(run).items():
         if epoch > after:
             path.unlink()
-    for path in folder.glob("epoch-*.pt.tmp"):
-        path.unlink()
+    for pattern in ("epoch-*.pt.tmp", f"epoch-*.pt{SUFFIX}.tmp"):
+        for path in folder.glob(pattern):
+            path.unlink()
+    for path in folder.glob(f"epoch-*.pt{SUFFIX}"):
+        if not path.with_name(path.name.removesuffix(SUFFIX)).exists():
+            path.unlink()
     if not any(folder.iterdir()):
         folder.rmdir()

@@ -9,7 +9,8 @@ from pathlib import Path
 import yaml
 
 from torchreaper.lab.data import DataSpec
-from torchreaper.lab.errors import UserError
+from torchreaper.lab.errors import UserError, remedy
+from torchreaper.lab.files import write_new
 from torchreaper.lab.models import MODELS, ModelSpec
 from torchreaper.lab.settings import parse
 
@@ -137,9 +138,9 @@ def start(path: Path, *, model: str = "cnet", data: str = "digits") -> None:
         raise UserError(f"file={str(path)!r}: must end in .yaml")
     text = recipe_text(path.name, model=model, data=data)
     try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
+        write_new(path, text.encode())
     except FileExistsError:
         raise UserError(f"file={str(path)!r}: is there already; choose another name, or delete it") from None
     except OSError as error:
-        raise UserError(f"file={str(path)!r}: cannot be written ({error.strerror}); choose another place") from None
+        what = remedy(error, "choose another place")
+        raise UserError(f"file={str(path)!r}: cannot be written ({error.strerror}); {what}") from None

@@ -6,15 +6,15 @@ schemes that learn from the same teacher share it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.files import Json
+from torchreaper.lab.measures import fingerprint
 from torchreaper.lab.recipe import Recipe
-from torchreaper.lab.runs import folder_of, judged_weights, load_checkpoint
+from torchreaper.lab.runs import LAST, PREVIOUS, folder_of, judged_weights, load_checkpoint
 from torchreaper.lab.schemes import Spec
 
 
@@ -50,16 +50,19 @@ def needed(recipe: Recipe, spec: Spec, out: Path) -> Teacher | None:
     return None if found is None else Teacher(found, Path(out) / recipe.name)
 
 
-def load(teacher: Teacher, result: Json, seed: int, note: Callable[[str], None]) -> Taught:
-    """The weights of a finished teacher.
+def load(teacher: Teacher, result: Json, seed: int) -> Taught | None:
+    """The weights that a finished teacher ended with; None where they are damaged: it has to train to its end again.
 
     Raises:
-        UserError: They are gone, or damaged.
+        UserError: They are gone.
     """
     folder = folder_of(teacher.out, teacher.recipe.name, "standard", seed)
-    state = load_checkpoint(folder, note, mend=False)
-    if state is None:
+    if not any((folder / name).exists() for name in (LAST, PREVIOUS)):
         raise UserError(
             f"{folder}: the teacher is trained, but its checkpoint is gone; delete that folder and run again"
         )
-    return Taught(judged_weights(state), float(result["seconds"]))
+    state = load_checkpoint(folder, lambda text: None, mend=False)
+    # With the last one damaged this may be the one before, of a network that was not trained to its end.
+    if state is None or fingerprint(weights := judged_weights(state)) != result.get("fingerprint"):
+        return None
+    return Taught(weights, float(result["seconds"]))

@@ -14,6 +14,7 @@ from torchreaper.analysis import agreement, feature_maps, layer_overlaps, pairwi
 from torchreaper.errors import ReaperError
 from torchreaper.lab import data
 from torchreaper.lab.analyze import Settings, analyze, compute, find_subjects, subjects_of
+from torchreaper.lab.checksums import digest_of, sidecar, write_digest
 from torchreaper.lab.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -322,13 +323,17 @@ def copied(trained, tmp_path):
 
 
 @pytest.mark.parametrize("damage", [b"", b"damaged", {"epoch": 2}, {"phase": "full", "model": 3}, [1]], ids=str)
-def test_a_damaged_snapshot_is_left_out_with_a_note(trained, tmp_path, damage):
+@pytest.mark.parametrize("checksum", [True, False])
+def test_a_damaged_snapshot_is_left_out_with_a_note(trained, tmp_path, damage, checksum):
     folder, notes = copied(trained, tmp_path), []
     file = folder / "snapshots" / "epoch-0002.pt"
     file.write_bytes(damage) if isinstance(damage, bytes) else torch.save(damage, file)
+    if not checksum:  # as older versions left it
+        sidecar(file).unlink()
     found = one(folder, quick(over_time=True), note=notes.append)
     assert [look.epoch for look in found.earlier] == [1, 3, 4, 5]
-    assert notes[0].startswith(f"{file}: cannot be read, left out")
+    why = "damaged, it does not agree with its checksum" if checksum else "cannot be read"
+    assert notes[0] == f"{file}: {why}; left out"
 
 
 @pytest.mark.parametrize("change", [lambda x: x[:3], lambda x: x * torch.inf], ids=["shape", "infinite"])
@@ -338,6 +343,7 @@ def test_a_snapshot_of_other_weights_is_left_out_with_a_note(trained, tmp_path, 
     snapshot = torch.load(file, weights_only=True)
     snapshot["model"]["conv2.weight"] = change(snapshot["model"]["conv2.weight"])
     torch.save(snapshot, file)
+    write_digest(file, digest_of(file.read_bytes()))
     found = one(folder, quick(over_time=True), note=notes.append)
     assert [look.epoch for look in found.earlier] == [1, 2, 4, 5]
     assert re.match(rf"{file}: .*(its weights do not fit|conv2.weight is not finite).*; left out$", notes[0])

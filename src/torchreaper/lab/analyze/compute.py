@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 import torchreaper as tr
-from torchreaper import loading
 from torchreaper.analysis import (
     Agreement,
     LayerOverlap,
@@ -23,7 +22,7 @@ from torchreaper.analysis import (
     layer_overlaps,
     pairwise_cca,
 )
-from torchreaper.lab import data
+from torchreaper.lab import data, snapshots
 from torchreaper.lab.analyze.settings import MOST, ORACLE, Settings, check, resolved
 from torchreaper.lab.analyze.subjects import Source, Subject, load_weights
 from torchreaper.lab.errors import UserError
@@ -249,16 +248,13 @@ def _earlier(
         if last is None or epoch >= last:
             continue
         try:
-            snapshot = loading.load(path)
+            snapshot = snapshots.read(path)
             if snapshot["phase"] != "full":
                 left_out += 1
                 continue
             load_weights(bank.model, snapshot["model"], path)
         except UserError as error:
             note(f"{error}; left out")
-            continue
-        except Exception:  # whatever the bytes make torch raise
-            note(f"{path}: cannot be read, left out")
             continue
         scores = _scores(criteria, bank, None)
         looks.append(_look(bank, batches, scores, epoch, f"{where}, epoch {epoch}: filters left out", tell))

@@ -14,7 +14,7 @@ from lightning_fabric import Fabric
 from torchreaper.errors import ReaperError
 from torchreaper.lab import stopping
 from torchreaper.lab.comparison import Failure, Result
-from torchreaper.lab.errors import UserError
+from torchreaper.lab.errors import LESS_MEMORY, UserError
 from torchreaper.lab.processes import by_rank_zero
 from torchreaper.lab.progress import Progress
 from torchreaper.lab.recipe import Recipe
@@ -124,7 +124,19 @@ def _unexpected(error: Exception, folder: Path) -> str:
     *_, where = traceback.extract_tb(error.__traceback__)
     what = " ".join(str(error).split())[:_LONGEST]
     more = write_error(folder, "".join(traceback.format_exception(error)))
+    if _is_of_memory(error):
+        return f"memory ran out ({type(error).__name__}: {what}); {LESS_MEMORY}; {more}finished epochs are kept"
     return f"{type(error).__name__}: {what} ({where.filename}, line {where.lineno}); {more}finished epochs are kept"
+
+
+def _is_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, of the machine or of its GPU; torch says so by a type of its own, or only in words."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, (RuntimeError, OSError)) and any(words in str(error).lower() for words in _OF_MEMORY)
+    )
+
+
+_OF_MEMORY = ("allocate memory", "not enough memory", "out of memory", "std::bad_alloc")
 
 
 class Plan:

@@ -33,5 +33,5 @@ def write_page(target: Path, file: Path | None = None) -> tuple[Path, Sequence[F
     if path.is_dir():
         raise UserError(f"out={path}: is a folder; name a file, such as {path / NAME}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, render(folders).encode())
+    write_whole(path, render(folders).encode(errors="backslashreplace"))
     return path, folders

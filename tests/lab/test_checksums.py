@@ -1,0 +1,35 @@
+"""Checksums beside files."""
+
+import subprocess
+
+import pytest
+
+from torchreaper.lab import checksums
+
+
+def test_a_file_and_its_checksum_agree_until_one_of_them_changes(tmp_path):
+    path = tmp_path / "a"
+    checksums.write_checked(path, b"content")
+    assert checksums.agrees(path, b"content")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a", "a.sha256"]
+    checked = subprocess.run(["sha256sum", "-c", "a.sha256"], cwd=tmp_path, capture_output=True, text=True)
+    assert checked.stdout == "a: OK\n"
+    assert not checksums.agrees(path, b"Content")
+    for text in (b"", b"\xff", b"0" * 64):
+        checksums.sidecar(path).write_bytes(text)
+        assert not checksums.agrees(path, b"content")
+    checksums.sidecar(path).unlink()  # as an older version left it
+    assert checksums.agrees(path, b"content")
+
+
+def test_between_the_two_writes_nothing_agrees_that_should_not(tmp_path, monkeypatch):
+    path = tmp_path / "a"
+    checksums.write_checked(path, b"old")
+
+    def dies(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checksums, "write_whole", dies)
+    with pytest.raises(OSError, match="No space"):
+        checksums.write_checked(path, b"new")
+    assert not checksums.agrees(path, path.read_bytes())
