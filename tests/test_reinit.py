@@ -137,6 +137,17 @@ def test_gain_is_the_length(gain, length):
     torch.testing.assert_close(back.rows.norm(dim=1), torch.full((2,), expected, dtype=torch.float64))
 
 
+def test_worst_cosine_finds_one_pair_among_many_in_blocks():
+    rows = torch.eye(900, 1800, dtype=torch.float64)
+    new = torch.eye(1800, dtype=torch.float64)[900:1500]
+    assert worst_cosine(new, rows) == 0.0
+    for where, other in ((new[420], new[10]), (new[599], new[598]), (new[300], rows[700])):
+        kept = where.clone()
+        where.copy_(0.6 * where + 0.8 * other)
+        assert worst_cosine(new, rows) == pytest.approx(0.8)
+        where.copy_(kept)
+
+
 @pytest.mark.parametrize("scale", [1e-310, 1e-200, 1e200, 1e307])
 def test_the_length_neither_overflows_nor_vanishes(scale):
     rows = torch.randn(6, 20, dtype=torch.float64, generator=generator()).clamp(-2, 2)

@@ -258,5 +258,13 @@ def worst_cosine(new: Float[Tensor, "count dims"], rows: Rows) -> float:
     """Largest |cos| of a new direction with any of ``rows`` or with another new one."""
     # In the precision of the weights: more would be twice the work for digits that they do not have.
     unit, others = (unit_rows(some).to(new.dtype) for some in (new, rows))
-    between = (unit @ unit.T).fill_diagonal_(0.0)
-    return float(max((unit @ others.T).abs().max(), between.abs().max()))
+    worst = 0.0
+    for first in range(0, len(unit), _BLOCK):
+        block = unit[first : first + _BLOCK]
+        between = (block @ unit[first:].T).fill_diagonal_(0.0)
+        worst = max(worst, float((block @ others.T).abs_().max()), float(between.abs_().max()))
+    return worst
+
+
+_BLOCK = 256
+"""New rows whose cosines with all others exist at a time."""
