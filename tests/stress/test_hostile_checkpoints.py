@@ -10,7 +10,6 @@ import json
 import os
 import pickle
 import random
-import resource
 import subprocess
 import sys
 from argparse import Namespace
@@ -22,6 +21,7 @@ import yaml
 from PIL import Image
 from tests.lab.tiny import TINY, recipe
 from tests.stress.gadgets import FORMATS, archive, bomb, gadgets, legacy, plain
+from tests.stress.memory import Peak
 from tests.stress.recording import lengths
 from typer.testing import CliRunner
 
@@ -222,11 +222,10 @@ def test_an_archive_that_unpacks_without_end_is_refused_before_it_does(times, tr
         (tmp_path / "model.pt").write_bytes(data)
         assert len(data) < 10 * 2**20
         with count.one():
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            peak = Peak()
             with pytest.raises(tr.ReaperError, match=r"^'.*/data\.pkl' in it is compressed, as nothing is that"):
                 loading.load(tmp_path / "model.pt")
-            grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-            assert grown < 60, f"{grown:.0f} MB"
+            assert peak.taken() < 60
 
 
 def test_json_of_a_trainer_without_a_state_of_ours_is_refused():

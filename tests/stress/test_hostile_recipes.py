@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import resource
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ import pytest
 import yaml
 from PIL import Image
 from tests.lab.tiny import TINY
+from tests.stress.memory import Peak
 from tests.stress.recording import lengths
 
 from torchreaper.lab.errors import UserError
@@ -119,14 +119,13 @@ def test_no_aliases_take_all_memory(times, trials, tmp_path):
     for number in range(times):
         name = list(kinds)[number % len(kinds)]
         with count.one():
-            before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+            peak, start = Peak(), time.process_time()
             read_everywhere(kinds[name], tmp_path)
             (tmp_path / "kept.yaml").write_text(kinds[name])
             with suppress(UserError):  # plain values, which a run's folder may hold, are read
                 read_yaml(tmp_path / "kept.yaml")
-            taken = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
             assert time.process_time() - start < 10, name
-            assert taken < 200, f"{name}: {taken:.0f} MB"
+            assert peak.taken() < 200, name
 
 
 def test_aliases_that_people_write_are_read():
