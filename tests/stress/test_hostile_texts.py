@@ -81,15 +81,20 @@ def for_a_folder(text):
     return text.replace("/", "|").replace("\0", "")[:80] or "x"
 
 
+def encoded(text):
+    """As much of it as a file of UTF-8 can hold."""
+    return text.encode(errors="replace").decode()
+
+
 def results(out, text):
     """A comparison with that text wherever there is any; returns its folder."""
     schemes, layers = ("standard", for_a_folder(text)), {f"{name} {text}": count for name, count in LAYERS.items()}
     found = {scheme: {} for scheme in schemes}
-    encoded = text.encode(errors="replace").decode()  # files are UTF-8
+    known = encoded(text)
     for scheme in schemes:
         for seed in range(2):
             path = folder(out, scheme, seed, layers=layers)
-            values = {"name": "made-up", "epochs": 12, encoded: encoded, "model": {"name": encoded}}
+            values = {"name": "made-up", "epochs": 12, known: known, "model": {"name": known}}
             (path / "recipe.yaml").write_text(yaml.safe_dump(values))
             about = {"device": text, "command": text, "date": f"{text}{seed}", text: [text]}
             (path / "environment.json").write_text(json.dumps(about))
@@ -98,16 +103,14 @@ def results(out, text):
     (unfinished / "recipe.yaml").write_text(yaml.safe_dump({"epochs": 99}))
     whole = out / "made-up"
     failed = [Failure(schemes[1], 9, text)]
-    paper = Published(unit="accuracy %", source=text, data=text, values={"standard": 50.0})
+    paper = Published(unit="accuracy %", source=known, data=known, values={"standard": 50.0})
     all_of_it = summarise(found, recipe=text, failures=failed, published=paper, remarks=[text])
     comparison.write(all_of_it, found, whole)
     told = json.loads((whole / "comparison.json").read_text())
     told["schemes"][1][text] = {text: text}
     (whole / "comparison.json").write_text(json.dumps(told))
     (whole / "analysis").mkdir()
-    (whole / "analysis" / "analysis.md").write_text(
-        f"# h\n\ntext {encoded}\n\n| a | b |\n|---|---|\n| 1 | {encoded} |\n"
-    )
+    (whole / "analysis" / "analysis.md").write_text(f"# h\n\ntext {known}\n\n| a | b |\n|---|---|\n| 1 | {known} |\n")
     Image.new("L", (4, 4)).save(whole / "analysis" / f"cca-{for_a_folder(text)[:60]}.png")
     return whole
 
@@ -247,7 +250,7 @@ def test_markdown_and_csv_hold_texts_only(times, trials):
     def holds(text):
         with count.one():
             found = {"standard": {0: run, 1: run}, f"x{text}": {0: run, 1: run}}
-            paper = Published(unit="accuracy %", source=f"s {text}", values={"standard": 50.0})
+            paper = Published(unit="accuracy %", source=f"s {encoded(text)}", values={"standard": 50.0})
             one = summarise(found, recipe="r", failures=[Failure(f"x{text}", 2, text)], published=paper, remarks=[text])
             tokens = reader.parse(comparison.markdown(one))
             kinds = {token.type for token in tokens}

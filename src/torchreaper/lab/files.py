@@ -101,6 +101,8 @@ def read_json(path: Path) -> Json | None:
         value = json.loads(_bytes_of(path))
     except FileNotFoundError:
         return None
+    except UserError:
+        raise
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is damaged ({error}); delete the folder and run again") from None
     if not isinstance(value, dict):
