@@ -74,7 +74,7 @@ def counting_on(
 
         def finished(what: str, done: int, of: int) -> None:
             if done == of and not quiet:
-                print(f"{what}: {of:,} of {of:,}", file=sys.stderr)
+                print(f"{line(what)}: {of:,} of {of:,}", file=sys.stderr)
 
         yield finished, lambda text: print(f"note: {line(text)}", file=sys.stderr)
         return
@@ -82,6 +82,7 @@ def counting_on(
     task = bars.add_task("", total=None, visible=False)
 
     def tell(what: str, done: int, of: int) -> None:
+        what = line(what)
         if bars.tasks[task].description != what:
             bars.reset(task, description=what, total=of, visible=True)
         bars.update(task, completed=done)
@@ -194,9 +195,11 @@ class BarProgress:
     def start_run(self, title: str, epochs: int, batches: int, done: int) -> None:
         """A fresh bar, the first ``done`` epochs of it full already."""
         self._end_task()
-        self._title, self._epochs, self._batches = title, epochs, max(1, batches)
+        self._title, self._epochs, self._batches = line(title), epochs, max(1, batches)
         self._loss, self._last, self._phase, self._next_phase = None, {}, "", ""
-        self._task = self._bars.add_task(title, total=epochs * self._batches, completed=done * self._batches, status="")
+        self._task = self._bars.add_task(
+            self._title, total=epochs * self._batches, completed=done * self._batches, status=""
+        )
         self._draw(done + 1, 0)
 
     def batch(self, epoch: int, batch: int, loss: float | None) -> None:

@@ -9,6 +9,8 @@ import re
 from typing import Any
 
 _MARKDOWN = re.compile(r"[\\<|]|(?<=])[(:]")  # what begins an element, ends a cell, makes brackets a link
+_BEGINNING = re.compile(r"^[>#`~*+=_-]|(?<=^\d)[.)]|(?<=^\d\d)[.)]")
+_ESCAPED = r"\\\g<0>"
 _FORMULA = ("=", "+", "-", "@")
 
 
@@ -34,7 +36,12 @@ def line(text: str) -> str:
 
 def in_markdown(text: str) -> str:
     """The text for a line or a cell of Markdown: no HTML, no link and no picture in it."""
-    return _MARKDOWN.sub(r"\\\g<0>", line(text))
+    return _MARKDOWN.sub(_ESCAPED, line(text))
+
+
+def as_item(text: str) -> str:
+    """The text as an item of a list of Markdown: of its first characters none begins anything else."""
+    return f"- {_BEGINNING.sub(_ESCAPED, in_markdown(text))}"
 
 
 def in_csv(value: Any) -> Any:

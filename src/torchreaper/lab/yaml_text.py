@@ -8,9 +8,10 @@ from typing import Any
 
 import yaml
 
-MOST = 100_000
+MOST = 10_000
 """Values in a text, those that its aliases stand for counted each time: a few lines of aliases could mean billions."""
-_LONGEST = 1_000_000  # characters
+_LONGEST = 100_000  # characters
+_DIGITS = 100  # of a whole number: there is one in base 60 whose value takes long to find
 
 
 class YAMLProblem(ValueError):  # noqa: N818  (the text has one)
@@ -19,6 +20,12 @@ class YAMLProblem(ValueError):  # noqa: N818  (the text has one)
 
 class _Loader(yaml.SafeLoader):
     """YAML's safe subset, with 1e-3 a number as in YAML 1.2, and no key twice (the first would have no effect)."""
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        if len(node.value) > _DIGITS:
+            problem = f"a whole number of {len(node.value):,} characters; at most {_DIGITS} are read"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return super().construct_yaml_int(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         found: set[str] = set()
@@ -32,6 +39,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+"), list("-+.0123456789")
 )

@@ -18,7 +18,7 @@ from torchreaper.lab.analyze.settings import Settings, resolved
 from torchreaper.lab.environment import environment
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.files import read_json, write_json, write_whole
-from torchreaper.lab.foreign import in_csv, in_markdown
+from torchreaper.lab.foreign import as_item, in_csv, in_markdown
 from torchreaper.lab.statistics import correlation_interval, decimals, mean_correlation
 
 MEASURES = {"pearson": "Pearson, values", "pearson_ranks": "Pearson, ranks", "spearman": "Spearman"}
@@ -320,7 +320,7 @@ def _markdown(found: Sequence[Analysis], notes: Sequence[str]) -> str:
         [
             f"# {in_markdown(', '.join(labels))}",
             "",
-            *(f"- {in_markdown(line)}" for line in accuracy_lines(found)),
+            *map(as_item, accuracy_lines(found)),
             "",
             "## Which criterion agrees with the greedy oracle?",
             "",
@@ -340,7 +340,7 @@ def _markdown(found: Sequence[Analysis], notes: Sequence[str]) -> str:
             + (f" CCA with {first}: of the layer's maps as a whole, seed by seed." if len(labels) > 1 else "")
             + (" Means over seeds." if several else ""),
             "",
-            *(f"- {in_markdown(note)}" for note in notes),
+            *map(as_item, notes),
             *([""] if notes else []),
         ]
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 from torchreaper.lab.comparison.curves import Curve, first_epoch
 from torchreaper.lab.comparison.found import Comparison, Contrast, Reach, Result, Summary
-from torchreaper.lab.foreign import in_csv, in_markdown
+from torchreaper.lab.foreign import as_item, in_csv, in_markdown
 from torchreaper.lab.published import percent
 from torchreaper.lab.statistics import MOST_SEEDS, Estimate, Interval, decimals, format_p
 
@@ -172,14 +172,14 @@ def markdown(comparison: Comparison) -> str:
     epoch = "the last epoch" if comparison.report == "last" else "the epoch chosen on the validation images"
     several = f", corrected by Holm's method for {_tests(comparison)} schemes" if _tests(comparison) > 1 else ""
     lines = [
-        f"# {comparison.recipe}: {', '.join(summary.scheme for summary in comparison.schemes)}",
+        f"# {in_markdown(comparison.recipe)}: {', '.join(in_markdown(one.scheme) for one in comparison.schemes)}",
         "",
         *_rows(table(comparison)),
         "",
-        *(f"- {in_markdown(line)}" for line in notes(comparison)),
+        *map(as_item, notes(comparison)),
         "",
         f"Test accuracy of {epoch}: mean over n seeds and its 95 % t-interval. Gap: training minus test "
-        f"accuracy, in points. Minus {comparison.baseline}: paired by seed, in points, with its 95 % "
+        f"accuracy, in points. Minus {in_markdown(comparison.baseline)}: paired by seed, in points, with its 95 % "
         f"t-interval; p of the paired t-test{several}. Time: median seconds of a run, and median ratio to it.",
         "",
         "## More numbers",

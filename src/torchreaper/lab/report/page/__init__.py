@@ -28,10 +28,18 @@ def write_page(target: Path, file: Path | None = None) -> tuple[Path, Sequence[F
     Raises:
         UserError: No comparison in ``target``, a damaged file in it, or ``file`` is a folder.
     """
-    folders = [read(path) for path in find(target)]
+    try:
+        folders = [read(path) for path in find(target)]
+        page = render(folders)
+    except UserError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        # Results of others may hold anything; what no run writes is not taken apart piece by piece.
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"out={target}: holds what no run writes ({what}); run again, or leave it out") from error
     path = target / NAME if file is None else file
     if path.is_dir():
         raise UserError(f"out={path}: is a folder; name a file, such as {path / NAME}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, render(folders).encode(errors="backslashreplace"))
+    write_whole(path, page.encode(errors="backslashreplace"))
     return path, folders
