@@ -129,7 +129,7 @@ def sync(folder: Path) -> None:
         os.close(handle)
 
 
-def _bytes_of(path: Path) -> bytes:
+def bytes_of(path: Path) -> bytes:
     """What a file holds; a pipe or a device in its place, which may never end, is a `UserError`."""
     if path.exists() and not path.is_file():
         raise UserError(f"{path}: is no file; delete it")
@@ -139,7 +139,7 @@ def _bytes_of(path: Path) -> bytes:
 def read_json(path: Path) -> Json | None:
     """A JSON object; None where there is no file; `UserError` where it is damaged."""
     try:
-        return parsed(path, _bytes_of(path))
+        return parsed(path, bytes_of(path))
     except FileNotFoundError:
         return None
 
@@ -158,7 +158,7 @@ def parsed(path: Path, data: bytes) -> Json:
 def read_yaml(path: Path) -> Json | None:
     """A YAML mapping; None where there is no file; `UserError` where it is damaged."""
     try:
-        value = parse_yaml(_bytes_of(path))
+        value = parse_yaml(bytes_of(path))
     except FileNotFoundError:
         return None
     except YAMLProblem:
@@ -171,7 +171,7 @@ def read_yaml(path: Path) -> Json | None:
 def read_lines(path: Path) -> list[Json]:
     """The finished lines of a log; none where there is no file; `UserError` where one is damaged."""
     try:
-        *whole, _unfinished = _bytes_of(path).split(b"\n")
+        *whole, _unfinished = bytes_of(path).split(b"\n")
     except FileNotFoundError:
         return []
     for number, line in enumerate(whole, 1):
@@ -183,7 +183,7 @@ def read_lines(path: Path) -> list[Json]:
 def good_lines(path: Path) -> list[Json]:
     """The lines of a log that can be read, in order: what is left after a damage."""
     try:
-        lines = _bytes_of(path).split(b"\n")
+        lines = bytes_of(path).split(b"\n")
     except FileNotFoundError:
         return []
     return [value for line in lines if (value := _parse(line)) is not None]

@@ -25,6 +25,7 @@ from torchreaper.lab.files import (
     MEND,
     Json,
     append_line,
+    bytes_of,
     encoded,
     gone_if_it_fails,
     good_lines,
@@ -76,7 +77,7 @@ def read_result(folder: Path) -> Json | None:
     """
     path = Path(folder) / RESULT
     try:
-        data = path.read_bytes()
+        data = bytes_of(path)
     except FileNotFoundError:
         return None
     if not agrees(path, data):

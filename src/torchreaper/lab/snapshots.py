@@ -18,7 +18,7 @@ from torch import nn
 from torchreaper import loading
 from torchreaper.lab.checksums import SUFFIX, agrees, write_checked
 from torchreaper.lab.errors import UserError
-from torchreaper.lab.files import Json
+from torchreaper.lab.files import Json, bytes_of
 
 FOLDER = "snapshots"
 _NAME = re.compile(r"epoch-(\d{4,})\.pt")
@@ -54,7 +54,7 @@ def read(path: Path) -> Json:
     Raises:
         UserError: The file does not agree with its checksum, or is no snapshot.
     """
-    data = path.read_bytes()
+    data = bytes_of(path)
     if not agrees(path, data):
         raise UserError(f"{path}: damaged, it does not agree with its checksum")
     try:
