@@ -284,7 +284,7 @@ def digest(value: Any) -> str:
 
 
 def nobody_left(group: int) -> None:
-    """No process of a command is left, or soon none: a worker that is importing ends when it has, on a busy machine late."""
+    """No process of a command is left, or soon none: a worker that is importing ends when it has done so."""
     until(lambda: not members(group), seconds=120)
 
 
