@@ -114,7 +114,7 @@ def at_points(count, jobs, points, launcher, whole, tmp_path):
                 check_survived(ended, how)
                 assert left(folder / "runs") == whole
             else:
-                check_death(ended, how, folder / "runs")
+                check_death(ended, how, folder / "runs", workers=jobs > 1)
                 nobody_left(command.pid)
                 check_left(folder / "runs")
                 finish(folder, launcher, whole, jobs)
@@ -210,7 +210,7 @@ def test_workers_at_random_moments(trials, launcher, undisturbed, tmp_path):
             assert left(folder / "runs") == whole
         else:
             assert one != "worker", ended
-            check_death(ended, how, folder / "runs")
+            check_death(ended, how, folder / "runs", workers=True)
             if number % 2:  # the next command may come at once, while workers without their parent are ending
                 nobody_left(command.pid)
                 check_left(folder / "runs")

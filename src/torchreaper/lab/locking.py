@@ -23,11 +23,11 @@ PATIENCE = 2.0
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, patience: float = PATIENCE) -> Iterator[None]:
     """Keep other processes from training in `folder`, which is made if need be, for the length of the block.
 
     The system takes the lock from a process that ends, however it ends. Where it has no such locks (Windows, some
-    network drives) nobody is kept out.
+    network drives) nobody is kept out. Who finds it taken waits for `patience` seconds.
 
     Raises:
         UserError: Another process holds the lock, or the folder cannot be written.
@@ -35,7 +35,7 @@ def locked(folder: Path) -> Iterator[None]:
     path = folder / LOCK
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = _take(path) if fcntl else None
+        handle = _take(path, patience) if fcntl else None
     except OSError as error:
         raise UserError(f"out={folder}: {error.strerror}; choose a folder that can be written") from error
     try:
@@ -48,15 +48,15 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def clear(folder: Path) -> None:
-    """Take away the lock of a process that was killed when its run was finished, and that alone."""
+    """Take away the file of a lock that a process has left which was killed."""
     if (folder / LOCK).exists():
-        with suppress(UserError), locked(folder):  # where another process has it, it is not left over
+        with suppress(UserError), locked(folder, patience=0):  # where a process has it, it is not left over
             pass
 
 
-def _take(path: Path) -> int | None:
+def _take(path: Path, patience: float) -> int | None:
     """The open file that holds the lock; None where the file system has none."""
-    until = time.monotonic() + PATIENCE
+    until = time.monotonic() + patience
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
