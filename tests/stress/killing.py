@@ -61,31 +61,37 @@ def recipe(*, subnetwork: str = "compact", optimizer: str = "sgd", **changes: An
 
 @dataclass
 class Ended:
-    """How a command ended: its exit code, or minus the signal that killed it; and what it said."""
+    """How a command ended: its exit code, or minus the signal that killed it; what it said; what it left half done."""
 
     code: int
     out: str
     errors: str
+    over: frozenset[Path] = frozenset()
 
 
 @dataclass
 class Command:
-    """``reaper ...`` in a folder, as a process of its own; started by a `Launcher` or from nothing."""
+    """``reaper ...`` in a folder, as a process of its own; from a `Launcher`, or afresh, by a script if named."""
 
     arguments: list[str]
     folder: Path
     launcher: Launcher | None = None
     environment: dict[str, str] = field(default_factory=dict)
+    script: str = ""
 
     def __post_init__(self) -> None:
         self._files = [self.folder / ".out", self.folder / ".errors"]
+        for path in self._files:
+            path.touch()
+        self._before = half_done(self.folder)
+        self._code: int | None = None
         if self.launcher is not None:
             self.pid = self.launcher.begin(self)
             return
         code = "from torchreaper.lab.cli import main; main()"
         with open(self._files[0], "wb") as out, open(self._files[1], "wb") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", code, *self.arguments],
+                [sys.executable, *([self.script] if self.script else ["-c", code]), *self.arguments],
                 cwd=self.folder,
                 env={**os.environ, **self.environment},
                 stdin=subprocess.DEVNULL,
@@ -98,7 +104,8 @@ class Command:
     def ended(self, seconds: float = SECONDS) -> int | None:
         """Its exit code if it ends within so many seconds, else None."""
         if self.launcher is not None:
-            return self.launcher.ended(seconds)
+            self._code = self.launcher.ended(seconds) if self._code is None else self._code
+            return self._code
         with suppress(subprocess.TimeoutExpired):
             return self._process.wait(seconds)
         return None
@@ -113,7 +120,7 @@ class Command:
         out, errors = (path.read_text() for path in self._files)
         for path in self._files:
             path.unlink()
-        return Ended(code, out, errors)
+        return Ended(code, out, errors, half_done(self.folder) - self._before)
 
     def kill(self, number: int, *, group: bool = False) -> None:
         """Send it a signal, or to it and all that it has started."""
@@ -170,7 +177,7 @@ def trapped(point: str, number: int, mark: Path) -> dict[str, str]:
     return {NAME: json.dumps({"point": point, "signal": int(number), "mark": str(mark)})}
 
 
-def check_death(ended: Ended, number: int, out: Path) -> None:
+def check_death(ended: Ended, number: int, out: Path, *, workers: bool = False) -> None:
     """It ended as it should when it was sent the signal: at once, with one line and its exit code, nothing half done.
 
     Python itself dies by SIGTERM or of Ctrl-C before the first line of the command, and after the last.
@@ -186,8 +193,14 @@ def check_death(ended: Ended, number: int, out: Path) -> None:
         return
     assert ended.code == 128 + number, ended
     assert ended.errors in (word + GO_ON, word + "\n"), ended
-    over = [path for path in out.rglob("*") if path.name == LOCK or path.suffix == ".tmp"]
-    assert over == [], ended
+    # A command ends its workers by SIGKILL, and writes on where they were cut off when it is given again.
+    over = {path for path in ended.over if not (workers and path.suffix == ".tmp")}
+    assert not over, ended
+
+
+def half_done(out: Path) -> frozenset[Path]:
+    """Locks, and files that were being written."""
+    return frozenset(path for path in out.rglob("*") if path.name == LOCK or path.suffix == ".tmp")
 
 
 def run_folders(out: Path) -> list[Path]:
@@ -273,8 +286,8 @@ def digest(value: Any) -> str:
 
 
 def nobody_left(group: int) -> None:
-    """No process of a command is left, or soon none; Python's own tracker of resources ends a moment later."""
-    until(lambda: not members(group), seconds=30)
+    """No process of a command is left, or soon none: a worker that is importing ends when it has done so."""
+    until(lambda: not members(group), seconds=120)
 
 
 def write_recipe(folder: Path, values: dict[str, Any]) -> Path:

@@ -114,13 +114,14 @@ def at_points(count, jobs, points, launcher, whole, tmp_path):
                 check_survived(ended, how)
                 assert left(folder / "runs") == whole
             else:
-                check_death(ended, how, folder / "runs")
+                check_death(ended, how, folder / "runs", workers=jobs > 1)
                 nobody_left(command.pid)
                 check_left(folder / "runs")
                 finish(folder, launcher, whole, jobs)
             count.held += 1
         except Exception as error:
             wrong.append(f"{point}, {how.name}: {type(error).__name__}: {error}")
+            print(wrong[-1])
     return wrong
 
 
@@ -160,7 +161,8 @@ def test_workers_at_named_points(trials, launcher, undisturbed, tmp_path):
     )
     whole, _ = undisturbed(2)
     points = [(f"jobs: {point}", how) for point in OF_JOBS for how in SIGNALS]
-    points += [(f"worker: {point}", how) for point in OF_A_WORKER for how in SIGNALS]
+    points += [(f"worker: {point}", signal.SIGKILL) for point in OF_A_WORKER]
+    points += [("worker: while a worker trains", how) for how in (signal.SIGTERM, signal.SIGINT)]
     count.note = f"{len({point for point, _ in points})} points"
     wrong = at_points(count, 2, points, launcher, whole, tmp_path)
     assert not wrong, "\n".join(wrong)
@@ -191,7 +193,7 @@ def test_workers_at_random_moments(trials, launcher, undisturbed, tmp_path):
     whole, seconds = undisturbed(2)
     draw = random.Random(4)
     whom = ["command", "group", "worker"]
-    cases = [(one, how) for _ in range(3) for one in whom for how in SIGNALS]
+    cases = [(one, how) for _ in range(2) for one in whom for how in SIGNALS]
     for number, (moment, (one, how)) in enumerate(zip(moments(len(cases), seconds, seed=5), cases)):
         folder = write_recipe(tmp_path / str(number), RECIPES[2])
         command = Command(compare(2), folder, launcher)
@@ -208,7 +210,7 @@ def test_workers_at_random_moments(trials, launcher, undisturbed, tmp_path):
             assert left(folder / "runs") == whole
         else:
             assert one != "worker", ended
-            check_death(ended, how, folder / "runs")
+            check_death(ended, how, folder / "runs", workers=True)
             if number % 2:  # the next command may come at once, while workers without their parent are ending
                 nobody_left(command.pid)
                 check_left(folder / "runs")

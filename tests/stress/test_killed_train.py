@@ -26,9 +26,16 @@ pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs f
 
 TRAIN = ["train", "tiny.yaml", "--threads", "1", "--out", "runs"]
 KINDS = [("compact", "sgd"), ("masked", "sgd"), ("compact", "adamw"), ("masked", "adamw")]
-#: The epochs of `recipe` that a sub-network trains.
-SUB = (2, 4, 6)
+EPOCHS = 24
+#: For random moments, many of which are to fall into its epochs, and into those that a sub-network trains.
+LONGER = {"epochs": EPOCHS, "snapshots": 4}
+SUB = (4, 5, 6, 10, 11, 12, 16, 17, 18)
 MOST = 3  # times that one run is killed
+
+
+def longer(subnetwork, optimizer):
+    values = recipe(subnetwork=subnetwork, optimizer=optimizer, **LONGER)
+    return {**values, "scheme": {**values["scheme"], "full": 3, "sub": 3}}
 
 
 @pytest.fixture(scope="module")
@@ -41,17 +48,16 @@ def undisturbed(launcher, tmp_path_factory):
     """What a run of a kind leaves that nobody disturbs, and the seconds that it takes; each is run once."""
     known = {}
 
-    def of(kind):
+    def of(values):
+        kind = str(values)
         if kind not in known:
-            subnetwork, optimizer = kind
-            folder = tmp_path_factory.mktemp("undisturbed")
-            write_recipe(folder, recipe(subnetwork=subnetwork, optimizer=optimizer))
+            folder = write_recipe(tmp_path_factory.mktemp("undisturbed"), values)
             begun = time.monotonic()
             ended = Command(TRAIN, folder, launcher).wait()
             seconds = time.monotonic() - begun
             assert (ended.code, ended.errors) == (0, "")
             known[kind] = left(folder / "runs"), seconds
-            assert len(known[kind][0]["tiny/repr/seed-0/metrics.jsonl"]) == 8
+            assert len(known[kind][0]["tiny/repr/seed-0/metrics.jsonl"]) == values["epochs"]
             assert len(known[kind][0]["tiny/repr/seed-0/events.jsonl"]) == 6
         return known[kind]
 
@@ -77,7 +83,7 @@ class Deaths:
         self.epochs += check_left(out) or [0]
         among = sum(epoch + 1 in SUB for epoch in self.epochs)
         self.count.note = (
-            f"after {min(self.epochs)} to {max(self.epochs)} of 8 epochs, {among} of {len(self.epochs)} while a "
+            f"after {min(self.epochs)} to {max(self.epochs)} of {EPOCHS} epochs, {among} of {len(self.epochs)} while a "
             "sub-network was trained"
         )
 
@@ -97,9 +103,9 @@ def test_at_random_moments(times, trials, launcher, undisturbed, tmp_path):
     for number in itertools.count():
         if count.tried >= times:
             break
-        kind = next(kinds)
-        whole, seconds = undisturbed(kind)
-        folder = write_recipe(tmp_path / str(number), recipe(subnetwork=kind[0], optimizer=kind[1]))
+        values = longer(*next(kinds))
+        whole, seconds = undisturbed(values)
+        folder = write_recipe(tmp_path / str(number), values)
         before = count.tried
         for _ in range(MOST):
             how = next(signals)
@@ -123,12 +129,12 @@ def test_at_random_moments_from_the_first_import_on(times, trials, launcher, und
         "kills",
     )
     deaths = Deaths(count)
-    kind = KINDS[0]
-    whole, _ = undisturbed(kind)
+    values = longer(*KINDS[0])
+    whole, _ = undisturbed(values)
     signals = itertools.cycle(SIGNALS[1:] if times == 1 else SIGNALS)
-    began = 4.0 if times == 1 else _seconds_afresh(tmp_path / "timed", recipe())
+    began = 4.0 if times == 1 else _seconds_afresh(tmp_path / "timed", values)
     for number, moment in enumerate(moments(times, began, seed=1)):
-        folder = write_recipe(tmp_path / str(number), recipe())
+        folder = write_recipe(tmp_path / str(number), values)
         how, command = next(signals), Command(TRAIN, folder)
         if command.ended(moment) is None:
             command.kill(how)
@@ -176,8 +182,9 @@ def test_at_named_points(times, trials, launcher, undisturbed, tmp_path):
         assert len(every) == times
     wrong = []
     for number, (point, how, kind) in enumerate(every):
-        whole, _ = undisturbed(kind)
-        folder = write_recipe(tmp_path / str(number), recipe(subnetwork=kind[0], optimizer=kind[1]))
+        values = recipe(subnetwork=kind[0], optimizer=kind[1])
+        whole, _ = undisturbed(values)
+        folder = write_recipe(tmp_path / str(number), values)
         mark = tmp_path / f"{number}.mark"
         count.tried += 1
         try:

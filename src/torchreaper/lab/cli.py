@@ -164,7 +164,8 @@ def train(
         use_threads(threads)
         console, speaks = screen.stdout(), fabric is None or fabric.is_global_zero
         try:
-            with screen.progress_on(console, quiet=quiet or not speaks) as progress:
+            shown = screen.progress_on(console, quiet=quiet or not speaks)
+            with processes.stopping_together(fabric), shown as progress:
                 run(loaded, name, seed, out, progress if speaks else Silent(), device=device, fabric=fabric)
         except RunFailed as error:
             fail(str(error), FAILED, debug=debug)

@@ -12,7 +12,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -183,7 +183,8 @@ def _stoppable(more: str) -> Iterator[None]:
 
 def leave(number: int, _frame: Any = None, *, more: str = "") -> NoReturn:
     """End the process, which was told to stop by signal `number`, where it is."""
-    _say_stopped(number, more)
+    with suppress(RuntimeError):  # it is just writing to the same stream
+        _say_stopped(number, more)
     _end_now(stopping.code(number))
 
 
@@ -199,8 +200,9 @@ def _leave_others(code: int) -> None:
 
 
 def _end_now(code: int) -> NoReturn:
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(RuntimeError, OSError):  # as above, or nobody reads it any more
+            stream.flush()
     os._exit(code)
 
 

@@ -50,11 +50,11 @@ class Lock:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[Lock]:
+def locked(folder: Path, *, patience: float = PATIENCE) -> Iterator[Lock]:
     """Keep other processes from training in `folder`, which is made if need be, for the length of the block.
 
     The system takes the lock from a process that ends, however it ends. Where it has no such locks (Windows, some
-    network drives) nobody is kept out.
+    network drives) nobody is kept out. Who finds it taken waits for `patience` seconds.
 
     Raises:
         UserError: Another process holds the lock, or the folder cannot be written.
@@ -62,7 +62,7 @@ def locked(folder: Path) -> Iterator[Lock]:
     path = folder / LOCK
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = Lock(path, _take(path) if fcntl else None)
+        lock = Lock(path, _take(path, patience) if fcntl else None)
     except OSError as error:
         what = remedy(error, "choose a folder that can be written")
         raise UserError(f"out={folder}: {error.strerror}; {what}") from error
@@ -74,15 +74,15 @@ def locked(folder: Path) -> Iterator[Lock]:
 
 
 def clear(folder: Path) -> None:
-    """Take away the lock of a process that was killed when its run was finished, and that alone."""
+    """Take away the file of a lock that a process has left which was killed."""
     if (folder / LOCK).exists():
-        with suppress(UserError), locked(folder):  # where another process has it, it is not left over
+        with suppress(UserError), locked(folder, patience=0):  # where a process has it, it is not left over
             pass
 
 
-def _take(path: Path) -> int | None:
+def _take(path: Path, patience: float) -> int | None:
     """The open file that holds the lock; None where the file system has none."""
-    until = time.monotonic() + PATIENCE
+    until = time.monotonic() + patience
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:

@@ -6,7 +6,8 @@ are the affair of rank 0 alone; the others need not see its disk, except for the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -54,6 +55,20 @@ def begin(
     with fabric_quiet():
         fabric.launch()
     return fabric
+
+
+@contextmanager
+def stopping_together(fabric: Fabric | None) -> Iterator[None]:
+    """End the processes that `begin` has started when this one is told to stop in the block.
+
+    They would wait for it in vain and then fail, each with an error of its own; none of them writes files.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        for process in getattr(fabric.strategy.launcher if fabric else None, "procs", ()):
+            process.kill()
+        raise
 
 
 def check_batch(batch: int, processes: int) -> None:

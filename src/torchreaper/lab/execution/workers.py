@@ -22,6 +22,7 @@ from torchreaper.lab import stopping
 from torchreaper.lab.execution import worker
 from torchreaper.lab.execution.jobs import Ended, Job, Listen, Plan
 from torchreaper.lab.execution.telling import Raised, Told, Warned, hear
+from torchreaper.lab.locking import clear
 
 PATIENCE = 5.0  # seconds that a worker is given to end by itself
 # Seconds until a worker is said to have died: a signal to a whole group may end it before it has reached this process.
@@ -82,6 +83,8 @@ class Workers:
             with stopping.whole():
                 for place in places:
                     place.stop()
+                for job in plan.jobs.values():
+                    clear(job.folder)
 
     def _hear(self, place: _Place, plan: Plan, listen: Listen) -> list[Ended]:
         """What came from a busy worker: its job's outcome, something to pass on, or its death."""
