@@ -108,7 +108,7 @@ def test_every_gadget_works_where_a_file_is_trusted(tmp_path):
             assert fired(canary), name
 
 
-@lengths(300, 6_000)
+@lengths(300, 3_000)
 def test_no_crafted_file_runs_code(times, trials, tmp_path):
     count = trials(
         "hostile files",
@@ -146,7 +146,7 @@ def trained(tmp_path_factory):
     return out
 
 
-@lengths(4, 120)
+@lengths(4, 20)
 def test_commands_say_it_in_one_line(times, trials, trained, tmp_path, monkeypatch):
     """The whole way: the command, its exit code, what it prints."""
     count = trials(
@@ -210,7 +210,7 @@ def test_the_example_of_imagenet_refuses_it(tmp_path):
     assert not canary.exists()
 
 
-@lengths(1, 12)
+@lengths(1, 4)
 def test_an_archive_that_unpacks_without_end_is_refused_before_it_does(times, trials, tmp_path):
     count = trials(
         "hostile files",

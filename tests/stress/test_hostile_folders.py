@@ -63,7 +63,7 @@ def begun(tmp_path_factory):
     return out
 
 
-@lengths(6, 400)
+@lengths(6, 80)
 def test_nothing_is_written_through_a_link(times, trials, begun, tmp_path, monkeypatch):
     count = trials(
         "hostile files",

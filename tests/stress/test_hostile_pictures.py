@@ -162,7 +162,7 @@ def rows(folder, name, images, path=None):
     parquet.write_table(table, folder / f"{name}.parquet")
 
 
-@lengths(1, 6)
+@lengths(1, 3)
 def test_no_picture_takes_the_memory_that_it_claims(times, trials, tmp_path, loading):
     kinds = bombs()
     count = trials(
@@ -196,7 +196,7 @@ def test_no_picture_takes_the_memory_that_it_claims(times, trials, tmp_path, loa
             assert grown < MORE, (name, spec, said, grown)
 
 
-@lengths(1, 4)
+@lengths(1, 2)
 def test_no_table_unpacks_to_more_than_there_is(times, trials, tmp_path, loading):
     count = trials(
         "hostile files",

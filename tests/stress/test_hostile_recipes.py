@@ -85,7 +85,7 @@ def read_everywhere(text, folder):
         options_of_network([f"name={text}"])
 
 
-@lengths(12, 600)
+@lengths(12, 300)
 def test_no_tag_of_yaml_makes_anything_but_plain_values(times, trials, tmp_path):
     count = trials(
         "hostile files",
@@ -108,7 +108,7 @@ def test_no_tag_of_yaml_makes_anything_but_plain_values(times, trials, tmp_path)
     assert "antigravity" not in set(sys.modules) - modules
 
 
-@lengths(14, 140)
+@lengths(14, 28)
 def test_no_aliases_take_all_memory(times, trials, tmp_path):
     count = trials(
         "hostile files",
@@ -242,7 +242,7 @@ def run_recorded(cases, folder, allowed):
     return [json.loads(line) for line in ended.stdout.splitlines()]
 
 
-@lengths(12, 800)
+@lengths(10, 120)
 def test_whatever_a_recipe_says_all_is_written_below_out(times, trials, tmp_path):
     count = trials(
         "hostile files",

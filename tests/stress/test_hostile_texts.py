@@ -134,7 +134,7 @@ class Shape(HTMLParser):
         self.found.append(("comment", data))
 
 
-@lengths(3, 200)
+@lengths(3, 60)
 def test_no_text_changes_the_elements_of_the_page(times, trials, tmp_path):
     count = trials(
         "hostile files",
@@ -146,7 +146,7 @@ def test_no_text_changes_the_elements_of_the_page(times, trials, tmp_path):
     usual = Shape(write_page(results(tmp_path / "plain", "plain"))[0].read_text()).found
     assert len(usual) > 300
     for number in range(times):
-        text = EVIL[number] if number < len(EVIL) and times > 100 else "".join(draw.sample(EVIL, 1 + number % 3))
+        text = EVIL[number] if number < len(EVIL) and times > 10 else "".join(draw.sample(EVIL, 1 + number % 3))
         text = text.replace("|", "/") if "\n" in text else text
         with count.one():
             page = write_page(results(tmp_path / str(number), text))[0].read_text()
@@ -159,7 +159,7 @@ def test_no_text_changes_the_elements_of_the_page(times, trials, tmp_path):
             assert not {char for char in outside if not char.isprintable()} - {"\n", "\t", "\xa0"}, text
 
 
-@lengths(1, 20)
+@lengths(1, 4)
 def test_a_browser_runs_none_of_it(times, trials, tmp_path):
     count = trials(
         "hostile files",
@@ -194,7 +194,7 @@ def test_a_browser_runs_none_of_it(times, trials, tmp_path):
                 assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == [], text
 
 
-@lengths(8, 800)
+@lengths(8, 80)
 def test_numbers_that_are_none_are_refused_in_a_line(times, trials, tmp_path):
     """Files of results with texts, lists and the like where numbers belong."""
     count = trials(
@@ -231,7 +231,7 @@ def test_numbers_that_are_none_are_refused_in_a_line(times, trials, tmp_path):
     count.note = f"{pages} pages"
 
 
-@lengths(60, 5_000)
+@lengths(60, 1_500)
 def test_markdown_and_csv_hold_texts_only(times, trials):
     count = trials(
         "hostile files",
@@ -281,7 +281,7 @@ def test_a_text_keeps_what_it_says():
     assert html.unescape(shown) == text
 
 
-@lengths(200, 20_000)
+@lengths(200, 6_000)
 def test_the_terminal_gets_no_commands(times, trials, capfd):
     count = trials(
         "hostile files",
@@ -307,7 +307,7 @@ def test_the_terminal_gets_no_commands(times, trials, capfd):
     holds()
 
 
-@lengths(1, 80)
+@lengths(1, 20)
 def test_figures_draw_any_name(times, trials):
     count = trials(
         "hostile files",
@@ -336,7 +336,7 @@ def test_formulas_of_our_own_are_drawn_as_such():
     assert all(text.get_parse_math() for text in ours)
 
 
-@lengths(1, 12)
+@lengths(1, 3)
 def test_an_analysis_of_a_file_of_any_name(times, trials, tmp_path, monkeypatch):
     count = trials(
         "hostile files",

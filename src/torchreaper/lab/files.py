@@ -96,7 +96,7 @@ def _named(path: Path) -> Iterator[None]:
 def rewrite_lines(path: Path, lines: list[Json]) -> None:
     """Make the file hold exactly `lines`; it is left alone where it does."""
     data = b"".join(_encode(line) for line in lines)
-    there = path.read_bytes() if path.exists() else b""
+    there = path.read_bytes() if path.is_file() else b""
     if there != data or path.is_symlink():
         write_whole(path, data)
 
