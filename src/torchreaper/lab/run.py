@@ -8,7 +8,7 @@ from pathlib import Path
 from lightning_fabric import Fabric
 
 from torchreaper.lab import schemes, teachers
-from torchreaper.lab.environment import environment, own_random_numbers
+from torchreaper.lab.environment import environment, own_random_numbers, seed_python
 from torchreaper.lab.files import Json
 from torchreaper.lab.locking import locked
 from torchreaper.lab.processes import by_rank_zero
@@ -65,6 +65,7 @@ def train(
     taught = _taught(recipe, spec, seed, out, progress, device, fabric)
     with own_random_numbers(seed, rank), ExitStack() as stack:
         run = Run(recipe, spec, seed=seed, device=device, fabric=fabric, progress=progress, teacher=taught)
+        seed_python(seed, rank)
         by_rank_zero(fabric, lambda: _take(folder, written, stack, resume=resume))
         checkpoint = by_rank_zero(fabric, lambda: folder.load(progress.note))
         done = 0
