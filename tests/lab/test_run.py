@@ -168,7 +168,7 @@ def test_what_is_drawn_while_a_run_is_built_changes_nothing(tmp_path, monkeypatc
     monkeypatch.setattr(models, "build", build)
     for out in ("first", "second"):
         train(recipe(epochs=1, scheme={"name": "standard"}), scheme="standard", seed=0, out=tmp_path / out)
-        state = initial(tmp_path / out / "tiny" / "standard" / "seed-0")["rng"]
+        state = initial(tmp_path / out / "tiny" / "standard" / "seed-0")["rng"][0]
         found.append((state["python"][1].tolist(), state["numpy"][1].tolist(), state["numpy"][2]))
     assert found[0] == found[1]
 
