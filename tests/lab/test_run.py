@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 import shutil
 import sys
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -152,6 +154,23 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(tmp_path, sch
         train(tiny, scheme=scheme, seed=seed, out=tmp_path / str(n))["fingerprint"] for n, seed in enumerate((0, 0, 1))
     ]
     assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+
+
+def test_what_is_drawn_while_a_run_is_built_changes_nothing(tmp_path, monkeypatch):
+    """A library may draw when it is imported: in the first run of a process, and in no other."""
+    real, found = models.build, []
+
+    def build(*args, **options):
+        if not found:
+            random.random(), np.random.rand()
+        return real(*args, **options)
+
+    monkeypatch.setattr(models, "build", build)
+    for out in ("first", "second"):
+        train(recipe(epochs=1, scheme={"name": "standard"}), scheme="standard", seed=0, out=tmp_path / out)
+        state = initial(tmp_path / out / "tiny" / "standard" / "seed-0")["rng"][0]
+        found.append((state["python"][1].tolist(), state["numpy"][1].tolist(), state["numpy"][2]))
+    assert found[0] == found[1]
 
 
 def test_schemes_share_initial_weights_and_data_order(tmp_path):

@@ -72,7 +72,7 @@ class Spoilable:
         return found
 
 
-@lengths(10, 1_500)
+@lengths(6, 400)
 def test_a_transition_that_meets_them_is_refused_and_changes_no_bit(times, trials):
     count = trials(
         "numbers",
@@ -119,7 +119,7 @@ def test_a_transition_that_meets_them_is_refused_and_changes_no_bit(times, trial
                 tensor[index] = kept
             assert scheme.step() is not None
         seen.add((net, kind))
-    assert times < 500 or len(seen) > 30
+    assert times < 100 or len(seen) > 25
     count.note = f"{len(seen)} pairs of network and place"
 
 
@@ -146,7 +146,7 @@ def spoilt(scheme, optimizer, kind, draw, criterion):
     return weight.detach(), layer
 
 
-@lengths(4, 400)
+@lengths(2, 100)
 def test_a_gradient_of_a_dropped_filter_that_is_not_finite_reaches_nothing(times, trials):
     count = trials(
         "numbers",
@@ -215,7 +215,7 @@ def spoiling(kind: str, at: int, value: float):
     return backward
 
 
-@lengths(3, 200)
+@lengths(2, 60)
 def test_a_run_stops_names_the_place_and_goes_on_from_a_checkpoint_that_is_good(times, trials, tmp_path, monkeypatch):
     count = trials(
         "numbers",
@@ -253,7 +253,7 @@ def test_a_run_stops_names_the_place_and_goes_on_from_a_checkpoint_that_is_good(
     count.note = f"{len(seen)} pairs of scheme and place"
 
 
-@lengths(1, 60)
+@lengths(1, 40)
 def test_the_command_ends_with_one_line_and_exit_code_one(times, trials, tmp_path, monkeypatch, capsys):
     count = trials(
         "numbers",

@@ -98,7 +98,7 @@ def drawn(trial: int) -> tuple[random.Random, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@lengths(2, 60)
+@lengths(1, 25)
 def test_across_transitions_no_step_is_skipped_that_plain_training_does_not_skip(times, trials, device):
     count = trials(
         "numbers",
@@ -123,7 +123,7 @@ def test_across_transitions_no_step_is_skipped_that_plain_training_does_not_skip
     count.note = f"{steps:,} steps skipped, {plain_steps:,} in plain training, of {2 * times * STEPS:,} each"
 
 
-@lengths(1, 40)
+@lengths(1, 20)
 def test_a_scaler_that_probes_skips_as_often_as_in_plain_training(times, trials):
     """Growing every few steps it overflows again and again by itself; when exactly depends on the weights."""
     count = trials(
@@ -146,7 +146,7 @@ def test_a_scaler_that_probes_skips_as_often_as_in_plain_training(times, trials)
     count.note = f"{steps:,} steps skipped, {plain_steps:,} in plain training, of {2 * times * STEPS:,} each"
 
 
-@lengths(2, 60)
+@lengths(1, 25)
 def test_model_optimizer_scaler_and_scheme_go_on_together(times, trials):
     count = trials(
         "numbers",

@@ -112,16 +112,28 @@ def set_rng_state(state: dict[str, Any]) -> None:
 def own_random_numbers(seed: int, rank: int = 0) -> Iterator[None]:
     """Seed the global generators; they and torch's thread count are the caller's again afterwards."""
     before, threads = rng_state(), torch.get_num_threads()
-    mine = f"-{rank}" if rank else ""  # processes that train together drop out other activations
-    random.seed(epoch_seed(seed, 0, f"python{mine}"))
-    np.random.seed(epoch_seed(seed, 0, f"numpy{mine}") % 2**32)
-    torch.manual_seed(epoch_seed(seed, 0, f"torch{mine}"))
+    seed_python(seed, rank)
+    torch.manual_seed(epoch_seed(seed, 0, f"torch{_mine(rank)}"))
     try:
         yield
     finally:
         set_rng_state(before)
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
+
+
+def seed_python(seed: int, rank: int = 0) -> None:
+    """Seed the global generators of Python and NumPy: again when all is built, as what is imported on the way may draw.
+
+    rich does; a second run in the same process does not import it again, and would get other numbers than a first one.
+    """
+    random.seed(epoch_seed(seed, 0, f"python{_mine(rank)}"))
+    np.random.seed(epoch_seed(seed, 0, f"numpy{_mine(rank)}") % 2**32)
+
+
+def _mine(rank: int) -> str:
+    """Processes that train together drop out other activations."""
+    return f"-{rank}" if rank else ""
 
 
 @cache

@@ -10,7 +10,7 @@ from typing import TypeVar
 from lightning_fabric import Fabric
 
 from torchreaper.lab import schemes, stopping, teachers
-from torchreaper.lab.environment import environment, own_random_numbers
+from torchreaper.lab.environment import environment, own_random_numbers, seed_python
 from torchreaper.lab.errors import UserError, remedy, trouble
 from torchreaper.lab.files import Json
 from torchreaper.lab.locking import LOCK, Lock, clear, locked
@@ -86,10 +86,11 @@ def _train(
 ) -> Json:
     """Train, or go on, whether or not there is a result."""
     spec = recipe.scheme_spec(scheme)
-    kept = _Kept(folder)
+    kept, rank = _Kept(folder), fabric.global_rank if fabric else 0
     taught = _taught(recipe, spec, seed, out, progress, device, fabric)
-    with own_random_numbers(seed, fabric.global_rank if fabric else 0), ExitStack() as stack:
+    with own_random_numbers(seed, rank), ExitStack() as stack:
         run = Run(recipe, spec, seed=seed, device=device, fabric=fabric, progress=progress, teacher=taught)
+        seed_python(seed, rank)
         by_rank_zero(fabric, lambda: kept.take(written, stack, resume=resume))
         checkpoint = by_rank_zero(fabric, lambda: kept(lambda: folder.load(progress.note)))
         done = 0
