@@ -69,6 +69,7 @@ LAB = [
         "locking",
         "runs",
         "snapshots",
+        "checkpoints",
         "checksums",
         "library",
         "recipe",
