@@ -74,7 +74,7 @@ def damage(path, way, draw):
     return f"{path.name} {way} at {at}"
 
 
-@lengths(3, 300)
+@lengths(3, 200)
 def test_checkpoints_that_are_damaged(times, reaper, whole, tmp_path, trials):
     count = trials(
         "faults",
@@ -118,7 +118,7 @@ def _still_agrees(done, ended):
     return done[0].startswith("last.pt.sha256") and ended.err == ""
 
 
-@lengths(2, 200)
+@lengths(2, 72)
 @pytest.mark.parametrize("finished", [True, False], ids=["finished", "unfinished"])
 def test_the_other_files_of_a_run(finished, times, reaper, whole, tmp_path, trials):
     state = "a finished run" if finished else "an unfinished run"

@@ -35,7 +35,7 @@ def spread(times, most):
 LONG = [pytest.mark.stress, pytest.mark.timeout(0)]
 
 
-@lengths(3, 60)
+@lengths(3, 35)
 @pytest.mark.parametrize("scheme", ["kd", pytest.param("repr", marks=LONG)])
 def test_a_run_on_a_full_disk_goes_on_where_it_stopped(scheme, times, reaper, recipe, tmp_path, trials):
     count = trials(
@@ -109,7 +109,7 @@ def test_a_disk_that_is_full_when_written_data_are_synced(times, reaper, recipe,
             assert left(disk / "out") == whole
 
 
-@lengths(1, 30)
+@lengths(1, 25)
 def test_files_that_may_not_be_so_long(times, reaper, recipe, tmp_path, trials):
     count = trials(
         "faults",

@@ -42,11 +42,16 @@ def until(condition, seconds=60):
         time.sleep(0.002)
 
 
+def short(first, *others):
+    """The first case always, the others in the long form only."""
+    return [first, *(pytest.param(other, marks=LONG) for other in others)]
+
+
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
 
 
 @needs_root
-@pytest.mark.parametrize("command", ["train", pytest.param("compare", marks=LONG)])
+@pytest.mark.parametrize("command", short("train", "compare"))
 def test_a_folder_of_another_user(command, reaper, place):
     (place / "theirs").mkdir(mode=0o755)
     stopped = reaper(command, place / "tiny.yaml", "--out", place / "theirs" / "out", cwd=place, uid=NOBODY)
@@ -55,10 +60,7 @@ def test_a_folder_of_another_user(command, reaper, place):
 
 
 @needs_root
-@pytest.mark.parametrize(
-    "name",
-    ["result.json", *(pytest.param(name, marks=LONG) for name in ("recipe.yaml", "metrics.jsonl", "last.pt", ""))],
-)
+@pytest.mark.parametrize("name", short("result.json", "recipe.yaml", "metrics.jsonl", "last.pt", ""))
 def test_a_run_of_another_user(name, reaper, place):
     reaper("train", place / "tiny.yaml", "--out", place / "out", cwd=place).well()
     before = left(place / "out")
@@ -78,7 +80,7 @@ def test_a_run_of_another_user(name, reaper, place):
     assert left(place / "out") == before
 
 
-@lengths(1, 40)
+@lengths(1, 20)
 def test_a_disk_that_becomes_read_only(times, reaper, place, trials):
     count = trials(
         "faults",
@@ -111,7 +113,7 @@ def test_a_disk_that_becomes_read_only(times, reaper, place, trials):
     count.note = f"it came in {len(epochs - {''})} different epochs of 30"
 
 
-@lengths(1, 40)
+@lengths(1, 20)
 def test_a_folder_that_is_deleted_while_a_run_goes_on(times, reaper, place, trials):
     count = trials(
         "faults",
@@ -195,9 +197,7 @@ NO_FOLDERS = {
 }
 
 
-@pytest.mark.parametrize(
-    "case", [case if case == "a link to nothing" else pytest.param(case, marks=LONG) for case in NO_FOLDERS]
-)
+@pytest.mark.parametrize("case", short(*NO_FOLDERS))
 def test_what_can_be_no_folder(case, reaper, place):
     (place / "file").touch()
     (place / "nothing").symlink_to(place / "missing")

@@ -12,7 +12,8 @@ import pytest
 import yaml
 from tests.stress.commands import recipe_file, served
 from tests.stress.disks import left
-from tests.stress.recording import lengths
+
+from torchreaper.lab.errors import LESS_MEMORY
 
 pytestmark = [
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc"),
@@ -29,7 +30,8 @@ EPOCH_OF_IMAGES = 60
 class Hungry(nn.Module):
     def __init__(self):
         super().__init__()
-        self.layers = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2))
+        layers = nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2)
+        self.layers = nn.Sequential(*layers)
         self.head = nn.Linear(24, 10)
         self.seen = 0
 
@@ -69,9 +71,7 @@ def test_memory_that_is_refused_is_told_with_what_needs_less(greed, tmp_path):
     stopped = served()("train", recipe, "--out", tmp_path / "out", cwd=tmp_path, env=env)
     line = stopped.refused(1)
     assert line.startswith("error: memory ran out (")
-    assert (
-        "a smaller batch, eval_batch or network needs less, and so do fewer jobs at once; the traceback is in" in line
-    )
+    assert f"{LESS_MEMORY}; the traceback is in" in line
     assert line.endswith("error.txt; finished epochs are kept")
     (tmp_path / "hungry").unlink()
     served()("train", recipe, "--out", tmp_path / "out", cwd=tmp_path, env=env).well()
@@ -112,10 +112,10 @@ def test_workers_that_run_out_of_memory(greed, tmp_path, trials):
     assert left(tmp_path / "out") == left(tmp_path / "whole")
 
 
-@lengths(0, 10)
+@pytest.mark.stress  # tests/lab/execution/test_workers.py has a short form
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("times", [5], ids=["long"])
 def test_workers_that_are_killed_at_any_moment(times, tmp_path, trials):
-    if not times:
-        pytest.skip("tests/lab/execution/test_workers.py has a short form")
     count = trials(
         "faults",
         "`reaper compare --jobs 2` whose workers are killed by SIGKILL at random moments, as the system does without "
