@@ -70,6 +70,7 @@ LAB = [
         "locking",
         "runs",
         "snapshots",
+        "checkpoints",
         "checksums",
         "library",
         "recipe",

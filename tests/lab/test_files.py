@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -104,3 +106,67 @@ def test_lines_are_left_alone_where_they_are_right(tmp_path):
     files.rewrite_lines(path, [{"epoch": 1}])
     assert path.stat().st_ino == before.st_ino
     assert json.loads(path.read_text()) == {"epoch": 1}
+
+
+def test_an_error_names_the_file_and_nothing_temporary(tmp_path):
+    path = tmp_path / "a"
+    path.mkdir()
+    with pytest.raises(OSError, match="directory") as error:
+        files.write_whole(path, b"new")
+    assert error.value.filename == str(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_disk_that_is_full_at_fsync_is_named(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    for write in (
+        lambda: files.append_line(tmp_path / "a", {"epoch": 1}),
+        lambda: files.write_bytes(tmp_path / "a", b""),
+    ):
+        with pytest.raises(OSError, match="No space") as error:
+            write()
+        assert error.value.filename == str(tmp_path / "a")
+
+
+@pytest.mark.parametrize(("number", "raised"), [(22, False), (95, False), (5, True), (28, True)])
+def test_drives_that_sync_no_folders_are_no_error(tmp_path, monkeypatch, number, raised):
+    def refused(_):
+        raise OSError(number, "odd")
+
+    monkeypatch.setattr(files.os, "fsync", refused)
+    if raised:
+        with pytest.raises(OSError, match="odd"):
+            files.sync(tmp_path)
+    else:
+        files.sync(tmp_path)
+
+
+def test_a_new_file_is_whole_or_not_there(tmp_path):
+    files.write_new(tmp_path / "a", b"mine")
+    with pytest.raises(FileExistsError):
+        files.write_new(tmp_path / "a", b"yours")
+    assert (tmp_path / "a").read_bytes() == b"mine"
+    with pytest.raises(TypeError):
+        files.write_new(tmp_path / "b", "no bytes")
+
+
+def test_processes_that_replace_one_file_at_once_leave_it_whole(tmp_path):
+    code = """
+import sys
+from pathlib import Path
+from torchreaper.lab.files import write_whole
+for _ in range(150):
+    write_whole(Path(sys.argv[1]), sys.argv[2].encode() * 40_000)
+"""
+    path = tmp_path / "a"
+    processes = [subprocess.Popen([sys.executable, "-c", code, str(path), letter]) for letter in "xyz"]
+    while any(process.poll() is None for process in processes):
+        if path.exists():
+            content = path.read_bytes()
+            assert len(content) == 40_000
+            assert len(set(content)) == 1
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]

@@ -6,10 +6,13 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from tests.lab.tiny import recipe
 
+from torchreaper.lab import locking
 from torchreaper.lab.compare import compare
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.locking import LOCK, locked
@@ -27,6 +30,7 @@ with locked(Path(sys.argv[1])):
 """
 COUNT = """
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.locking import locked
@@ -113,3 +117,41 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path):
         locked(tmp_path / "file" / "run"),
     ):
         pass
+
+
+def test_a_lock_whose_folder_was_deleted_holds_no_more_and_takes_nobody_elses_with_it(tmp_path):
+    folder = tmp_path / "run"
+    with ExitStack() as first, ExitStack() as second:
+        mine = first.enter_context(locked(folder))
+        assert mine.holds()
+        folder.rename(tmp_path / "gone")
+        assert not mine.holds()
+        theirs = second.enter_context(locked(folder))  # as another process would
+        first.close()
+        assert theirs.holds()
+        with pytest.raises(UserError, match=f"is being trained by process {os.getpid()} on "), locked(folder):
+            pass
+
+
+def test_where_the_holder_cannot_be_written_down_the_lock_is_free_again(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(locking.os, "write", full)
+        with pytest.raises(UserError, match=r"^out=.*: No space left on device; make room there$"), locked(tmp_path):
+            pass
+    assert not (tmp_path / LOCK).exists()
+    with locked(tmp_path) as lock:
+        assert lock.holds()
+
+
+def test_a_lock_on_a_disk_that_is_read_only_by_now_is_given_back(tmp_path, monkeypatch):
+    def refused(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    with monkeypatch.context() as patch, locked(tmp_path):
+        patch.setattr(Path, "unlink", refused)
+    assert (tmp_path / LOCK).exists()
+    with locked(tmp_path) as lock:
+        assert lock.holds()

@@ -80,7 +80,8 @@ def test_a_run_writes_its_folder(tmp_path):
     result = train(tiny, scheme="repr", seed=0, out=tmp_path)
     folder = tmp_path / "tiny" / "repr" / "seed-0"
     assert {path.name for path in folder.iterdir()} == {
-        *("recipe.yaml", "environment.json", "metrics.jsonl", "events.jsonl", "result.json", "result.json.sha256"),
+        *("recipe.yaml", "environment.json", "metrics.jsonl", "events.jsonl", "result.json"),
+        *("result.json.sha256", "metrics.jsonl.sha256", "events.jsonl.sha256"),
         *("last.pt", "last.pt.sha256", "previous.pt", "previous.pt.sha256"),
     }
     metrics, events = read_metrics(folder), read_events(folder)

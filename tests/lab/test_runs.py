@@ -359,3 +359,65 @@ def test_a_damaged_run_is_told_by_its_file(tmp_path, name, content, message):
 
 def test_where_a_run_lies(tmp_path):
     assert folder_of(tmp_path, "c3", "repr", 2) == tmp_path / "c3" / "repr" / "seed-2"
+
+
+def finished(tmp_path, **changes):
+    """The folder of a finished run, and its result."""
+    result = train(recipe(**changes), scheme="repr", seed=0, out=tmp_path)
+    return folder_of(tmp_path, "tiny", "repr", 0), result
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "environment.json", "metrics.jsonl", "events.jsonl", "result.json"])
+@pytest.mark.parametrize("damage", [b"{", b"", None, "digit"])
+def test_a_finished_run_with_a_damaged_file_is_mended_from_its_checkpoint_and_says_so(tmp_path, name, damage, caplog):
+    folder, result = finished(tmp_path)
+    text = (folder / name).read_bytes()
+    if damage is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_bytes(text.replace(b"5", b"6", 1) if damage == "digit" else damage)
+    gone_unsaid = (name, damage) == ("result.json", None)  # that of a run that was killed before it
+    again = train(recipe(), scheme="repr", seed=0, out=tmp_path)
+    assert again["fingerprint"] == result["fingerprint"]
+    assert again["test_accuracy"] == result["test_accuracy"]
+    if not gone_unsaid and not (name == "environment.json" and damage == "digit"):
+        assert (
+            f"{folder / name}: is {'gone' if damage is None and name[-5:] != 'jsonl' else 'damaged'}; " in caplog.text
+        )
+    if name in ("recipe.yaml", "result.json"):
+        assert (folder / name).read_bytes() == text
+    caplog.clear()
+    assert train(recipe(), scheme="repr", seed=0, out=tmp_path) == again
+    assert caplog.text == ""
+
+
+def test_without_a_checkpoint_a_damaged_file_is_refused_and_nothing_is_written(tmp_path):
+    folder, _ = finished(tmp_path)
+    for path in folder.glob("*.pt*"):
+        path.unlink()
+    (folder / "result.json").write_text("{}")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(UserError, match=r"result\.json: is damaged \(it does not agree with its checksum\)"):
+        train(recipe(), scheme="repr", seed=0, out=tmp_path)
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_damaged_recipe_file_hides_no_run_of_another_recipe(tmp_path):
+    folder, _ = finished(tmp_path)
+    (folder / "recipe.yaml").write_text("[")
+    with pytest.raises(UserError, match=r"another recipe: optim\.lr is 0\.05 there, 0\.1 here"):
+        train(recipe(optim__lr=0.1), scheme="repr", seed=0, out=tmp_path)
+    assert (folder / "recipe.yaml").read_text() == "["
+
+
+def test_lines_that_were_changed_are_told(tmp_path):
+    folder = folder_at(tmp_path)
+    for epoch in (1, 2, 3):
+        save(folder, epoch, events=True)
+    for name, (old, new) in {"metrics.jsonl": ("0.5", "0.6"), "events.jsonl": ("drop", "flop")}.items():
+        path = folder.path / name
+        text = path.read_text()
+        path.write_text(text.replace(old, new, 1))
+        assert loaded(folder)[1] == [f"{path}: was damaged, lines are lost or changed; training is not affected"]
+        path.write_text(text)
+        assert loaded(folder)[1] == []

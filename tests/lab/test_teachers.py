@@ -9,12 +9,12 @@ from tests.lab.schemes.test_resume import StopAfter, Stopped
 from tests.lab.tiny import TINY, recipe
 
 from torchreaper.lab import settings, teachers
+from torchreaper.lab.checkpoints import judged_weights, load_checkpoint
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.measures import fingerprint
 from torchreaper.lab.progress import NullProgress
 from torchreaper.lab.recipe import Recipe
 from torchreaper.lab.run import train
-from torchreaper.lab.runs import judged_weights, load_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

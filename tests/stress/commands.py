@@ -5,9 +5,11 @@ python -m tests.stress.commands    # the process they are forked from: requests 
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import resource
+import select
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import tempfile
 import time
 import traceback
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +59,13 @@ class Running:
     pid: int
     server: Reaper
 
+    def over(self) -> bool:
+        """Whether it has ended."""
+        try:
+            return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        except FileNotFoundError:
+            return True
+
     def end(self) -> Ended:
         """Wait for its end."""
         return Ended(**self.server.ask({"wait": self.pid}))
@@ -64,9 +74,13 @@ class Running:
 class Reaper:
     """Starts `reaper` commands; ``with Reaper() as reaper: reaper("train", recipe)``."""
 
+    def __init__(self, env: dict[str, str] | None = None) -> None:
+        self._env = {**os.environ, **(env or {})}
+
     def __enter__(self) -> Reaper:
         command = [sys.executable, "-m", "tests.stress.commands"]
-        self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self._process = subprocess.Popen(command, cwd=ROOT, text=True, env=self._env, **pipes)
         assert self._process.stdout.readline() == "ready\n"
         return self
 
@@ -90,7 +104,7 @@ class Reaper:
         out: str | None = None,
         patience: float = PATIENCE,
     ) -> Running:
-        """Start a command in the folder `cwd`.
+        """Start a command, as one that nobody waits for yet, in the folder `cwd`.
 
         Args:
             arguments: After the word `reaper`.
@@ -114,6 +128,14 @@ class Reaper:
     def __call__(self, *arguments: Any, **how: Any) -> Ended:
         """`start` it and wait for its end."""
         return self.start(*arguments, **how).end()
+
+
+@cache
+def served() -> Reaper:
+    """One that is there until this process ends."""
+    reaper = Reaper().__enter__()
+    atexit.register(reaper.__exit__)
+    return reaper
 
 
 def recipe_file(folder: Path, **changes: Any) -> Path:
@@ -141,6 +163,7 @@ def _run(given: dict[str, Any], out: str, err: str) -> int:
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
     os.environ.update(given["env"])
+    sys.path[:0] = given["env"].get("PYTHONPATH", "").split(os.pathsep)
     for name, value in given["limits"].items():
         resource.setrlimit(getattr(resource, name), (value, value))
     if given["uid"] is not None:
@@ -198,7 +221,7 @@ def _wait(child: int, running: dict[int, tuple[str, str, float]]) -> dict[str, A
             os.waitpid(child, 0)
             code = None
             break
-        time.sleep(0.005)
+        select.select([], [], [], 0.005)  # not time.sleep, which libfaketime breaks
     said = [Path(path).read_text(encoding="utf-8", errors="surrogateescape") for path in paths]
     for path in paths:
         os.unlink(path)
@@ -215,8 +238,10 @@ def main() -> None:
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        # What is slow at the first time is done before the processes part.
+        # What is slow at the first time is done before the processes part, or cannot be done by a user without rights.
         run.train(Recipe.model_validate(TINY), scheme="repr", seed=0, out=Path(folder))
+        report.draw(Path(folder), "tiny", {"repr": [0]})
+        page.write_page(Path(folder) / "tiny")
     print("ready", flush=True)
     running: dict[int, tuple[str, str, float]] = {}
     for line in sys.stdin:

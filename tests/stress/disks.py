@@ -36,9 +36,9 @@ def mounted(path: Path, *options: str, source: str | Path = "tmpfs", kind: str =
         assert _call("umount", path) or _call("umount", "--lazy", path)
 
 
-def remount(path: Path, *options: str) -> None:
-    """Give a mounted disk another size, or make it read-only."""
-    assert _call("mount", "-o", ",".join(("remount", *options)), path)
+def remount(path: Path, *options: str) -> bool:
+    """Give a mounted disk another size, or make it read-only; whether the system did."""
+    return _call("mount", "-o", ",".join(("remount", *options)), path)
 
 
 @contextmanager
@@ -74,7 +74,7 @@ def left(out: Path) -> dict[str, Any]:
         found[name] = {
             "result": _timeless(json.loads(result.read_text())),
             **{
-                log: [_timeless(json.loads(line)) for line in (folder / log).read_text().splitlines()]
+                log: [_timeless(json.loads(line)) for line in (folder / log).read_text(errors="replace").splitlines()]
                 for log in ("metrics.jsonl", "events.jsonl")
                 if (folder / log).exists()
             },

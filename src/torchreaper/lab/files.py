@@ -6,7 +6,7 @@ import errno
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,19 @@ def encoded(value: Json) -> bytes:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Replace the content of `path` by `data`: a reader sees the old or the new, wherever this is cut off."""
-    temporary = path.with_name(path.name + ".tmp")
+    """Replace the content of `path` by `data`: a reader sees the old or the new, wherever this is cut off.
+
+    Several processes may do so at once: the last one's content stays.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with stopping.whole():
-        write_bytes(temporary, data)
-        with gone_if_it_fails(temporary):
-            os.replace(temporary, path)
+        try:
+            write_bytes(temporary, data)
+            with gone_if_it_fails(temporary):
+                os.replace(temporary, path)
+        except OSError as error:
+            error.filename, error.filename2 = str(path), None
+            raise
         sync(path.parent)
 
 
@@ -95,10 +102,15 @@ def _named(path: Path) -> Iterator[None]:
 
 def rewrite_lines(path: Path, lines: list[Json]) -> None:
     """Make the file hold exactly `lines`; it is left alone where it does."""
-    data = b"".join(_encode(line) for line in lines)
+    data = encoded_lines(lines)
     there = path.read_bytes() if path.is_file() else b""
     if there != data or path.is_symlink():
         write_whole(path, data)
+
+
+def encoded_lines(lines: Iterable[Json]) -> bytes:
+    """The bytes of a log with these lines."""
+    return b"".join(_encode(line) for line in lines)
 
 
 def _encode(line: Json) -> bytes:

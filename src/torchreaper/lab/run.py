@@ -107,9 +107,9 @@ def _train(
             by_rank_zero(fabric, lambda: kept.save(epoch, state, *ended))  # noqa: B023  (called at once)
             progress.epoch(ended[0])
         result = by_rank_zero(fabric, folder.kept) if done == run.epochs else None
-        if result is None:
+        if result is None:  # else other files were mended
             result = run.result(scheme, by_rank_zero(fabric, lambda: read_metrics(folder.path)))
-            by_rank_zero(fabric, lambda: kept(lambda: folder.finish(result)))
+        by_rank_zero(fabric, lambda: kept(lambda: folder.finish(result)))
         run.scheme.close()
     progress.end_run(result)
     return result

@@ -7,19 +7,16 @@ lines, so that a run killed between them loses nothing and repeats nothing.
 
 from __future__ import annotations
 
-import io
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
-from torchreaper import loading
 from torchreaper.lab import snapshots
-from torchreaper.lab.checksums import SUFFIX, agrees, digest_of, read_digest, write_checked, write_digest
+from torchreaper.lab.checkpoints import DAMAGED, LAST, PREVIOUS, load_checkpoint, save_checkpoint
+from torchreaper.lab.checksums import SUFFIX, agrees, digest_of, sidecar, write_checked, write_digest
 from torchreaper.lab.errors import UserError, remedy, trouble
 from torchreaper.lab.files import (
     MEND,
@@ -27,15 +24,13 @@ from torchreaper.lab.files import (
     append_line,
     bytes_of,
     encoded,
-    gone_if_it_fails,
+    encoded_lines,
     good_lines,
     parsed,
     read_json,
     read_lines,
     read_yaml,
     rewrite_lines,
-    sync,
-    write_bytes,
     write_json,
     write_whole,
 )
@@ -45,7 +40,7 @@ from torchreaper.lab.settings import parse
 #: The files of a run folder, beside its snapshots; nothing else in it is ever touched.
 METRICS, EVENTS, RESULT = "metrics.jsonl", "events.jsonl", "result.json"
 RECIPE, ENVIRONMENT, ERROR = "recipe.yaml", "environment.json", "error.txt"
-LAST, PREVIOUS, DAMAGED = "last.pt", "previous.pt", ".damaged"
+_DISAGREES = "it does not agree with its checksum"
 _FILES = (RESULT, LAST, PREVIOUS, METRICS, EVENTS, ENVIRONMENT, RECIPE)
 # Of a recipe, these do not change a single run: how many runs there are, what the others do, what is kept on the way.
 _NOT_OF_THE_RUN = ("seeds", "schemes", "profiles", "snapshots")
@@ -55,19 +50,33 @@ class RunFailed(UserError):  # noqa: N818  (the run failed; nobody made an error
     """A run that cannot go on, with the place where it stopped; its last good checkpoint is kept."""
 
 
+class _AnotherRun(UserError):  # noqa: N818
+    """The folder holds a run of another recipe."""
+
+
 def folder_of(out: Path, name: str, scheme: str, seed: int) -> Path:
     """Where the run of a recipe's `name` with `scheme` and `seed` lies."""
     return Path(out) / name / scheme / f"seed-{seed}"
 
 
 def read_metrics(folder: Path) -> list[Json]:
-    """One dict per finished epoch; empty where there is no run. A line still being written is left out."""
-    return read_lines(Path(folder) / METRICS)
+    """One dict per finished epoch; empty where there is no run. A line still being written is left out.
+
+    Raises `UserError` where the file is damaged, or does not agree with the checksum that a finished run gave it.
+    """
+    return _read_log(Path(folder) / METRICS)
 
 
 def read_events(folder: Path) -> list[Json]:
-    """One dict per transition; empty where there is none. A line still being written is left out."""
-    return read_lines(Path(folder) / EVENTS)
+    """One dict per transition; empty where there is none. As `read_metrics`."""
+    return _read_log(Path(folder) / EVENTS)
+
+
+def _read_log(path: Path) -> list[Json]:
+    lines = read_lines(path)
+    if sidecar(path).exists() and not agrees(path, _content(path)):
+        raise UserError(f"{path}: is damaged ({_DISAGREES}); {MEND}")
+    return lines
 
 
 def read_result(folder: Path) -> Json | None:
@@ -81,7 +90,7 @@ def read_result(folder: Path) -> Json | None:
     except FileNotFoundError:
         return None
     if not agrees(path, data):
-        raise UserError(f"{path}: is damaged (it does not agree with its checksum); {MEND}")
+        raise UserError(f"{path}: is damaged ({_DISAGREES}); {MEND}")
     return parsed(path, data)
 
 
@@ -161,45 +170,58 @@ class RunFolder:
 
     def _look(self, note: Callable[[str], None]) -> Json | None:
         faults = list(self._faults())
-        can_mend = any((self.path / name).exists() for name in (LAST, PREVIOUS))
-        if faults and can_mend:
-            state = load_checkpoint(self.path, lambda text: None, mend=False)
-            if state is not None:
-                self.check(state["run"])
-            for fault in faults:
-                note(f"{fault}; it is made anew, going by the checkpoint")
-            return None
-        if there := read_yaml(self.path / RECIPE):
-            self.check(run_of(there, seed=self.run["seed"]))
-        return read_result(self.path)
+        if not faults:
+            return read_result(self.path)
+        state = load_checkpoint(self.path, lambda text: None, mend=False)
+        if state is not None:
+            self.check(state["run"])
+        elif not any((self.path / name).exists() for name in (LAST, PREVIOUS)):
+            for _, error in faults:  # there is nothing to make it anew from
+                if error is not None:
+                    raise error
+            return read_result(self.path)
+        for name, error in faults:
+            what = "is gone" if error is None else "is damaged"
+            note(f"{self.path / name}: {what}; the run is gone on with from its checkpoint, which mends what it can")
+        return None
 
-    def _faults(self) -> Iterator[str]:
-        """What is wrong with the small files of a run that has a recipe or a result, in words."""
-        path = self.path / RECIPE
+    def _faults(self) -> Iterator[tuple[str, UserError | None]]:
+        """The small files that are damaged, or gone (None), in a run that has been begun, or finished.
+
+        Raises `UserError` where the folder holds a run of another recipe.
+        """
         finished = (self.path / RESULT).exists()
         try:
-            there = read_yaml(path)
-        except UserError:
-            yield f"{path}: damaged"
-        else:
-            if there is not None:
-                self.check(run_of(there, seed=self.run["seed"]))
-            elif finished:
-                yield f"{path}: gone"
-        if not finished:
-            return  # the others are looked at when it is gone on with
-        for name, read in ((RESULT, read_result), (METRICS, read_metrics), (EVENTS, read_events)):
+            if not self._recipe_stands() and finished:
+                yield RECIPE, None
+        except UserError as error:
+            if isinstance(error, _AnotherRun) and not self._is_ours():
+                raise
+            yield RECIPE, error
+        readers: dict[str, Callable[[Path], object]] = {
+            RESULT: read_result,
+            METRICS: read_metrics,
+            EVENTS: read_events,
+            ENVIRONMENT: lambda folder: read_json(folder / ENVIRONMENT),
+        }
+        for name, read in readers.items() if finished else ():
             try:
-                read(self.path)
-            except UserError:
-                yield f"{self.path / name}: damaged"
-        try:
-            about = read_json(self.path / ENVIRONMENT)
-        except UserError:
-            yield f"{self.path / ENVIRONMENT}: damaged"
-        else:
-            if about is None:
-                yield f"{self.path / ENVIRONMENT}: gone"
+                if read(self.path) is None:
+                    yield name, None
+            except UserError as error:
+                yield name, error
+
+    def _recipe_stands(self) -> bool:
+        """Whether `recipe.yaml` is there; `UserError` where it is damaged, or of another run."""
+        there = read_yaml(self.path / RECIPE)
+        if there is not None:
+            self.check(run_of(there, seed=self.run["seed"]))
+        return there is not None
+
+    def _is_ours(self) -> bool:
+        """Whether there is a checkpoint and it is of this run: it has a checksum, `recipe.yaml` has none."""
+        state = load_checkpoint(self.path, lambda text: None, mend=False)
+        return state is not None and not list(_differences(_completed(state["run"]), self.run))
 
     def open(self, recipe: Json, *, resume: bool) -> None:
         """Make the folder, or take it up.
@@ -217,7 +239,13 @@ class RunFolder:
                 self._clear()
             (self.path / ERROR).unlink(missing_ok=True)
             self._sweep()
-            if not _is_recipe(self.path / RECIPE):
+            for log in (METRICS, EVENTS):  # they will change
+                sidecar(self.path / log).unlink(missing_ok=True)
+            try:
+                stands = self._recipe_stands()
+            except UserError:  # `look` has found the checkpoint to be this run's
+                stands = False
+            if not stands:
                 write_whole(self.path / RECIPE, yaml.safe_dump(recipe, sort_keys=False).encode())
         except OSError as error:
             what = remedy(error, "choose a folder that can be written")
@@ -226,15 +254,15 @@ class RunFolder:
     def _sweep(self) -> None:
         """Delete what a killed run was writing."""
         for name in _FILES:
-            for suffix in (".tmp", SUFFIX + ".tmp"):
-                (self.path / (name + suffix)).unlink(missing_ok=True)
+            for path in self.path.glob(f"{name}*.tmp"):
+                path.unlink()
 
     def check(self, there: Json) -> None:
         """Raise `UserError` where `there`, the run that was found here, is another than this one."""
         differences = list(_differences(_completed(there), self.run))
         if differences:
             more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
-            raise UserError(
+            raise _AnotherRun(
                 f"out={self.path}: holds a run of another recipe: {', '.join(differences[:3])}{more}; "
                 "choose another out or name, or delete that folder"
             )
@@ -255,7 +283,8 @@ class RunFolder:
         if snapshot is not None:
             snapshots.write(self.path, snapshot)
         lines = {"metrics": metrics, "events": events}
-        save_checkpoint(self.path, {**state, "run": self.run, "epoch": epoch, "lines": lines})
+        logs = {name: digest_of(_content(self.path / name)) for name in (METRICS, EVENTS)}  # before those lines
+        save_checkpoint(self.path, {**state, "run": self.run, "epoch": epoch, "lines": lines, "logs": logs})
         append_line(self.path / METRICS, metrics)
         for event in events:
             append_line(self.path / EVENTS, event)
@@ -287,11 +316,18 @@ class RunFolder:
         missing = sorted(set(range(1, epoch)) - metrics.keys())
         if missing:
             note(f"{self.path / METRICS}: the lines of epochs {missing} are lost; training is not affected")
+        for name, there in ((METRICS, [] if missing else list(metrics.values())), (EVENTS, events)):
+            known = state.get("logs", {}).get(name)  # older versions wrote none
+            if known not in (None, digest_of(encoded_lines(there))) and not (missing and name == METRICS):
+                note(f"{self.path / name}: was damaged, lines are lost or changed; training is not affected")
         rewrite_lines(self.path / METRICS, [*metrics.values(), lines["metrics"]])
         rewrite_lines(self.path / EVENTS, [*events, *lines["events"]])
 
     def finish(self, result: Json) -> None:
-        """Write `result.json`, the mark of a finished run."""
+        """Write the checksums of the logs, then `result.json`, the mark of a finished run."""
+        for log in (self.path / METRICS, self.path / EVENTS):
+            if log.exists():
+                write_digest(log, digest_of(log.read_bytes()))
         write_checked(self.path / RESULT, encoded(result))
 
     def kept(self) -> Json | None:
@@ -304,9 +340,14 @@ class RunFolder:
     def _clear(self) -> None:
         # The result goes first: a half-cleared folder must not look finished.
         for name in _FILES:
-            for suffix in ("", SUFFIX, ".tmp", SUFFIX + ".tmp", DAMAGED):
+            for suffix in ("", SUFFIX, DAMAGED):
                 (self.path / (name + suffix)).unlink(missing_ok=True)
         snapshots.delete(self.path)
+
+
+def _content(path: Path) -> bytes:
+    """What a file holds; nothing where it is missing."""
+    return path.read_bytes() if path.exists() else b""
 
 
 def run_of(recipe: Json, *, seed: int) -> Json:
@@ -321,73 +362,6 @@ def _completed(run: Json) -> Json:
         return run_of(parse(Recipe, recipe).canonical(), seed=run["seed"])
     except (UserError, KeyError):
         return run
-
-
-def save_checkpoint(folder: Path, state: Json) -> None:
-    """Make `state` the folder's `last.pt`, the one before its `previous.pt`.
-
-    Wherever this is cut off, at least one of the two is whole and agrees with its checksum.
-    """
-    last, previous = folder / LAST, folder / PREVIOUS
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    data = buffer.getbuffer()
-    fresh = last.with_name(LAST + ".tmp")
-    write_bytes(fresh, data)
-    with gone_if_it_fails(fresh):  # on a full disk it would take the room that its own repetition needs
-        digest = read_digest(last)
-        if digest is not None and last.exists():
-            write_digest(previous, digest)
-            os.replace(last, previous)
-        write_digest(last, digest_of(data))
-        os.replace(fresh, last)
-    sync(folder)  # renames reach the disk in their order, so that one sync at the end does for all
-
-
-def load_checkpoint(folder: Path, note: Callable[[str], None], *, mend: bool = True) -> Json | None:
-    """The newest whole checkpoint of a folder, on the CPU, or None; `note` is told what was damaged.
-
-    A damaged file is put aside as `*.damaged`, so that it never takes the place of a good `previous.pt`; with
-    ``mend=False``, for those who only look at a run, nothing in the folder is touched.
-    Raises `UserError` where the file is whole but is no checkpoint, or not for this version of torch.
-    """
-    found = [path for path in (folder / LAST, folder / PREVIOUS) if path.is_file()]
-    for path in found:
-        data = path.read_bytes()
-        if digest_of(data) == read_digest(path):
-            return _unpack(path, data)
-        aside, afresh = ("put aside, ", ": starting at epoch 1") if mend else ("", "")
-        instead = "using the one before" if path != found[-1] else f"there is no other{afresh}"
-        note(f"{path}: damaged, it does not agree with its checksum; {aside}{instead}")
-        if mend:
-            os.replace(path, path.with_name(path.name + DAMAGED))
-    return None
-
-
-def judged_weights(checkpoint: Json) -> dict[str, Any]:
-    """The weights of the network that counts: an average, where the scheme keeps one, else those that are trained."""
-    return dict(checkpoint.get("network") or checkpoint["model"])
-
-
-def _unpack(path: Path, data: bytes) -> Json:
-    try:
-        state = loading.load(data)
-    except Exception as error:  # whatever the bytes make torch raise
-        raise UserError(
-            f"{path}: torch {torch.__version__} cannot read it ({loading.reason(error)}); use the "
-            f"version that wrote it (see {ENVIRONMENT}), or delete the folder"
-        ) from error
-    if not isinstance(state, dict) or not {"run", "epoch", "lines"} <= state.keys():
-        raise UserError(f"{path}: is no checkpoint of a run; delete the folder and run again")
-    return state
-
-
-def _is_recipe(path: Path) -> bool:
-    """Whether there is a recipe file, and one that can be read."""
-    try:
-        return read_yaml(path) is not None
-    except UserError:
-        return False
 
 
 def _differences(there: Any, here: Any, key: str = "") -> Iterator[str]:

@@ -80,9 +80,8 @@ def delete(run: Path, *, after: int = 0) -> None:
     for epoch, path in find(run).items():
         if epoch > after:
             path.unlink()
-    for pattern in ("epoch-*.pt.tmp", f"epoch-*.pt{SUFFIX}.tmp"):
-        for path in folder.glob(pattern):
-            path.unlink()
+    for path in folder.glob("epoch-*.pt*.tmp"):
+        path.unlink()
     for path in folder.glob(f"epoch-*.pt{SUFFIX}"):
         if not path.with_name(path.name.removesuffix(SUFFIX)).exists():
             path.unlink()

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torchreaper.lab.checkpoints import LAST, PREVIOUS, judged_weights, load_checkpoint
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.files import Json
 from torchreaper.lab.measures import fingerprint
 from torchreaper.lab.recipe import Recipe
-from torchreaper.lab.runs import LAST, PREVIOUS, folder_of, judged_weights, load_checkpoint
+from torchreaper.lab.runs import folder_of
 from torchreaper.lab.schemes import Spec
 
 

@@ -21,11 +21,12 @@ from tests.lab.tiny import recipe
 from torch import nn
 
 from torchreaper.lab.analyze.subjects import find_subjects
+from torchreaper.lab.checkpoints import judged_weights, load_checkpoint
 from torchreaper.lab.data import FixedBatches, Split
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.measures import fingerprint
 from torchreaper.lab.run import train
-from torchreaper.lab.runs import folder_of, judged_weights, load_checkpoint, read_metrics
+from torchreaper.lab.runs import folder_of, read_metrics
 from torchreaper.lab.schemes import parse
 from torchreaper.lab.schemes.averaging import EMASpec, SWASpec
 

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torchreaper import loading
 from torchreaper.lab import data, models, runs, snapshots
 from torchreaper.lab.analyze.settings import MOST
+from torchreaper.lab.checkpoints import judged_weights, load_checkpoint
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.files import Json
 from torchreaper.lab.recipe import Recipe
-from torchreaper.lab.runs import judged_weights, load_checkpoint, read_events, read_metrics, read_recipe
+from torchreaper.lab.runs import read_events, read_metrics, read_recipe
 
 # What frameworks wrap a state dict in, and what wrappers put before its names.
 _INSIDE = ("model", "state_dict", "model_state_dict", "module", "net")

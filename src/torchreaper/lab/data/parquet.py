@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import logging
 import os
@@ -74,6 +75,14 @@ def read_parquet(files: list[Path], key: str, *, memory: bool = True) -> Any:
                 batch_size=_BATCH,
             )
         except Exception as error:  # datasets has many kinds, and wraps pyarrow's
+            if _is_of_room(error):
+                import datasets
+
+                where = cache or datasets.config.HF_DATASETS_CACHE
+                raise UserError(
+                    f"{key}: no room for the copy of the images in {where} (No space left on device); make room there, "
+                    "or let HF_DATASETS_CACHE (TMPDIR with data.memory) name a folder on another disk"
+                ) from None
             cause = first_line(error.__cause__ or error)
             names = ", ".join(map(str, filled))
             raise UserError(f"{key}: cannot read {names} ({cause}); are the files whole and of one schema?") from None
@@ -105,6 +114,17 @@ def _check_unpacked(file: Path, *, memory: bool) -> None:
         held += batch.nbytes
         if free is not None and held > free:
             raise _TooMuch(f"unpacks to more than the {free / 1e9:,.1f} GB that are free; set data.memory: false")
+
+
+def _is_of_room(error: BaseException | None) -> bool:
+    """Whether a full disk is behind an error."""
+    while error is not None:
+        if isinstance(error, OSError) and (
+            error.errno == errno.ENOSPC or "not enough disk space" in str(error).lower()
+        ):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _for_now() -> tempfile.TemporaryDirectory[str]:
