@@ -18,7 +18,7 @@ Json = dict[str, Any]
 
 def write_json(path: Path, value: Json) -> None:
     """Replace `path` as a whole. Numbers that JSON does not have (NaN, infinity) are written as null."""
-    write_whole(path, (json.dumps(_finite(value), indent=2, allow_nan=False) + "\n").encode())
+    write_whole(path, (json.dumps(finite(value), indent=2, allow_nan=False) + "\n").encode())
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -67,14 +67,15 @@ def rewrite_lines(path: Path, lines: list[Json]) -> None:
 
 
 def _encode(line: Json) -> bytes:
-    return (json.dumps(_finite(line), allow_nan=False) + "\n").encode()
+    return (json.dumps(finite(line), allow_nan=False) + "\n").encode()
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """`value` as it is written: what is no number (NaN, infinity) is None, and a tuple a list."""
     if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
+        return {key: finite(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(inner) for inner in value]
+        return [finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -100,7 +101,7 @@ def _bytes_of(path: Path) -> bytes:
 def read_json(path: Path) -> Json | None:
     """A JSON object; None where there is no file; `UserError` where it is damaged."""
     try:
-        value = json.loads(_bytes_of(path))
+        value = _loads(_bytes_of(path))
     except FileNotFoundError:
         return None
     except (ValueError, RecursionError) as error:
@@ -144,9 +145,25 @@ def good_lines(path: Path) -> list[Json]:
     return [value for line in lines if (value := _parse(line)) is not None]
 
 
+def _loads(data: bytes) -> Any:
+    """JSON as it is written here: no NaN and no infinity, no whole number that no type holds."""
+    return json.loads(data, parse_constant=_no_number, parse_int=_whole)
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+def _whole(text: str) -> int:
+    value = int(text) if len(text) < 30 else 2**64
+    if not -(2**63) <= value < 2**64:
+        raise ValueError("a whole number of too many digits")
+    return value
+
+
 def _parse(line: bytes) -> Json | None:
     try:
-        value = json.loads(line)
+        value = _loads(line)
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) and isinstance(value.get("epoch"), int) else None

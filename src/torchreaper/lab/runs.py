@@ -24,6 +24,7 @@ from torchreaper.lab.errors import UserError
 from torchreaper.lab.files import (
     Json,
     append_line,
+    finite,
     good_lines,
     read_json,
     read_lines,
@@ -34,8 +35,11 @@ from torchreaper.lab.files import (
     write_json,
     write_whole,
 )
+from torchreaper.lab.objects import plain
 from torchreaper.lab.recipe import Recipe
-from torchreaper.lab.settings import parse
+from torchreaper.lab.records import EventLine, MetricsLine, Result, check_lines, good
+from torchreaper.lab.records import check as check_record
+from torchreaper.lab.settings import parse, show
 
 #: The files of a run folder, beside its snapshots; nothing else in it is ever touched.
 METRICS, EVENTS, RESULT = "metrics.jsonl", "events.jsonl", "result.json"
@@ -55,21 +59,43 @@ def folder_of(out: Path, name: str, scheme: str, seed: int) -> Path:
 
 
 def read_metrics(folder: Path) -> list[Json]:
-    """One dict per finished epoch; empty where there is no run. A line still being written is left out."""
-    return read_lines(Path(folder) / METRICS)
+    """One dict per finished epoch; empty where there is no run. A line still being written is left out.
+
+    Raises `UserError` for a damaged line; which keys the others have says `records.MetricsLine`.
+    """
+    return _read_log(Path(folder) / METRICS, MetricsLine, each_once=True)
 
 
 def read_events(folder: Path) -> list[Json]:
-    """One dict per transition; empty where there is none. A line still being written is left out."""
-    return read_lines(Path(folder) / EVENTS)
+    """One dict per transition; empty where there is none. A line still being written is left out.
+
+    Raises `UserError` for a damaged line; which keys the others have says `records.EventLine`.
+    """
+    return _read_log(Path(folder) / EVENTS, EventLine, each_once=False)
+
+
+def _read_log(path: Path, kind: type[MetricsLine | EventLine], *, each_once: bool) -> list[Json]:
+    lines = read_lines(path)
+    try:
+        check_lines(kind, lines, path, each_once=each_once)
+    except UserError as error:
+        raise UserError(f"{error}; continue or repeat the run to mend it") from None
+    return lines
 
 
 def read_result(folder: Path) -> Json | None:
     """The result of a finished run; None for a run that is not finished, or not there.
 
-    Raises `UserError` where the file is damaged.
+    Raises `UserError` where the file is damaged; which keys it has says `records.Result`.
     """
-    return read_json(Path(folder) / RESULT)
+    path = Path(folder) / RESULT
+    result = read_json(path)
+    try:
+        if result is not None:
+            check_record(Result, result, str(path))
+    except UserError as error:
+        raise UserError(f"{error}; delete it and give the command that made it again") from None
+    return result
 
 
 def read_recipe(folder: Path) -> Recipe:
@@ -216,8 +242,10 @@ class RunFolder:
             rewrite_lines(self.path / EVENTS, [])
             return
         epoch, lines = state["epoch"], state["lines"]
-        metrics = {line["epoch"]: line for line in good_lines(self.path / METRICS) if line["epoch"] < epoch}
-        events = [line for line in good_lines(self.path / EVENTS) if line["epoch"] < epoch]
+        metrics = {line["epoch"]: line for line in _good(self.path / METRICS, MetricsLine) if line["epoch"] < epoch}
+        metrics = dict(sorted(metrics.items()))
+        events = [line for line in _good(self.path / EVENTS, EventLine) if line["epoch"] < epoch]
+        events.sort(key=lambda line: int(line["epoch"]))
         missing = sorted(set(range(1, epoch)) - metrics.keys())
         if missing:
             note(f"{self.path / METRICS}: the lines of epochs {missing} are lost; training is not affected")
@@ -234,6 +262,10 @@ class RunFolder:
             for suffix in ("", ".sha256", ".tmp", ".sha256.tmp", DAMAGED):
                 (self.path / (name + suffix)).unlink(missing_ok=True)
         snapshots.delete(self.path)
+
+
+def _good(path: Path, kind: type[MetricsLine | EventLine]) -> list[Json]:
+    return [line for line in good_lines(path) if good(kind, line)]
 
 
 def run_of(recipe: Json, *, seed: int) -> Json:
@@ -292,7 +324,10 @@ def load_checkpoint(folder: Path, note: Callable[[str], None], *, mend: bool = T
 
 def judged_weights(checkpoint: Json) -> dict[str, Any]:
     """The weights of the network that counts: an average, where the scheme keeps one, else those that are trained."""
-    return dict(checkpoint.get("network") or checkpoint["model"])
+    weights = checkpoint.get("network") or checkpoint.get("model")
+    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise UserError("checkpoint: holds no weights of a network; delete the run's folder and run again")
+    return dict(weights)
 
 
 def _unpack(path: Path, data: bytes) -> Json:
@@ -305,7 +340,28 @@ def _unpack(path: Path, data: bytes) -> Json:
         ) from error
     if not isinstance(state, dict) or not {"run", "epoch", "lines"} <= state.keys():
         raise UserError(f"{path}: is no checkpoint of a run; delete the folder and run again")
+    try:
+        _check_lines_of(state, path)
+    except UserError as error:
+        raise UserError(f"{error}; delete the folder and run again") from None
     return state
+
+
+def _check_lines_of(state: Json, path: Path) -> None:
+    """Raise `UserError` where a checkpoint does not hold the lines of its own epoch."""
+    epoch, lines = state["epoch"], state["lines"]
+    if not isinstance(state["run"], dict) or not plain(state["run"]):
+        raise UserError(f"{path}: run: is damaged")
+    if not isinstance(lines, dict) or not isinstance(lines.get("events"), list):
+        raise UserError(f"{path}: lines: is damaged")
+    every = [lines.get("metrics"), *lines["events"]]
+    for number, line in enumerate(every):
+        line = finite(line)
+        if not isinstance(line, dict) or not plain(line):
+            raise UserError(f"{path}: lines: is damaged")
+        check_record(EventLine if number else MetricsLine, line, f"{path}: lines")
+        if isinstance(epoch, bool) or line["epoch"] != epoch:
+            raise UserError(f"{path}: epoch={show(epoch)}: its lines are of epoch {line['epoch']}")
 
 
 def _sidecar(path: Path) -> Path:
@@ -329,7 +385,8 @@ def _read_digest(path: Path) -> str | None:
 
 def _differences(there: Any, here: Any, key: str = "") -> Iterator[str]:
     if isinstance(there, dict) and isinstance(here, dict):
-        for name in sorted({*there, *here}):
-            yield from _differences(there.get(name), here.get(name), f"{key}.{name}" if key else name)
+        for name in sorted({*there, *here}, key=str):
+            inner = " ".join(str(name).split())
+            yield from _differences(there.get(name), here.get(name), f"{key}.{inner}" if key else inner)
     elif there != here:
-        yield f"{key} is {there!r} there, {here!r} here"
+        yield f"{key} is {show(there)} there, {show(here)} here"
