@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from numbers import Integral
 from typing import Any
 
@@ -31,26 +31,3 @@ def check_weights(layers: Iterable[FilterLayer]) -> None:
                 f"drop: the weights of layer {layer.name!r} are not finite, training has diverged; lower the "
                 "learning rate or clip gradients, and go on from an earlier checkpoint"
             )
-
-
-def check_state(state: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """Raise :class:`ReaperError` unless ``state`` is of a scheme with the settings ``config``."""
-    if not isinstance(state, Mapping) or "config" not in state or state.get("version") != 1:
-        raise ReaperError(
-            "load_state_dict: not the state of a RePr scheme of this version; pass what scheme.state_dict() gave"
-        )
-    saved, now = _flat(state["config"]), _flat(config)
-    for name in {**now, **saved}:
-        if saved.get(name) != now.get(name):
-            raise ReaperError(
-                f"load_state_dict: {name} was {saved.get(name)!r} when saved and is {now.get(name)!r} now; "
-                "build the scheme with the settings and the model of the checkpoint"
-            )
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one level, so that a difference is named by one key."""
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        flat |= _flat(value, f"{prefix}{name} ") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat

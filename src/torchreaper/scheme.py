@@ -14,17 +14,18 @@ from torch import Tensor, nn
 
 from torchreaper import criteria
 from torchreaper.bank import FilterBank, find_filters
-from torchreaper.checks import check_counts, check_state, check_weights
+from torchreaper.checks import check_counts, check_weights
 from torchreaper.errors import NoEffectWarning, OneLayerWarning, ReaperError
 from torchreaper.filters import Skip, cuts, dropped_ids, weight_parameters
 from torchreaper.flow.operations import NORMS
 from torchreaper.flow.tracing import ExampleInputs, refuse_shards
 from torchreaper.ranks import Wrappers, decided_by_rank_zero
 from torchreaper.reinit import Reinit, as_reinit
+from torchreaper.saved import read_state
 from torchreaper.state import Optimizers, as_optimizers, parameter_ids
 from torchreaper.subnetwork.modes import Mode, check_mode, resolve
 from torchreaper.text import percent
-from torchreaper.transitions import Transition, forget_scores, packed, transition_at, unpacked
+from torchreaper.transitions import Transition, forget_scores, packed, transition_at
 
 log = logging.getLogger("torchreaper")
 
@@ -209,16 +210,22 @@ class RePr:
         """Continue where ``state`` was saved. Load the model and the optimizer before this.
 
         Raises:
-            ReaperError: the state belongs to other settings or another model, or filters are dropped now.
+            ReaperError: the state belongs to other settings or another model, is damaged, or filters are dropped now;
+                the scheme stays as it was.
         """
         if self.phase == "sub":
             raise ReaperError("load_state_dict: the model is in a sub-network phase; call scheme.restore() before")
-        check_state(state, self._config())
-        self.steps, self._cycle = state["steps"], state["cycle"]
-        self.bank.generator.set_state(state["generator"].cpu())
-        self.history = [unpacked(one) for one in state["history"]]
-        if state["dropped"]:
-            self._leave_out(state["dropped"])
+        saved = read_state(state, self._config())
+        before = self.steps, self._cycle
+        self.steps, self._cycle = saved.steps, saved.cycle
+        try:
+            if saved.dropped:
+                self._leave_out(saved.dropped)
+        except ReaperError:
+            self.steps, self._cycle = before
+            raise
+        self.bank.generator.set_state(saved.generator)
+        self.history = saved.history
 
     def __str__(self) -> str:
         if self.phase == "sub":

@@ -28,3 +28,9 @@ def shorten(indices: Sequence[int], most: int = 12) -> str:
     """The first indices of a long list."""
     shown = " ".join(map(str, indices[:most]))
     return shown + (f" ... ({len(indices) - most} more)" if len(indices) > most else "")
+
+
+def shortened(value: object) -> str:
+    """``repr`` in one line, cut where it is too long for an error message."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -170,3 +170,26 @@ for _ in range(150):
             assert len(set(content)) == 1
     assert [process.returncode for process in processes] == [0, 0, 0]
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+DYING = """
+import os, signal, sys
+from pathlib import Path
+from torchreaper.lab import files
+os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+files.write_whole(Path(sys.argv[1]), b"half")
+"""
+
+
+def test_what_a_killed_process_was_writing_goes_with_the_next_whole_file(tmp_path):
+    path, others = tmp_path / "[a]*.json", tmp_path / "[a]b.json"
+    for one in (path, others):
+        subprocess.run([sys.executable, "-c", DYING, str(one)], check=False, timeout=60)
+    mine, theirs = sorted(tmp_path.iterdir())
+    alive = path.with_name(mine.name.replace(mine.name.rpartition("-")[2], f"{os.getppid()}.tmp"))
+    elsewhere = path.with_name(f"{path.name}.00000000-1.tmp")
+    for one in (alive, elsewhere):
+        one.write_bytes(b"being written")
+    files.write_whole(path, b"whole")
+    assert sorted(tmp_path.iterdir()) == sorted([path, alive, elsewhere, theirs])
+    assert path.read_bytes() == b"whole"

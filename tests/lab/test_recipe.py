@@ -232,7 +232,14 @@ def test_a_wrong_setting_is_one_clear_line(path, override, message):
         ("\ta: 1", "is not valid YAML: line 1: found character '\\t'"),
         ("? [a]\n: 1", "is not valid YAML: line 1: found unhashable key"),
         ("!!python/object/apply:os.system [ls]", "is not valid YAML: line 1: could not determine a constructor"),
-        ("[" * 5000, "is not valid YAML: maximum recursion depth"),
+        ("[" * 5000, "is not valid YAML: line 1: more than 50 levels"),
+        ("a: !!int b", "is not valid YAML: line 1: 'b' is not a whole number"),
+        ("a: 1\nb: !!bool 3", "is not valid YAML: line 2: '3' is not true or false"),
+        ("a: 2024-99-99", "is not valid YAML: line 1: '2024-99-99' is not a date"),
+        ("a: !!set b", "is not valid YAML: line 1: "),
+        ("a: 0x" + "F" * 9999, "is not valid YAML: line 1: '0xFFF"),
+        ('a: "\\0"', "is not valid YAML: line 1: '\\x00' has a character that is no text"),
+        ('a: "\\ud800"', "is not valid YAML: line 1: '\\ud800' has a character that is no text"),
     ],
 )
 def test_a_file_that_is_no_recipe_is_one_clear_line(path, text, message):
@@ -329,3 +336,13 @@ def test_a_recipe_made_in_code_is_checked_too():
     recipe = parse(Recipe, {k: v for k, v in BASE.items() if k not in ("profiles", "scheme", "schemes")})
     assert recipe.scheme == {"name": "standard"}
     assert recipe.base == Path()
+
+
+def test_a_word_that_begins_like_a_number_is_a_word(path):
+    assert load_recipe(path, overrides=["name=1e5x"]).name == "1e5x"
+    assert load_recipe(path, overrides=["optim.lr=1e-5"]).optim.lr == 1e-5
+
+
+def test_a_file_without_an_end_is_refused():
+    with pytest.raises(UserError, match=r"recipe='/dev/zero': has more than [\d,]+ bytes"):
+        load_recipe("/dev/zero")

@@ -31,9 +31,16 @@ def folder_at(path, recipe=RECIPE, seed=0):
     return folder
 
 
+def metrics_line(epoch):
+    return {
+        **{"epoch": epoch, "phase": "full", "train_loss": 1 / epoch, "train_accuracy": 0.5, "test_accuracy": 0.5},
+        **{"overlap": {}, "overlap_total": 0.0, "dropped": {}, "seconds": 0.1},
+    }
+
+
 def save(folder, epoch, events=False):
-    event = [{"epoch": epoch, "kind": "drop"}] if events else []
-    folder.save(epoch, {"weights": torch.full((3,), float(epoch))}, {"epoch": epoch, "loss": 1 / epoch}, event)
+    event = [{"epoch": epoch, "kind": "drop", "filters": {}}] if events else []
+    folder.save(epoch, {"weights": torch.full((3,), float(epoch))}, metrics_line(epoch), event)
 
 
 def loaded(folder):
@@ -241,8 +248,12 @@ def test_a_checkpoint_is_not_unpickled(tmp_path):
 def test_a_result_finishes_a_run(tmp_path):
     folder = folder_at(tmp_path)
     assert read_result(folder.path) is None
-    folder.finish({"test_accuracy": 0.5, "validation_accuracy": None})
-    assert folder.look() == read_result(folder.path) == {"test_accuracy": 0.5, "validation_accuracy": None}
+    result = {
+        **{"recipe": "tiny", "scheme": "repr", "seed": 0, "epochs": 9, "report": "last", "seconds": 1.0},
+        **{"test_accuracy": 0.5, "train_accuracy": 0.75, "gap": 0.25, "validation_accuracy": None, "layers": {"a": 2}},
+    }
+    folder.finish(result)
+    assert folder.look() == read_result(folder.path) == result
     (folder.path / "result.json").write_text("{")
     with pytest.raises(UserError, match=r"result\.json: is damaged"):
         folder.look()

@@ -13,7 +13,11 @@ import torch
 from torchreaper import loading
 from torchreaper.lab.checksums import digest_of, read_digest, write_digest
 from torchreaper.lab.errors import UserError
-from torchreaper.lab.files import Json, gone_if_it_fails, sync, write_bytes
+from torchreaper.lab.files import Json, finite, gone_if_it_fails, sync, write_bytes
+from torchreaper.lab.objects import plain
+from torchreaper.lab.records import EventLine, MetricsLine
+from torchreaper.lab.records import check as check_record
+from torchreaper.lab.settings import show
 
 LAST, PREVIOUS, DAMAGED = "last.pt", "previous.pt", ".damaged"
 
@@ -61,7 +65,10 @@ def load_checkpoint(folder: Path, note: Callable[[str], None], *, mend: bool = T
 
 def judged_weights(checkpoint: Json) -> dict[str, Any]:
     """The weights of the network that counts: an average, where the scheme keeps one, else those that are trained."""
-    return dict(checkpoint.get("network") or checkpoint["model"])
+    weights = checkpoint.get("network") or checkpoint.get("model")
+    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise UserError("checkpoint: holds no weights of a network; delete the run's folder and run again")
+    return dict(weights)
 
 
 def _unpack(path: Path, data: bytes) -> Json:
@@ -74,4 +81,25 @@ def _unpack(path: Path, data: bytes) -> Json:
         ) from error
     if not isinstance(state, dict) or not {"run", "epoch", "lines"} <= state.keys():
         raise UserError(f"{path}: is no checkpoint of a run; delete the folder and run again")
+    try:
+        _check_lines_of(state, path)
+    except UserError as error:
+        raise UserError(f"{error}; delete the folder and run again") from None
     return state
+
+
+def _check_lines_of(state: Json, path: Path) -> None:
+    """Raise `UserError` where a checkpoint does not hold the lines of its own epoch."""
+    epoch, lines = state["epoch"], state["lines"]
+    if not isinstance(state["run"], dict) or not plain(state["run"]):
+        raise UserError(f"{path}: run: is damaged")
+    if not isinstance(lines, dict) or not isinstance(lines.get("events"), list):
+        raise UserError(f"{path}: lines: is damaged")
+    every = [lines.get("metrics"), *lines["events"]]
+    for number, line in enumerate(every):
+        line = finite(line)
+        if not isinstance(line, dict) or not plain(line):
+            raise UserError(f"{path}: lines: is damaged")
+        check_record(EventLine if number else MetricsLine, line, f"{path}: lines")
+        if isinstance(epoch, bool) or line["epoch"] != epoch:
+            raise UserError(f"{path}: epoch={show(epoch)}: its lines are of epoch {line['epoch']}")

@@ -29,6 +29,7 @@ from torchreaper.lab.cli_looking import (
 from torchreaper.lab.cli_timm import EXAMPLE_TIMM, timm_train
 from torchreaper.lab.command_line import (
     FAILED,
+    LARGEST_SEED,
     WRONG,
     Debug,
     Device,
@@ -135,7 +136,9 @@ def train(
     scheme: Annotated[
         str | None, typer.Option(metavar="NAME", help="Scheme to train with.", show_default="the recipe's own")
     ] = None,
-    seed: Annotated[int, typer.Option(metavar="K", min=0, help="Seed of weights, data order and scheme.")] = 0,
+    seed: Annotated[
+        int, typer.Option(metavar="K", min=0, max=LARGEST_SEED, help="Seed of weights, data order and scheme.")
+    ] = 0,
     profile: Profile = None,
     overrides: Overrides = None,
     out: Out = Path("runs"),

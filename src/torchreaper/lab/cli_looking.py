@@ -14,6 +14,7 @@ import typer
 from torchreaper.lab import console as screen
 from torchreaper.lab.command_line import (
     FAILED,
+    LARGEST_SEED,
     Debug,
     Device,
     Overrides,
@@ -133,7 +134,9 @@ def analyze(
         Path | None,
         typer.Option(metavar="FOLDER", help="Where tables and figures go.", show_default="analysis, beside the runs"),
     ] = None,
-    seed: Annotated[int, typer.Option(metavar="K", min=0, help="Of the choice of images and of random numbers.")] = 0,
+    seed: Annotated[
+        int, typer.Option(metavar="K", min=0, max=LARGEST_SEED, help="Of the choice of images and of random numbers.")
+    ] = 0,
     device: Device = "auto",
     threads: Threads = None,
     debug: Debug = False,
@@ -218,7 +221,7 @@ def inspect(
     classes: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Classes.", show_default="the recipe's data, or 10")
     ] = None,
-    seed: Annotated[int, typer.Option(metavar="K", min=0, help="Seed of the weights.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="K", min=0, max=LARGEST_SEED, help="Seed of the weights.")] = 0,
     debug: Debug = False,
 ) -> None:
     """Show the filters of an untrained network, and which of them would be dropped first."""

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torchreaper.lab.recipe import Recipe
 
 FAILED, WRONG = 1, 2
+LARGEST_SEED = 2**63 - 1  # that torch's generators take
 
 
 class OneLine(TyperGroup):
@@ -108,7 +109,7 @@ Precision = Annotated[
     ),
 ]
 Threads = Annotated[
-    int | None, typer.Option(metavar="N", min=1, help="CPU threads of torch.", show_default="torch's choice")
+    int | None, typer.Option(metavar="N", min=1, max=4096, help="CPU threads of torch.", show_default="torch's choice")
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and all warnings.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No bar; results only, as when not on a terminal.")]

@@ -175,8 +175,10 @@ def _at_once(folder: Path) -> int:
         begun = read_json(folder / ENVIRONMENT) or {}
     except UserError:  # not worth to stop for
         return 1
-    found = [one.get("jobs", 1) for one in (begun, *begun.get("resumed", [])) if isinstance(one, dict)]
-    return max(count for count in found if isinstance(count, int))
+    resumed = begun.get("resumed")
+    parts = (begun, *(resumed if isinstance(resumed, list) else ()))
+    found = [one.get("jobs", 1) for one in parts if isinstance(one, dict)]
+    return max((count for count in found if isinstance(count, int)), default=1)
 
 
 def named(recipe: Recipe, text: str | None) -> list[str]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import math
 import os
+import platform
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +19,8 @@ from torchreaper.lab.errors import UserError
 from torchreaper.lab.yaml_text import YAMLProblem, parse_yaml
 
 Json = dict[str, Any]
+# The machine, in few characters: processes of others have numbers of their own.
+_HOST = f"{zlib.crc32(platform.node().encode()):08x}"
 #: What to do about a damaged file of a run.
 MEND = "give the command that wrote it again, which mends it"
 
@@ -27,15 +32,16 @@ def write_json(path: Path, value: Json) -> None:
 
 def encoded(value: Json) -> bytes:
     """The bytes that `write_json` writes."""
-    return (json.dumps(_finite(value), indent=2, allow_nan=False) + "\n").encode()
+    return (json.dumps(finite(value), indent=2, allow_nan=False) + "\n").encode()
 
 
 def write_whole(path: Path, data: bytes) -> None:
     """Replace the content of `path` by `data`: a reader sees the old or the new, wherever this is cut off.
 
-    Several processes may do so at once: the last one's content stays.
+    Several processes may do so at once: the last one's content stays. What a process that was killed was writing in
+    the same place goes.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{_HOST}-{os.getpid()}.tmp")
     with stopping.whole():
         try:
             write_bytes(temporary, data)
@@ -44,7 +50,23 @@ def write_whole(path: Path, data: bytes) -> None:
         except OSError as error:
             error.filename, error.filename2 = str(path), None
             raise
+        for left in path.parent.glob(f"{glob.escape(path.name)}.{_HOST}-*.tmp"):
+            if not _alive(left.name.removesuffix(".tmp").rpartition("-")[2]):
+                left.unlink(missing_ok=True)
         sync(path.parent)
+
+
+def _alive(process: str) -> bool:
+    """Whether a process of this machine goes on; where that cannot be told, it does."""
+    if not process.isdecimal() or not hasattr(os, "fork"):
+        return True
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # it is another user's
+        return True
+    return True
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
@@ -114,14 +136,15 @@ def encoded_lines(lines: Iterable[Json]) -> bytes:
 
 
 def _encode(line: Json) -> bytes:
-    return (json.dumps(_finite(line), allow_nan=False) + "\n").encode()
+    return (json.dumps(finite(line), allow_nan=False) + "\n").encode()
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """`value` as it is written: what is no number (NaN, infinity) is None, and a tuple a list."""
     if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
+        return {key: finite(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(inner) for inner in value]
+        return [finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -159,7 +182,7 @@ def read_json(path: Path) -> Json | None:
 def parsed(path: Path, data: bytes) -> Json:
     """The JSON object that `data`, the content of `path`, is; `UserError` where it is none."""
     try:
-        value = json.loads(data)
+        value = _loads(data)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is damaged ({error}); {MEND}") from None
     if not isinstance(value, dict):
@@ -201,9 +224,25 @@ def good_lines(path: Path) -> list[Json]:
     return [value for line in lines if (value := _parse(line)) is not None]
 
 
+def _loads(data: bytes) -> Any:
+    """JSON as it is written here: no NaN and no infinity, no whole number that no type holds."""
+    return json.loads(data, parse_constant=_no_number, parse_int=_whole)
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+def _whole(text: str) -> int:
+    value = int(text) if len(text) < 30 else 2**64
+    if not -(2**63) <= value < 2**64:
+        raise ValueError("a whole number of too many digits")
+    return value
+
+
 def _parse(line: bytes) -> Json | None:
     try:
-        value = json.loads(line)
+        value = _loads(line)
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) and isinstance(value.get("epoch"), int) else None

@@ -18,7 +18,7 @@ from torchreaper.lab.errors import UserError
 from torchreaper.lab.models import ModelSpec
 from torchreaper.lab.published import Published
 from torchreaper.lab.settings import Settings, did_you_mean, parse, show
-from torchreaper.lab.yaml_text import YAMLProblem, parse_yaml
+from torchreaper.lab.yaml_text import LONGEST, YAMLProblem, parse_yaml
 
 #: What stands for every scheme of a recipe in ``reaper compare --schemes``; no scheme can be called that.
 ALL = "all"
@@ -289,15 +289,22 @@ def _yaml(text: str, where: str) -> Any:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    where = f"recipe={str(path)!r}"
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            data = file.read(LONGEST + 1)
+        if len(data) > LONGEST:
+            raise UserError(f"{where}: has more than {LONGEST:,} bytes; is it a recipe?")
+        text = data.decode()
     except FileNotFoundError:
-        raise UserError(f"recipe={str(path)!r}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"recipe={str(path)!r}: cannot be read as text ({error})") from None
-    values = _yaml(text, f"recipe={str(path)!r}")
+        raise UserError(f"{where}: no such file") from None
+    except (OSError, ValueError) as error:  # of a folder, of bytes that are no UTF-8, of a path with a NUL
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{where}: cannot be read as text ({error})") from None
+    values = _yaml(text, where)
     if not isinstance(values, dict):
-        raise UserError(f"recipe={str(path)!r}: must be a mapping (key: value), not {show(values)}")
+        raise UserError(f"{where}: must be a mapping (key: value), not {show(values)}")
     return values
 
 
@@ -329,7 +336,7 @@ def _with_override(values: dict[str, Any], override: str) -> dict[str, Any]:
         raise UserError(f"set={override!r}: must be key=value, such as optim.lr=0.1")
     if key.split(".")[0] == "profiles":
         raise UserError(f"set={override!r}: has no effect; set the key itself, or choose a profile")
-    changes: Any = _yaml(text, f"set={override!r}")
+    changes: Any = _yaml(text, f"set={show(override)}")
     *parents, last = key.split(".")
     result = section = dict(values)
     for depth, part in enumerate(parents, start=1):

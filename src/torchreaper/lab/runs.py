@@ -35,7 +35,9 @@ from torchreaper.lab.files import (
     write_whole,
 )
 from torchreaper.lab.recipe import Recipe
-from torchreaper.lab.settings import parse
+from torchreaper.lab.records import EventLine, MetricsLine, Result, check_lines, good
+from torchreaper.lab.records import check as check_record
+from torchreaper.lab.settings import parse, show
 
 #: The files of a run folder, beside its snapshots; nothing else in it is ever touched.
 METRICS, EVENTS, RESULT = "metrics.jsonl", "events.jsonl", "result.json"
@@ -62,27 +64,33 @@ def folder_of(out: Path, name: str, scheme: str, seed: int) -> Path:
 def read_metrics(folder: Path) -> list[Json]:
     """One dict per finished epoch; empty where there is no run. A line still being written is left out.
 
-    Raises `UserError` where the file is damaged, or does not agree with the checksum that a finished run gave it.
+    Raises `UserError` for a damaged line, and where the file does not agree with the checksum that a finished run gave
+    it; which keys the lines have says `records.MetricsLine`.
     """
-    return _read_log(Path(folder) / METRICS)
+    return _read_log(Path(folder) / METRICS, MetricsLine, each_once=True)
 
 
 def read_events(folder: Path) -> list[Json]:
-    """One dict per transition; empty where there is none. As `read_metrics`."""
-    return _read_log(Path(folder) / EVENTS)
+    """One dict per transition; empty where there is none. As `read_metrics`, with `records.EventLine`."""
+    return _read_log(Path(folder) / EVENTS, EventLine, each_once=False)
 
 
-def _read_log(path: Path) -> list[Json]:
+def _read_log(path: Path, kind: type[MetricsLine | EventLine], *, each_once: bool) -> list[Json]:
     lines = read_lines(path)
     if sidecar(path).exists() and not agrees(path, _content(path)):
         raise UserError(f"{path}: is damaged ({_DISAGREES}); {MEND}")
+    try:
+        check_lines(kind, lines, path, each_once=each_once)
+    except UserError as error:
+        raise UserError(f"{error}; {MEND}") from None
     return lines
 
 
 def read_result(folder: Path) -> Json | None:
     """The result of a finished run; None for a run that is not finished, or not there.
 
-    Raises `UserError` where the file is damaged, or does not agree with its checksum.
+    Raises `UserError` where the file is damaged, or does not agree with its checksum; which keys it has says
+    `records.Result`.
     """
     path = Path(folder) / RESULT
     try:
@@ -91,7 +99,12 @@ def read_result(folder: Path) -> Json | None:
         return None
     if not agrees(path, data):
         raise UserError(f"{path}: is damaged ({_DISAGREES}); {MEND}")
-    return parsed(path, data)
+    result = parsed(path, data)
+    try:
+        check_record(Result, result, str(path))
+    except UserError as error:
+        raise UserError(f"{error}; {MEND}") from None
+    return result
 
 
 def read_recipe(folder: Path) -> Recipe:
@@ -311,8 +324,10 @@ class RunFolder:
             rewrite_lines(self.path / EVENTS, [])
             return
         epoch, lines = state["epoch"], state["lines"]
-        metrics = {line["epoch"]: line for line in good_lines(self.path / METRICS) if line["epoch"] < epoch}
-        events = [line for line in good_lines(self.path / EVENTS) if line["epoch"] < epoch]
+        metrics = {line["epoch"]: line for line in _good(self.path / METRICS, MetricsLine) if line["epoch"] < epoch}
+        metrics = dict(sorted(metrics.items()))
+        events = [line for line in _good(self.path / EVENTS, EventLine) if line["epoch"] < epoch]
+        events.sort(key=lambda line: int(line["epoch"]))
         missing = sorted(set(range(1, epoch)) - metrics.keys())
         if missing:
             note(f"{self.path / METRICS}: the lines of epochs {missing} are lost; training is not affected")
@@ -350,6 +365,10 @@ def _content(path: Path) -> bytes:
     return path.read_bytes() if path.exists() else b""
 
 
+def _good(path: Path, kind: type[MetricsLine | EventLine]) -> list[Json]:
+    return [line for line in good_lines(path) if good(kind, line)]
+
+
 def run_of(recipe: Json, *, seed: int) -> Json:
     """What makes two runs the same: the recipe with one scheme's options, and the seed."""
     return {**{key: value for key, value in recipe.items() if key not in _NOT_OF_THE_RUN}, "seed": seed}
@@ -366,7 +385,8 @@ def _completed(run: Json) -> Json:
 
 def _differences(there: Any, here: Any, key: str = "") -> Iterator[str]:
     if isinstance(there, dict) and isinstance(here, dict):
-        for name in sorted({*there, *here}):
-            yield from _differences(there.get(name), here.get(name), f"{key}.{name}" if key else name)
+        for name in sorted({*there, *here}, key=str):
+            inner = " ".join(str(name).split())
+            yield from _differences(there.get(name), here.get(name), f"{key}.{inner}" if key else inner)
     elif there != here:
-        yield f"{key} is {there!r} there, {here!r} here"
+        yield f"{key} is {show(there)} there, {show(here)} here"

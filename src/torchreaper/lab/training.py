@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import torchreaper as tr
-from torchreaper.lab import data, models, schemes, snapshots, teachers
+from torchreaper.lab import data, models, resuming, schemes, snapshots, teachers
 from torchreaper.lab.environment import machine, make_fabric, rng_state, set_rng_state
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.files import Json
@@ -230,18 +230,21 @@ class Run:
 
     def load_state_dict(self, state: Json, note: Callable[[str], None]) -> None:
         """Go on from `state`; `note` is told where this machine may give other bits than the one that wrote it."""
+        if wrong := resuming.problem(state, self.state_dict()):
+            raise _not_ours(wrong)
         try:
             self.module.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
+            if wrong := resuming.shapes_of_optimizer(self.optimizer):
+                raise ValueError(wrong)
             self.schedule.load_state_dict(state["schedule"])
             self.fabric.strategy.precision.load_state_dict(state["precision"])
             self.scheme.load_state_dict(state["scheme"])
-        except (KeyError, RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(
-                f"checkpoint: is of another model or version ({reason[:200]}); "
-                "run with the code that wrote it, or delete the run's folder"
-            ) from error
+            states = state["rng"] if isinstance(state["rng"], list) else [state["rng"]]
+            if self.share.rank < len(states):
+                set_rng_state(states[self.share.rank])
+        except Exception as error:  # whatever a state that is not ours makes torch and the schemes raise
+            raise _not_ours(str(error) or type(error).__name__) from error
         self.chosen = state["chosen"]
         if self.scheme.phase == "sub":
             self._wrap_anew()
@@ -253,13 +256,10 @@ class Run:
                 f"{torch.get_num_threads()}, because the number of threads changes the last bits"
             )
         for key in ("torch", "cpu", "device", "gpu"):
-            if there[key] != here[key]:
-                note(f"{key} was {there[key]} and is {here[key]}: the last bits may differ")
+            if there.get(key) != here[key]:
+                note(f"{key} was {there.get(key)} and is {here[key]}: the last bits may differ")
         if (before := there.get("processes", 1)) != self.share.of:
             note(f"{before} processes began this run and {self.share.of} go on with it: its numbers will be others")
-        states = state["rng"] if isinstance(state["rng"], list) else [state["rng"]]
-        if self.share.rank < len(states):
-            set_rng_state(states[self.share.rank])
 
     def _wrap_anew(self) -> None:
         """DDP lays out its reductions for the shapes that the parameters have when it is made."""
@@ -370,3 +370,10 @@ def _look(epoch: int, before: int, waiting: Tensor) -> list[float]:
         if not math.isfinite(loss):
             raise RunFailed(f"epoch {epoch}, step {step}: the training loss is {loss}; {REMEDY}")
     return losses
+
+
+def _not_ours(why: str) -> UserError:
+    return UserError(
+        f"checkpoint: is of another model or version ({' '.join(why.split())[:200]}); "
+        "run with the code that wrote it, or delete the run's folder"
+    )

@@ -145,7 +145,8 @@ def read_labels(table: Table, classes: tuple[str, ...]) -> Int64[Tensor, " rows"
     index = {name: number for number, name in enumerate(classes)}
     numbers = [index.get(value, -1) if isinstance(value, str) else value for value in values]
     for row, number in enumerate(numbers):
-        if not 0 <= number < len(classes):
+        # Not a bool or a float that equals one: 0.5 would silently be class 0.
+        if type(number) is not int or not 0 <= number < len(classes):
             raise UserError(_range(table, row, values[row], f"0 to {len(classes) - 1} ({len(classes)} classes)"))
     return torch.tensor(numbers, dtype=torch.int64)
 

@@ -26,7 +26,7 @@ class CNetOptions(Settings):
         dropout: probability, in front of the fully connected layer.
     """
 
-    depth: int = Field(default=3, ge=1)
+    depth: int = Field(default=3, ge=1, le=1000)
     width: int = Field(default=32, ge=1)
     kernel: int = Field(default=3, ge=1)
     batch_norm: bool = False

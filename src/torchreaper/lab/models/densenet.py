@@ -33,7 +33,7 @@ class DenseNetOptions(Settings):
     """
 
     growth: int = Field(default=12, ge=1)
-    blocks: int = Field(default=3, ge=1)
+    blocks: int = Field(default=3, ge=1, le=100)
     bottleneck: bool = False
     reduction: float = Field(default=1.0, gt=0, le=1)
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -55,7 +55,7 @@ class DenseNet5Options(DenseNetOptions):
     here. ``blocks=2`` is the other one that counts to 5: a convolution, one layer, a transition, one layer, fc.
     """
 
-    blocks: int = Field(default=1, ge=1)
+    blocks: int = Field(default=1, ge=1, le=100)
 
 
 class DenseLayer(nn.Module):

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from pydantic import Field, ValidationInfo, field_validator
 from torch import nn
 
+from torchreaper.lab.errors import UserError
 from torchreaper.lab.models.callable_ import EXAMPLE, build_callable
 from torchreaper.lab.models.checking import check_logits
 from torchreaper.lab.models.cnet import CNetOptions, cnet
@@ -23,8 +24,8 @@ from torchreaper.lab.models.mobilenet_v2 import MobileNetV2Options, mobilenet_v2
 from torchreaper.lab.models.resnet import DEPTHS as RESNETS
 from torchreaper.lab.models.resnet import ResNetOptions, resnet
 from torchreaper.lab.models.vgg import VGG16Options, vgg16
-from torchreaper.lab.objects import check_form, check_options, drawing, is_object
-from torchreaper.lab.settings import Settings, did_you_mean, parse, parse_nested
+from torchreaper.lab.objects import check_form, check_options, drawing, is_object, reason
+from torchreaper.lab.settings import Settings, did_you_mean, parse, parse_nested, show
 
 
 class Builder(NamedTuple):
@@ -107,16 +108,22 @@ def build(
     All weights are drawn on the CPU from ``generator_seed`` alone; the global random state is left as it was.
     A ``package.module:callable`` is looked for in ``base`` and the current folder too. It gets, beside its options,
     what its signature names of ``classes``, ``num_classes``, ``in_channels``, ``in_chans`` and ``image_size``.
-    Raises ``UserError`` for an unknown name, unknown or wrong options, images too small for the network, and for a
-    network that is not the zoo's if it gives no logits.
+    Raises ``UserError`` for an unknown name, unknown or wrong options, images too small for the network, sizes that
+    no machine holds, and for a network that is not the zoo's if it gives no logits.
     """
     spec = parse(ModelSpec, {"name": name, "options": dict(options)}, at="model")
     if spec.name in MODELS:
         builder = MODELS[spec.name]
-        with drawing(generator_seed):
-            return builder.build(
-                builder.options(**spec.options), in_channels=in_channels, classes=classes, image_size=image_size
-            )
+        try:
+            with drawing(generator_seed):
+                return builder.build(
+                    builder.options(**spec.options), in_channels=in_channels, classes=classes, image_size=image_size
+                )
+        except (MemoryError, OverflowError, RuntimeError, TypeError) as error:  # of sizes that no machine has
+            asked = f"{in_channels}x{'x'.join(map(str, image_size))} pixels, {classes} classes, {show(spec.options)}"
+            raise UserError(
+                f"model.name={name!r}: cannot be built for {asked} ({reason(error)[:150]}); make it smaller"
+            ) from error
     if library_of(spec.name):
         model = build_from_library(
             spec.name,

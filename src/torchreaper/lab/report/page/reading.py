@@ -11,6 +11,7 @@ from typing import Any
 from torchreaper.lab import comparison
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.files import read_json, read_yaml
+from torchreaper.lab.records import Asked, Found, check
 from torchreaper.lab.runs import ENVIRONMENT, EVENTS, METRICS, RECIPE, RESULT, read_metrics, read_result
 
 Json = dict[str, Any]
@@ -95,7 +96,12 @@ def _run_folders(folder: Path) -> Iterable[tuple[str, int, Path]]:
 def read(folder: Path) -> Folder:
     """Read a comparison; `UserError` where one of its files is damaged, or a link."""
     _check_links(folder)
-    there = read_json(folder / f"{comparison.NAME}.json")
+    path = folder / f"{comparison.NAME}.json"
+    there = read_json(path)
+    try:
+        check(Found, there or {}, str(path))
+    except UserError as error:
+        raise UserError(f"{error}; give the command reaper compare again, which writes it anew") from None
     unsorted = {(scheme, seed): _read_run(scheme, seed, path) for scheme, seed, path in _run_folders(folder)}
     order = _order(there, {scheme for scheme, _ in unsorted})
     runs = {
@@ -133,9 +139,15 @@ def _read_run(scheme: str, seed: int, path: Path) -> Run:
         seed=seed,
         lines=read_metrics(path),
         result=read_result(path),
-        recipe=read_yaml(path / RECIPE) or {},
+        recipe=_recipe(path / RECIPE),
         environment=read_json(path / ENVIRONMENT) or {},
     )
+
+
+def _recipe(path: Path) -> Json:
+    recipe = read_yaml(path) or {}
+    check(Asked, recipe, str(path))
+    return recipe
 
 
 def _order(found: Json | None, schemes: set[str]) -> list[str]:

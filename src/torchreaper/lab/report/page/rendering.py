@@ -95,7 +95,8 @@ def facts(folder: Folder) -> str:
     model, data = (recipe.get(key) or {} for key in ("model", "data"))
     finished = sum(run.result is not None for run in folder.every)
     runs = f"{finished} of {len(folder.every)} runs finished" if finished < len(folder.every) else f"{finished} runs"
-    options = model.get("options") or {}
+    options = model.get("options")
+    options = options if isinstance(options, dict) else {}
     shape = ", ".join(f"{key} {options[key]}" for key in ("depth", "width") if key in options)
     network = f"{model.get('name')} ({shape})" if shape else model.get("name")
     epochs = f"{recipe['epochs']} epochs" if recipe.get("epochs") else None

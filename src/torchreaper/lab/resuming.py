@@ -1,0 +1,117 @@
+"""Is what a checkpoint holds what a run can go on from? Asked before any of it is taken over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchreaper.lab.settings import show
+
+_NUMBER = (int, float)
+MOST_THREADS = 4096  # of torch on the CPU: what a machine may have
+
+
+def problem(state: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Why a run whose own state is `now` cannot go on from `state`, if so: one line; empty where it can.
+
+    The model's tensors must be of the same shapes and types, the optimizer's those of its parameters; what both have
+    beside them must be of one type. What it says about the epoch must agree. The scheme looks at its part itself.
+    """
+    return next(_problems(state, now), "")
+
+
+def _problems(state: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    if missing := [key for key in now if key not in state and key != "network"]:
+        yield f"{missing[0]} is missing"
+        return
+    yield from _unlike(state["model"], now["model"], "model")
+    if "network" in state:  # of the same tensors as the model
+        yield from _unlike(state["network"], now["model"], "network")
+    for key in ("schedule", "precision", "machine"):
+        yield from _unlike(state[key], now[key], key, strict=False)
+    yield from _of_optimizer(state["optimizer"], now["optimizer"], list(now["model"].values()))
+    scheme = state["scheme"]
+    if not isinstance(scheme, Mapping):
+        yield f"scheme is {show(scheme)}"
+    elif not _equal(scheme.get("epoch"), state["epoch"]):
+        yield f"scheme.epoch is {show(scheme.get('epoch'))} in epoch {state['epoch']}"
+    threads = state["machine"].get("threads") if isinstance(state["machine"], Mapping) else None
+    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= MOST_THREADS:
+        yield f"machine.threads is {show(threads)}"
+    chosen = state["chosen"]
+    if chosen is not None and not (
+        isinstance(chosen, Mapping)
+        and {"epoch", "test_accuracy", "validation_accuracy", "train_accuracy"} <= chosen.keys()
+        and all(isinstance(value, _NUMBER) for value in chosen.values())
+    ):
+        yield f"chosen is {show(chosen)}"
+
+
+def _unlike(there: Any, here: Any, where: str, *, strict: bool = True) -> Iterator[str]:
+    """Where two values are of different kinds; ``strict``: mappings must have the same keys."""
+    if isinstance(here, Tensor):
+        if not isinstance(there, Tensor):
+            yield f"{where} is {show(there)}, no tensor"
+        elif (there.shape, there.dtype) != (here.shape, here.dtype):
+            yield f"{where} is of {there.dtype} and shape {list(there.shape)}, not {here.dtype} and {list(here.shape)}"
+    elif isinstance(here, Mapping):
+        if not isinstance(there, Mapping):
+            yield f"{where} is {show(there)}"
+            return
+        if strict and (missing := [key for key in here if key not in there]):
+            yield f"{where} lacks {missing[0]}"
+        if strict and (more := [key for key in there if key not in here]):
+            yield f"{where} has {show(more[0])} beside its own"
+        for key in (key for key in here if key in there):
+            yield from _unlike(there[key], here[key], f"{where}.{key}", strict=strict)
+    elif isinstance(here, (list, tuple)):
+        if not isinstance(there, (list, tuple)) or len(there) != len(here):
+            yield f"{where} is {show(there)}"
+            return
+        for number, (one, other) in enumerate(zip(there, here)):
+            yield from _unlike(one, other, f"{where}.{number}", strict=strict)
+    elif here is not None and there is not None:
+        kind = type(here) if isinstance(here, bool) or not isinstance(here, _NUMBER) else _NUMBER
+        if not isinstance(there, kind) or isinstance(there, bool) != isinstance(here, bool):
+            yield f"{where} is {show(there)}"
+
+
+def _of_optimizer(there: Any, here: Mapping[str, Any], tensors: list[Tensor]) -> Iterator[str]:
+    if not isinstance(there, Mapping) or not {"state", "param_groups"} <= there.keys():
+        yield f"optimizer is {show(there)}"
+        return
+    yield from _unlike(there["param_groups"], here["param_groups"], "optimizer.param_groups", strict=False)
+    states = there["state"]
+    if not isinstance(states, Mapping) or not all(isinstance(one, Mapping) for one in states.values()):
+        yield f"optimizer.state is {show(states)}"
+        return
+    known = [number for group in here["param_groups"] for number in group["params"]]
+    if odd := [number for number in states if number not in known]:
+        yield f"optimizer.state has {show(odd[0])}, which is no parameter"
+    if states and len({frozenset(one) for one in states.values()}) > 1:
+        yield "optimizer.state has other keys for some parameters than for others"
+    shapes = {tensor.shape for tensor in tensors}
+    for number, one in states.items():
+        for key, value in one.items():
+            where = f"optimizer.state.{number}.{key}"
+            if isinstance(value, Tensor):
+                if value.numel() != 1 and value.shape not in shapes:
+                    yield f"{where} is of shape {list(value.shape)}, which no parameter has"
+            elif value is not None and not (key == "step" and isinstance(value, _NUMBER)):
+                yield f"{where} is {show(value)}"
+
+
+def shapes_of_optimizer(optimizer: torch.optim.Optimizer) -> str:
+    """Which of an optimizer's tensors do not belong to their parameters, if any: one line."""
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.shape != parameter.shape and value.numel() != 1:
+                return f"optimizer: {key} of shape {list(value.shape)} for a parameter of {list(parameter.shape)}"
+    return ""
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return type(one) is type(other) and bool(one == other)
