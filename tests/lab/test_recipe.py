@@ -237,7 +237,7 @@ def test_a_wrong_setting_is_one_clear_line(path, override, message):
         ("a: 1\nb: !!bool 3", "is not valid YAML: line 2: '3' is not true or false"),
         ("a: 2024-99-99", "is not valid YAML: line 1: '2024-99-99' is not a date"),
         ("a: !!set b", "is not valid YAML: line 1: "),
-        ("a: 0x" + "F" * 9999, "is not valid YAML: line 1: '0xFFF"),
+        ("a: 0x" + "F" * 9999, "is not valid YAML: line 1: a whole number of 10,001 characters"),
         ('a: "\\0"', "is not valid YAML: line 1: '\\x00' has a character that is no text"),
         ('a: "\\ud800"', "is not valid YAML: line 1: '\\ud800' has a character that is no text"),
     ],

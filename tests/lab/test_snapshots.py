@@ -6,7 +6,7 @@ import pytest
 import torch
 from tests.lab.cut import Died, die_after
 from tests.lab.test_run import stopped
-from tests.lab.test_runs import folder_at
+from tests.lab.test_runs import folder_at, metrics_line
 from tests.lab.tiny import recipe
 from torch import nn
 
@@ -118,7 +118,7 @@ def test_a_save_cut_off_anywhere_leaves_those_of_the_epochs_that_count(tmp_path,
             try:
                 for epoch in (1, 2, 3):
                     snapshot = snapshots.take(nn.Linear(2, 2), epoch, "full", {})
-                    folder.save(epoch, {}, {"epoch": epoch}, [], snapshot)
+                    folder.save(epoch, {}, metrics_line(epoch), [], snapshot)
             except Died:
                 died = True
         state = folder.load(print)
