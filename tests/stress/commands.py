@@ -21,11 +21,22 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from tests.lab.tiny import TINY
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 120.0  # seconds until a command counts as hanging
+
+
+#: Marks of what is too long for `make test`.
+LONG = [pytest.mark.stress, pytest.mark.timeout(0)]
+
+
+def cases(name: str, first: Any, *others: Any, short: int, long: int) -> pytest.MarkDecorator:
+    """As `recording.lengths`, for each of several cases called `name`; the short form is the first one's alone."""
+    every = [pytest.param(case, long, id=f"{case}-long", marks=LONG) for case in (first, *others)]
+    return pytest.mark.parametrize((name, "times"), [pytest.param(first, short, id=f"{first}-short"), *every])
 
 
 @dataclass(frozen=True)

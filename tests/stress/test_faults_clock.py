@@ -40,7 +40,7 @@ def clock(tmp_path_factory):
         yield reaper, file
 
 
-@pytest.mark.parametrize("times", [3], ids=["long"])
+@pytest.mark.parametrize("times", [2], ids=["long"])
 def test_no_number_depends_on_the_clock(times, clock, tmp_path, trials):
     count = trials(
         "faults",

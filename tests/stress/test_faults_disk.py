@@ -9,7 +9,7 @@ import shutil
 import sys
 
 import pytest
-from tests.stress.commands import ROOT, recipe_file, served
+from tests.stress.commands import ROOT, cases, recipe_file, served
 from tests.stress.disks import fill, left, litter, mounted, remount, unsynced
 from tests.stress.recording import lengths
 
@@ -32,11 +32,7 @@ def spread(times, most):
     return sorted({round(most * number / max(1, times - 1)) for number in range(times)})
 
 
-LONG = [pytest.mark.stress, pytest.mark.timeout(0)]
-
-
-@lengths(3, 35)
-@pytest.mark.parametrize("scheme", ["kd", pytest.param("repr", marks=LONG)])
+@cases("scheme", "kd", "repr", short=3, long=35)
 def test_a_run_on_a_full_disk_goes_on_where_it_stopped(scheme, times, reaper, recipe, tmp_path, trials):
     count = trials(
         "faults",
@@ -130,8 +126,7 @@ def test_files_that_may_not_be_so_long(times, reaper, recipe, tmp_path, trials):
         shutil.rmtree(out)
 
 
-@lengths(1, 10)
-@pytest.mark.parametrize("command", ["report", *(pytest.param(name, marks=LONG) for name in ("compare", "analyze"))])
+@cases("command", "report", "compare", "analyze", short=1, long=10)
 def test_what_is_made_of_finished_runs(command, times, reaper, recipe, tmp_path, trials):
     room = {"compare": 54, "report": 1190, "analyze": 170}[command]
     count = trials(

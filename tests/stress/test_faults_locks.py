@@ -10,9 +10,8 @@ import sys
 import time
 
 import pytest
-from tests.stress.commands import recipe_file, served
+from tests.stress.commands import LONG, cases, recipe_file, served
 from tests.stress.disks import left, litter
-from tests.stress.recording import lengths
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs fork")
 RUN = "tiny/repr/seed-0"
@@ -38,8 +37,7 @@ def refusals(ended, pids):
     return refused
 
 
-@lengths(1, 16)
-@pytest.mark.parametrize("several", [pytest.param(2, marks=[pytest.mark.stress, pytest.mark.timeout(0)]), 5])
+@cases("several", 5, 2, short=1, long=12)
 def test_commands_on_one_run(several, times, reaper, tmp_path, trials):
     count = trials(
         "faults",
@@ -91,9 +89,7 @@ def _kill_holder(out, pids):
     return None
 
 
-@pytest.mark.stress
-@pytest.mark.timeout(0)
-@pytest.mark.parametrize("times", [20], ids=["long"])
+@pytest.mark.parametrize("times", [pytest.param(12, id="long", marks=LONG)])
 def test_two_comparisons_write_into_one_folder(times, reaper, tmp_path, trials):
     count = trials(
         "faults",
@@ -121,9 +117,7 @@ def test_two_comparisons_write_into_one_folder(times, reaper, tmp_path, trials):
             assert litter(tmp_path / "out") == []
 
 
-@pytest.mark.stress
-@pytest.mark.timeout(0)
-@pytest.mark.parametrize("times", [20], ids=["long"])
+@pytest.mark.parametrize("times", [pytest.param(12, id="long", marks=LONG)])
 def test_looking_on_while_a_run_goes_on(times, reaper, tmp_path, trials):
     count = trials(
         "faults",

@@ -10,7 +10,7 @@ import time
 
 import pytest
 import yaml
-from tests.stress.commands import recipe_file, served
+from tests.stress.commands import LONG, recipe_file, served
 from tests.stress.disks import left
 
 from torchreaper.lab.errors import LESS_MEMORY
@@ -18,7 +18,6 @@ from torchreaper.lab.errors import LESS_MEMORY
 pytestmark = [
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc"),
 ]
-LONG = [pytest.mark.stress, pytest.mark.timeout(0)]
 NETS = """
 import os
 import torch
@@ -114,7 +113,7 @@ def test_workers_that_run_out_of_memory(greed, tmp_path, trials):
 
 @pytest.mark.stress  # tests/lab/execution/test_workers.py has a short form
 @pytest.mark.timeout(0)
-@pytest.mark.parametrize("times", [5], ids=["long"])
+@pytest.mark.parametrize("times", [4], ids=["long"])
 def test_workers_that_are_killed_at_any_moment(times, tmp_path, trials):
     count = trials(
         "faults",
