@@ -165,7 +165,7 @@ def test_commands_say_it_in_one_line(times, trials, trained, tmp_path, monkeypat
         kind = ("train", "analyze run", "analyze weights", "snapshot")[number % 4]
         with count.one():
             if kind == "snapshot":
-                (folder / "snapshots" / "epoch-0004.pt").write_bytes(data)
+                write(folder / "snapshots" / "epoch-0004.pt", data)
             elif kind == "analyze weights":
                 (trained / "model.pt").write_bytes(data)
             else:
