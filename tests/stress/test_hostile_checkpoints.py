@@ -181,7 +181,7 @@ def test_commands_say_it_in_one_line(times, trials, trained, tmp_path, monkeypat
             assert not os.path.lexists(canary), (name, command)
             if kind == "snapshot":
                 assert ended.exit_code == 0, ended.stderr
-                assert "epoch-0004.pt: cannot be read, left out" in ended.stderr
+                assert "epoch-0004.pt: cannot be read; left out" in ended.stderr
             else:
                 assert ended.exit_code == 2, (ended.stdout, ended.stderr)
                 assert ended.stderr.startswith("error: ")
