@@ -354,12 +354,27 @@ def test_weights_that_are_not_finite_are_never_saved_where_judging_cannot_see_th
 
     with monkeypatch.context() as patch:
         patch.setattr(training.Run, "_backward", spoilt)
-        with pytest.raises(RunFailed, match=r"^epoch 3: the weights 'extra\.weight' are not finite; lower optim\.lr"):
+        with pytest.raises(RunFailed, match=r"^epoch 3: the values of 'extra\.weight' are not finite; lower optim\.lr"):
             train(mine, scheme="repr", seed=0, out=tmp_path / "cut")
     assert [line["epoch"] for line in read_metrics(tmp_path / "cut" / "tiny" / "repr" / "seed-0")] == [1, 2]
     went_on = train(mine, scheme="repr", seed=0, out=tmp_path / "cut")
     whole = train(mine, scheme="repr", seed=0, out=tmp_path / "whole")
     assert went_on["fingerprint"] == whole["fingerprint"]
+
+
+def test_an_infinite_statistic_is_not_saved_though_a_relu_hides_it(tmp_path, monkeypatch):
+    real = training.Run._backward
+
+    def spoilt(self, images, targets):
+        found = real(self, images, targets)
+        norms = [module for module in self.module.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+        norms[-1].running_mean[0] = torch.inf
+        return found
+
+    monkeypatch.setattr(training.Run, "_backward", spoilt)
+    with pytest.raises(RunFailed, match=r"^epoch 1: the values of '.*running_mean' are not finite"):
+        train(recipe(), scheme="standard", seed=0, out=tmp_path)
+    assert read_metrics(tmp_path / "tiny" / "standard" / "seed-0") == []
 
 
 def test_a_rate_that_is_far_too_high_is_a_failed_run_in_the_same_place_every_time(tmp_path):

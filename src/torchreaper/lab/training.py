@@ -346,10 +346,11 @@ class Run:
         return loss, accuracy
 
     def _check_weights(self, epoch: int) -> None:
-        """What judging cannot see (a head that only training has, a network beside the judged one) would be saved."""
-        for name, value in self.module.named_parameters():
+        """What judging cannot see (a head that only training has, an infinite mean before a ReLU) would be saved."""
+        statistics = [(n, one) for n, one in self.module.named_buffers() if n.endswith(("running_mean", "running_var"))]
+        for name, value in (*self.module.named_parameters(), *statistics):
             if not value.isfinite().all():
-                raise RunFailed(f"epoch {epoch}: the weights {name!r} are not finite; {REMEDY}")
+                raise RunFailed(f"epoch {epoch}: the values of {name!r} are not finite; {REMEDY}")
 
     def _choose(self, epoch: int, validation: float | None, test: float) -> None:
         """Remember this epoch if it is the best so far on the validation images; of equals, the first."""
