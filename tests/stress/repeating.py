@@ -81,7 +81,7 @@ def repeat(out: Path, threads: int, noise: int, jobs: list[Job], stops: list[int
                 try:
                     train(what, scheme=scheme, seed=0, out=out / str(number), progress=StopAfter(stop))
                 except Stopped:
-                    disturb(noise - number)
+                    disturb(1000 + noise - number)
             result = train(what, scheme=scheme, seed=0, out=out / str(number))
             assert result["threads"] == threads
             found.append(checksum(folder_of(out / str(number), "tiny", scheme, 0), result))

@@ -102,22 +102,22 @@ def drawn(trial: int) -> tuple[random.Random, dict[str, Any]]:
 def test_across_transitions_no_step_is_skipped_that_plain_training_does_not_skip(times, trials, device):
     count = trials(
         "numbers",
-        "float16 with GradScaler over three cycles, overflows injected around every transition: masked and compact "
-        "skip no more steps than plain training, and a skipped step changes nothing",
+        "float16 with GradScaler over three cycles, overflows injected around every transition, the scale else far "
+        "from the limit: masked and compact skip the steps that plain training skips; a skipped step changes nothing",
         "runs",
     )
     plain_steps = steps = 0
     for trial in range(times):
         draw, settings = drawn(trial)
         overflows = sorted(draw.sample(CRITICAL, draw.randrange(0, 9)))
-        plain = Scaled(**settings, mode=None, device=device).run(overflows)
+        # Well below what overflows by itself: a sub-network's gradients can be larger, and near the limit one does.
+        settings |= {"scale": 2.0**10, "device": device}
+        plain = Scaled(**settings, mode=None).run(overflows)
         for mode in ("masked", "compact"):
             with count.one():
-                found = Scaled(**settings, mode=mode, device=device).run(overflows)
-                assert set(overflows) <= set(found.skipped)
-                assert len(found.skipped) <= len(plain.skipped), (found.skipped, plain.skipped)
-                if found.skipped == plain.skipped:
-                    assert found.scales == plain.scales
+                found = Scaled(**settings, mode=mode).run(overflows)
+                assert found.skipped == plain.skipped == overflows
+                assert found.scales == plain.scales
                 assert [t.kind for t in found.scheme.history] == ["drop", "restore"] * CYCLES
                 steps, plain_steps = steps + len(found.skipped), plain_steps + len(plain.skipped)
     count.note = f"{steps:,} steps skipped, {plain_steps:,} in plain training, of {2 * times * STEPS:,} each"
