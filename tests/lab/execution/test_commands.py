@@ -99,6 +99,7 @@ def test_workers_end_with_their_parent(out, how, code, said, begin):
     assert command.communicate(timeout=200) == ("", said)
     assert command.returncode == code
     gone(command)
+    assert bool(list(out.rglob(LOCK))) == (how == signal.SIGKILL)  # the file; the lock itself is the system's
 
 
 def test_two_commands_do_not_train_one_run(out, begin):

@@ -3,10 +3,11 @@
 import json
 import multiprocessing
 import re
+from multiprocessing import connection
 
 import pytest
 import torch
-from tests.lab.execution.watching import Killer
+from tests.lab.execution.watching import Killer, until
 from tests.lab.test_compare import Listener
 from tests.lab.tiny import recipe
 
@@ -72,6 +73,22 @@ def test_a_killed_worker_is_replaced_and_one_that_dies_again_and_again_is_given_
     ((_, whole),) = Here(1).run([undisturbed], lambda _: NullProgress())
     assert outcomes[jobs[0]]["fingerprint"] == whole["fingerprint"]
     assert multiprocessing.active_children() == []
+
+
+def test_a_death_and_news_of_another_run_at_once(tmp_path, monkeypatch):
+    wait = connection.wait
+
+    def of_all(pipes, timeout=None):
+        if timeout is None:  # as it is asked for what the workers say, not for their end
+            until(lambda: len(wait(pipes, 0)) == len(pipes), seconds=200)
+        return wait(pipes, timeout)
+
+    monkeypatch.setattr(connection, "wait", of_all)
+    jobs = [Job(recipe(epochs=60), "standard", seed, tmp_path) for seed in (0, 1)]
+    killers = {job.folder: Killer(job.folder, times) for job, times in zip(jobs, (1, 0))}
+    outcomes = dict(Workers(2, threads=1).run(jobs, lambda job: killers[job.folder]))
+    assert [outcomes[job]["seed"] for job in jobs] == [0, 1]
+    assert len(killers[jobs[0].folder].notes) == 1
 
 
 def test_a_run_that_fails_is_not_tried_again_and_an_error_of_the_user_ends_all(tmp_path):

@@ -73,10 +73,9 @@ class Workers:
                 for place in places:
                     if place.job is None and (job := plan.take()) is not None:
                         place.give(job)
-                busy = [place for place in places if place.job is not None]
-                for pipe in connection.wait([place.pipe for place in busy]):
-                    place = next(place for place in busy if place.pipe is pipe)
-                    yield from self._hear(place, plan, listen)
+                busy: dict[Any, _Place] = {place.pipe: place for place in places if place.job is not None}
+                for pipe in connection.wait(list(busy)):
+                    yield from self._hear(busy[pipe], plan, listen)
             for place in places:
                 place.dismiss()
         finally:
