@@ -118,7 +118,7 @@ def _still_agrees(done, ended):
     return done[0].startswith("last.pt.sha256") and ended.err == ""
 
 
-@lengths(2, 40)
+@lengths(2, 24)
 @pytest.mark.parametrize("finished", [True, False], ids=["finished", "unfinished"])
 def test_the_other_files_of_a_run(finished, times, reaper, whole, tmp_path, trials):
     state = "a finished run" if finished else "an unfinished run"

@@ -79,7 +79,7 @@ def test_a_run_of_another_user(name, reaper, place):
     assert left(place / "out") == before
 
 
-@lengths(1, 12)
+@lengths(1, 8)
 def test_a_disk_that_becomes_read_only(times, reaper, place, trials):
     count = trials(
         "faults",
@@ -112,7 +112,7 @@ def test_a_disk_that_becomes_read_only(times, reaper, place, trials):
     count.note = f"it came in {len(epochs - {''})} different epochs of 30"
 
 
-@lengths(1, 12)
+@lengths(1, 8)
 def test_a_folder_that_is_deleted_while_a_run_goes_on(times, reaper, place, trials):
     count = trials(
         "faults",

@@ -37,7 +37,7 @@ def refusals(ended, pids):
     return refused
 
 
-@cases("several", 5, 2, short=1, long=12)
+@cases("several", 5, 2, short=1, long=6)
 def test_commands_on_one_run(several, times, reaper, tmp_path, trials):
     count = trials(
         "faults",
@@ -89,7 +89,7 @@ def _kill_holder(out, pids):
     return None
 
 
-@pytest.mark.parametrize("times", [pytest.param(12, id="long", marks=LONG)])
+@pytest.mark.parametrize("times", [pytest.param(8, id="long", marks=LONG)])
 def test_two_comparisons_write_into_one_folder(times, reaper, tmp_path, trials):
     count = trials(
         "faults",
@@ -97,7 +97,7 @@ def test_two_comparisons_write_into_one_folder(times, reaper, tmp_path, trials):
         "well, every file is wholly one's or the other's",
         "races",
     )
-    recipe = recipe_file(tmp_path, schemes={"dsd": {}})
+    recipe = recipe_file(tmp_path)
     schemes = ["standard,repr", "repr,standard"]
     contents = {}
     for names in schemes:
@@ -117,7 +117,7 @@ def test_two_comparisons_write_into_one_folder(times, reaper, tmp_path, trials):
             assert litter(tmp_path / "out") == []
 
 
-@pytest.mark.parametrize("times", [pytest.param(12, id="long", marks=LONG)])
+@pytest.mark.parametrize("times", [pytest.param(8, id="long", marks=LONG)])
 def test_looking_on_while_a_run_goes_on(times, reaper, tmp_path, trials):
     count = trials(
         "faults",
