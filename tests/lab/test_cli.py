@@ -323,6 +323,19 @@ def test_bad_input_is_one_line(recipe, tmp_path, case, command):
         (["inspect", "cnet", "--fraction", "1.5"], r"fraction=1\.5: must be in \(0, 1\)"),
         (["inspect", "cnet", "--criterion", "magic"], r"magic"),
         (["inspect", "cnet", "--profile", "quick"], r"profile='quick': has no effect without a recipe"),
+        (["inspect", "cnet", "--image", "99999999x99999x99999"], r"model\.name='cnet': cannot be built for 9999"),
+        (
+            ["inspect", "cnet", "--image", "1x8x8", "--classes", "9" * 15],
+            r"cannot be built for 1x8x8 pixels",
+        ),
+        (
+            ["inspect", "cnet", "--set", f"width={10**17}"],
+            r"cannot be built for .*; make it smaller",
+        ),
+        (["inspect", "cnet", "--set", "depth=100000"], r"model\.options\.depth=100000: must be at most 1000"),
+        (["inspect", "cnet", "--seed", "9" * 20], r"--seed"),
+        (["train", "tiny.yaml", "--seed", "9" * 20], r"--seed"),
+        (["train", "tiny.yaml", "--threads", "9" * 11], r"--threads"),
     ],
 )
 def test_bad_arguments_are_one_line(recipe, tmp_path, args, message):

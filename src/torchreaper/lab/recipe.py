@@ -32,10 +32,10 @@ class OptimSpec(Settings):
     """The recipe's ``optim:`` section: PyTorch's optimizers, with PyTorch's defaults for what is not here."""
 
     name: Literal["sgd", "adam", "adamw", "rmsprop"]
-    lr: float = Field(gt=0)
+    lr: float = Field(gt=0, le=1e6)  # float32 holds what steps make of it
     momentum: float = Field(default=0.0, ge=0, lt=1)
     nesterov: bool = False
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0, le=1e6)
 
     @model_validator(mode="after")
     def _together(self) -> OptimSpec:
@@ -59,9 +59,9 @@ class ScheduleSpec(Settings):
 
     name: Literal["constant", "step", "halving", "cosine", "cyclic", "restarts"] = "constant"
     milestones: Annotated[tuple[int, ...], Field(strict=False)] = ()
-    gamma: float = Field(default=0.1, gt=0)
+    gamma: float = Field(default=0.1, gt=0, le=1000)
     every: int | None = Field(default=None, ge=1)
-    factor: float = Field(default=0.5, gt=0)
+    factor: float = Field(default=0.5, gt=0, le=1000)
     period: int | None = Field(default=None, ge=1)
     low: float = Field(default=0.1, ge=0, lt=1)
     warmup: int = Field(default=0, ge=0)

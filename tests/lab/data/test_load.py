@@ -1,7 +1,10 @@
+import json
 import os
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -225,3 +228,23 @@ def test_cifar10():
     assert dataset.classes[0] == "airplane"
     # The known means of CIFAR-10, as far as 2,000 images tell.
     torch.testing.assert_close(dataset.mean, torch.tensor([0.491, 0.482, 0.447]), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("labels", [[0.5, 1.0, 0.0, 1.0], [True, False, True, False], [[0], [1], [0], [1]]], ids=str)
+def test_test_labels_that_only_look_like_classes_are_refused(make, tmp_path, labels):
+    spec = DataSpec(**make(names=None))
+    table = pq.read_table(tmp_path / "test.parquet")
+    table = table.set_column(table.schema.get_field_index("label"), "label", pa.array(labels))
+    pq.write_table(table.replace_schema_metadata(None), tmp_path / "test.parquet")
+    with pytest.raises(UserError, match=r"^data\.test: row 0, column 'label': label .* is out of range"):
+        load(spec, tmp_path)
+
+
+def test_labels_beyond_the_names_in_the_file_are_refused(make, tmp_path):
+    spec = DataSpec(**make(names=None))
+    table = pq.read_table(tmp_path / "test.parquet")
+    table = table.set_column(table.schema.get_field_index("label"), "label", pa.array([0, 1, 0, 1], pa.int8()))
+    said = {"info": {"features": {"label": {"names": ["cat"], "_type": "ClassLabel"}}}}
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(said)}), tmp_path / "test.parquet")
+    with pytest.raises(UserError, match=r"^data\.test: its columns are not what the file says of them \(Class"):
+        load(spec, tmp_path)

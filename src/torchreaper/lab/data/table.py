@@ -88,7 +88,11 @@ def open_table(rows: Any, *, image: str | None, label: str | None, key: str, by_
     by_type = [name for name, f in features.items() if isinstance(f, datasets.ClassLabel)]
     label = _column(features, label, "label", by_type or named, key)
     mode = getattr(features[image], "mode", None)
-    rows = rows.cast_column(image, datasets.Image(mode=mode, decode=False))
+    try:
+        rows = rows.cast_column(image, datasets.Image(mode=mode, decode=False))
+    except (ArithmeticError, TypeError, ValueError) as error:  # it looks at the other columns too
+        what = f"its columns are not what the file says of them ({first_line(error)})"
+        raise UserError(f"{key}: {what}; mend the labels or the file") from None
     return Table(rows, image, label, key, by_path=by_path)
 
 
