@@ -15,7 +15,7 @@ from torchreaper.transitions import Transition, transition_at, unpacked
 
 _VERSION = 1
 _TRANSITION = {
-    **{"kind": str, "cycle": int, "step": int, "seconds": (int, float)},
+    **{"kind": str, "cycle": int, "step": int, "seconds": float},
     **{"filters": Mapping, "scores": Mapping, "notes": (list, tuple)},
 }
 
@@ -136,13 +136,15 @@ def _transition(value: Any) -> Transition:
             raise _damaged(f"history {key}", value[key], "is of another type than in a transition")
     if value["kind"] not in ("drop", "restore"):
         raise _damaged("history kind", value["kind"], "must be drop or restore")
+    if odd := [name for key in ("filters", "scores") for name in value[key] if not isinstance(name, str)]:
+        raise _damaged("history", odd[0], "is no name of a layer")
     if not all(map(_indices, value["filters"].values())):
         raise _damaged("history filters", value["filters"], "must be indices by layer")
     if not all(isinstance(scores, Tensor) for scores in value["scores"].values()):
         raise _damaged("history scores", value["scores"], "must be tensors by layer")
     if not all(isinstance(note, str) for note in value["notes"]):
         raise _damaged("history notes", value["notes"], "must be sentences")
-    return unpacked(value)
+    return unpacked({**value, "scores": dict(value["scores"])})
 
 
 def _damaged(key: str, value: Any, why: str) -> ReaperError:

@@ -215,8 +215,8 @@ def test_every_scheme_is_named_once(path):
         ("a..b=3", "set='a..b=3': must be key=value, such as optim.lr=0.1"),
         ("batch.size=3", "set='batch.size=3': batch=64 has no keys; set batch as a whole"),
         ("epochs=[", "set='epochs=[': is not valid YAML: line 1: "),
-        ("optim.lr=1e300", "optim.lr=1e+300: must be at most 1000000"),
-        ("optim.weight_decay=1e300", "optim.weight_decay=1e+300: must be at most 1000000"),
+        ("optim.lr=1e300", "optim.lr=1e+300: must be at most "),
+        ("optim.weight_decay=1e300", "optim.weight_decay=1e+300: must be at most "),
         ("epochs=" + "9" * 30, "set='epochs=999"),
     ],
 )  # fmt: skip

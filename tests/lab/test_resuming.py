@@ -6,7 +6,7 @@ import pytest
 import torch
 from tests.lab.tiny import recipe
 
-from torchreaper.lab.resuming import problem, shapes_of_optimizer
+from torchreaper.lab.resuming import amiss_in_optimizer, problem
 from torchreaper.lab.run import train
 from torchreaper.lab.runs import folder_of
 
@@ -64,6 +64,8 @@ def test_moments_of_another_parameter_are_seen_when_they_are_loaded():
     parameter = torch.nn.Parameter(torch.ones(2, 3))
     optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9)
     optimizer.state[parameter]["momentum_buffer"] = torch.ones(2, 3)
-    assert shapes_of_optimizer(optimizer) == ""
+    assert amiss_in_optimizer(optimizer) == ""
     optimizer.state[parameter]["momentum_buffer"] = torch.ones(3, 2)
-    assert shapes_of_optimizer(optimizer) == "optimizer: momentum_buffer of shape [3, 2] for a parameter of [2, 3]"
+    assert amiss_in_optimizer(optimizer) == "optimizer: momentum_buffer of shape [3, 2] for a parameter of [2, 3]"
+    del optimizer.param_groups[0]["weight_decay"]
+    assert amiss_in_optimizer(optimizer) == "optimizer: weight_decay is missing"

@@ -32,10 +32,10 @@ class OptimSpec(Settings):
     """The recipe's ``optim:`` section: PyTorch's optimizers, with PyTorch's defaults for what is not here."""
 
     name: Literal["sgd", "adam", "adamw", "rmsprop"]
-    lr: float = Field(gt=0, le=1e6)  # float32 holds what steps make of it
+    lr: float = Field(gt=0, le=1e30)  # what float32 holds
     momentum: float = Field(default=0.0, ge=0, lt=1)
     nesterov: bool = False
-    weight_decay: float = Field(default=0.0, ge=0, le=1e6)
+    weight_decay: float = Field(default=0.0, ge=0, le=1e30)
 
     @model_validator(mode="after")
     def _together(self) -> OptimSpec:

@@ -104,8 +104,11 @@ def _of_optimizer(there: Any, here: Mapping[str, Any], tensors: list[Tensor]) ->
                 yield f"{where} is {show(value)}"
 
 
-def shapes_of_optimizer(optimizer: torch.optim.Optimizer) -> str:
-    """Which of an optimizer's tensors do not belong to their parameters, if any: one line."""
+def amiss_in_optimizer(optimizer: torch.optim.Optimizer) -> str:
+    """What a loaded optimizer lacks, or which of its tensors do not belong to their parameters, if any: one line."""
+    for group in optimizer.param_groups:
+        if missing := [key for key in optimizer.defaults if key not in group]:
+            return f"optimizer: {missing[0]} is missing"
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
             if isinstance(value, Tensor) and value.shape != parameter.shape and value.numel() != 1:

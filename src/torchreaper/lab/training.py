@@ -235,7 +235,7 @@ class Run:
         try:
             self.module.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
-            if wrong := resuming.shapes_of_optimizer(self.optimizer):
+            if wrong := resuming.amiss_in_optimizer(self.optimizer):
                 raise ValueError(wrong)
             self.schedule.load_state_dict(state["schedule"])
             self.fabric.strategy.precision.load_state_dict(state["precision"])
