@@ -23,6 +23,15 @@ def test_that_counts(times, trials):
         with first.one():
             pass
         second.add(number % 2 == 0)
+
+@lengths(1, 1)
+def test_that_fails_at_last(times, trials):
+    trials("killed", "held and then not", "kills").add(True)
+    assert times > 1
+
+@lengths(1, 1)
+def test_that_tries_nothing(times, trials):
+    trials("killed", "nothing", "kills")
 """
 
 
@@ -46,20 +55,22 @@ def counted(tmp_path, *options):
     rows = f"Path({str(tmp_path / 'rows')!r})"
     own = f"from pathlib import Path\nfrom tests.stress import recording\nrecording.RESULTS = {rows}"
     (test.parent / "conftest.py").write_text(
-        f"{own}\nfrom tests.stress.conftest import trials\n\n"
+        f"{own}\nfrom tests.stress.conftest import pytest_runtest_makereport, trials\n\n"
         "def pytest_addoption(parser):\n    parser.addoption('--keep-counts', action='store_true')\n"
     )
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--rootdir={tmp_path}", str(test)]
     done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
+    # Each test twice: one fails at last, one has tried nothing, which is told when it is left.
+    assert all(part in done.stdout for part in ("2 failed", "2 errors", "4 passed")), done.stdout + done.stderr
     return [json.loads(path.read_text()) for path in sorted((tmp_path / "rows").glob("*"))]
 
 
 def test_only_the_long_form_keeps_its_counts_and_only_where_asked(tmp_path):
     assert counted(tmp_path / "a") == []
     rows = counted(tmp_path / "b", "--keep-counts")
-    assert [(row["tried"], row["held"]) for row in rows] == [(5, 5), (5, 3)]
-    assert {row["test"] for row in rows} == {"tests/stress/test_counting.py::test_that_counts[long]"}
+    assert [(row["tried"], row["held"], row["passed"]) for row in rows] == [(5, 5, True), (5, 3, True), (1, 1, False)]
+    assert [recording.held_all(row) for row in rows] == [True, False, False]
+    assert {row["test"] for row in rows[:2]} == {"tests/stress/test_counting.py::test_that_counts[long]"}
 
 
 def test_a_row_that_did_not_hold_is_seen_in_the_table_and_ends_make_stress(tmp_path, monkeypatch, capsys):
@@ -71,14 +82,17 @@ def test_a_row_that_did_not_hold_is_seen_in_the_table_and_ends_make_stress(tmp_p
     good, bad = Trials("numbers", "a", "steps"), Trials("killed", "b", "kills", "one did not")
     for one in (good, bad):
         one.add(True)
-        recording.keep(one, f"tests/stress/test_x.py::test_{one.what}[long]", 1)
+        recording.keep(one, f"tests/stress/test_x.py::test_{one.what}[long]", 1, passed=True)
     assert recording.main() == 0
     bad.add(False)
-    recording.keep(bad, "tests/stress/test_x.py::test_b[long]", 1)
+    recording.keep(bad, "tests/stress/test_x.py::test_b[long]", 1, passed=True)
     assert recording.main() == 1
     assert "did not hold: b (tests/stress/test_x.py::test_b[long])" in capsys.readouterr().out
     text = (tmp_path / "page.md").read_text()
-    assert "| killed | b | 2 kills | **1** | one did not |\n| numbers | a | 1 steps | all |  |\n" in text
+    assert (
+        "| killed | b | 2 kills | **1**, not all that it had to | one did not |\n| numbers | a | 1 steps | all |  |\n"
+        in text
+    )
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
 
@@ -89,5 +103,5 @@ def test_an_area_is_one_of_those_named():
 
 
 def test_cells_cannot_break_the_table():
-    rows = [Trials("faults", "one | two\nthree", "faults").row("test") | {"tried": 1, "held": 1}]
+    rows = [Trials("faults", "one | two\nthree", "faults").row("test", passed=True) | {"tried": 1, "held": 1}]
     assert r"one \| two three" in table(rows)
