@@ -155,6 +155,7 @@ def test_the_known_trap_is_warned_of():
         ({"skip": "*"}, "no convolution to rank"),
         ({"min_filters": 99}, "min_filters=99, max_per_layer=1.0: no layer may lose a filter (the widest has 6)"),
         ({"seed": -1}, "seed=-1: must be a whole number of at least 0"),
+        ({"seed": 2**63}, "seed=9223372036854775808: must be below 9223372036854775808"),
     ],
 )
 def test_wrong_arguments_are_named_and_nothing_is_attached(settings, message):

@@ -18,6 +18,8 @@ def check_counts(**values: Any) -> None:
         minimum = _LEAST[name]
         if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
             raise ReaperError(f"{name}={value!r}: must be a whole number of at least {minimum}")
+        if name == "seed" and value >= 2**63:  # of what torch's generators take
+            raise ReaperError(f"seed={value!r}: must be below {2**63}")
 
 
 def check_weights(layers: Iterable[FilterLayer]) -> None:

@@ -48,6 +48,7 @@ GO_ON = "; finished epochs are kept: give the same command again to go on\n"
 TIMES = (
     *("seconds", "teacher_seconds", "images_per_second", "wall_clock", "wall_clock_student"),
     *("notes", "remarks"),  # of a comparison: they tell times, and how many runs were made at once
+    "logs",  # of a checkpoint: checksums of files with times in them
 )
 
 

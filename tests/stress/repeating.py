@@ -24,7 +24,7 @@ from torchreaper.lab.progress import NullProgress
 from torchreaper.lab.run import train
 from torchreaper.lab.runs import folder_of, load_checkpoint, read_events, read_metrics
 
-TIMES = ("seconds", "images_per_second", "teacher_seconds")
+TIMES = ("seconds", "images_per_second", "teacher_seconds", "logs")  # the last: checksums of files with times in them
 Job = tuple[str, dict[str, Any]]
 
 

@@ -157,7 +157,7 @@ def test_a_pipe_is_no_checkpoint(tmp_path):
 def test_a_lock_empties_no_file_of_anothers(tmp_path):
     (tmp_path / "mine").write_bytes(SECRET)
     (tmp_path / locking.LOCK).symlink_to(tmp_path / "mine")
-    with pytest.raises(UserError, match=r"^out=.*; choose a folder that can be written$"):
+    with pytest.raises(UserError, match=r"^out=.*; choose another place$"):
         with locking.locked(tmp_path):
             pytest.fail("was taken")
     assert (tmp_path / "mine").read_bytes() == SECRET

@@ -244,6 +244,18 @@ def test_a_column_of_few_bytes_and_many_rows_is_counted_before_it_is_held(tmp_pa
         load(spec, tmp_path)
 
 
+def test_the_files_of_a_data_set_are_counted_together(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        pictures = rng.integers(0, 256, (4, 200, 200, 3), dtype=np.uint8)
+        rows(tmp_path, name, [saved(Image.fromarray(one), "PNG") for one in pictures])
+    monkeypatch.setattr("torchreaper.lab.data.parquet.available_memory", lambda: 700_000)
+    load(DataSpec(name="parquet", train="a.parquet", test="a.parquet", size=8), tmp_path)
+    spec = DataSpec(name="parquet", train="?.parquet", test="a.parquet", size=8)
+    with pytest.raises(UserError, match=r"^data\.train='.*b\.parquet': unpacks to more than the 0\.0 GB that are free"):
+        load(spec, tmp_path)
+
+
 def test_the_bound_is_the_machines_and_can_be_set(monkeypatch):
     picture = {"bytes": saved(Image.new("L", (100, 50)), "PNG"), "path": None}
     assert most_pixels() == MOST_PIXELS

@@ -1,5 +1,7 @@
 """Folders of images."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -98,3 +100,12 @@ def test_a_broken_file_is_told_by_its_name(folders):
     (folders / "train" / "dog" / "3.png").write_bytes(b"broken")
     for memory in (True, False):
         assert refused(folders, memory=memory).startswith("data.train: dog/3.png: image cannot be decoded (")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+@pytest.mark.timeout(60)
+def test_a_pipe_among_the_pictures_is_refused_and_not_waited_for(folders):
+    os.mkfifo(folders / "train" / "cat" / "7.png")
+    message = refused(folders)
+    assert "7.png" in message
+    assert "is no file" in message

@@ -49,6 +49,8 @@ def open_picture(stored: Any, where: str, *, mode: str | None = None) -> Image:
     PIL.Image.init()
     known = [name for name in FORMATS if name in PIL.Image.OPEN]
     most, data = most_pixels(), stored["bytes"]
+    if data is None and not os.path.isfile(stored["path"]):
+        raise FileNotFoundError(f"{stored['path']}: is no file")  # opening a pipe would wait for ever
     with _ours(), PIL.Image.open(stored["path"] if data is None else BytesIO(data), formats=known) as image:
         width, height = image.size
         if width * height > most:

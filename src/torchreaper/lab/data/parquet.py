@@ -50,11 +50,11 @@ def read_parquet(files: list[Path], key: str, *, memory: bool = True) -> Any:
     from datasets import load_dataset  # slow imports, needed here only
     from pyarrow import ArrowException, parquet  # type: ignore[import-untyped]
 
-    filled = []
+    filled, held = [], 0
     for file in files:
         try:
             rows = parquet.read_metadata(file).num_rows
-            _check_unpacked(file, memory=memory)
+            held = _check_unpacked(file, held, memory=memory)
         except (ArrowException, OSError) as error:
             text = f"cannot be read as parquet ({first_line(error)}); is it whole?"
             raise UserError(f"{key}={str(file)!r}: {text}") from None
@@ -92,10 +92,18 @@ class _TooMuch(Exception):  # noqa: N818  (it is)
     """A file unpacks to more than pictures do."""
 
 
-def _check_unpacked(file: Path, *, memory: bool) -> None:
+def _check_unpacked(file: Path, held: int, *, memory: bool) -> int:
     """Raise `_TooMuch` for a file of a few bytes that unpacks to many, before it does.
 
     What its index says is believed first; then, where all is to be held, it is unpacked piece by piece and counted.
+
+    Args:
+        file: One of a data set's files.
+        held: The bytes that those before it unpack to.
+        memory: Whether all of them are to be held.
+
+    Returns:
+        `held`, with this file's.
     """
     from pyarrow import parquet
 
@@ -109,11 +117,12 @@ def _check_unpacked(file: Path, *, memory: bool) -> None:
                     f"column {column.path_in_schema} unpacks from {packed:,} to {unpacked:,} bytes, which pictures do "
                     "not; write it anew, uncompressed"
                 )
-    free, held = available_memory(), 0
+    free = available_memory()
     for batch in opened.iter_batches(batch_size=_PIECE) if memory and free is not None else ():
         held += batch.nbytes
         if free is not None and held > free:
             raise _TooMuch(f"unpacks to more than the {free / 1e9:,.1f} GB that are free; set data.memory: false")
+    return held
 
 
 def _is_of_room(error: BaseException | None) -> bool:
