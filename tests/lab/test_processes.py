@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.lab.execution.watching import members, until
 from tests.lab.tiny import TINY, recipe
 from tests.lab.together import SCENARIOS, STOPPED, known
 
@@ -52,6 +53,28 @@ class Dying(nn.Module):
             mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return self.net(x)
+"""
+
+#: A network that hears no order to stop, and that no other process waits for.
+DEAF = """
+import os, time
+from pathlib import Path
+from torch import nn
+
+
+class Deaf(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 10))
+
+    def forward(self, x):
+        if self.training and x.shape[0] > 2:
+            Path(os.environ["DEAF"], "heard-" + os.environ.get("LOCAL_RANK", "0")).touch()
+            while True:
+                try:
+                    time.sleep(200)
+                except KeyboardInterrupt:
+                    pass
+        return super().forward(x)
 """
 
 
@@ -204,6 +227,29 @@ def test_ctrl_c_ends_both_with_one_line(job):
     assert process.returncode == 130, errors
     assert out == ""
     assert errors == "interrupted; finished epochs are kept: give the same command again to go on\n"
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc to look for processes")
+@pytest.mark.parametrize("meets", [False, True], ids=["before they have met", "swallowed"])
+def test_one_that_is_told_to_stop_takes_the_others_along(job, meets):
+    """Before they have met, where the others would wait; and where it has to be ended because it swallows the order."""
+    (job / "deaf.py").write_text(DEAF)
+    (job / "deaf.yaml").write_text(yaml.safe_dump({**TINY, "batch": 24, "model": {"name": "deaf:Deaf"}}))
+    (job / "reaper.py").write_text(REAPER)
+    marks = [job / "heard-0", job / "heard-1"]
+    command = [sys.executable, str(job / "reaper.py"), "train", "deaf.yaml", "--devices", "2", "--out", "deaf"]
+    process = started(command, job, DEAF=str(job))
+    try:
+        until(lambda: len(members(process.pid)) == 2 if not meets else all(mark.exists() for mark in marks), SECONDS)
+        process.send_signal(signal.SIGTERM)
+        until(lambda: process.poll() is not None, seconds=SECONDS)
+        until(lambda: not members(process.pid), seconds=3)  # not only when they notice by themselves
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    out, errors = process.communicate(timeout=SECONDS)
+    assert (process.returncode, out) == (143, "")
+    assert errors == "terminated; finished epochs are kept: give the same command again to go on\n"
 
 
 def test_numbers_that_are_not_those_of_the_job_are_refused(monkeypatch):

@@ -120,6 +120,38 @@ def test_what_is_to_be_whole_and_hangs_is_broken_off_by_a_second_order(monkeypat
     assert done == ["first"]
 
 
+def test_what_is_to_be_whole_and_hangs_is_ended_after_a_while():
+    code = """
+        stopping.PATIENCE = 0.2
+        with stopping.listening(leave), stopping.whole():
+            send(signal.SIGTERM)
+            time.sleep(20)
+    """
+    assert run(code) == (143, "left 15\n")
+
+
+def test_processes_that_belong_to_one_that_is_told_to_stop_are_ended_whatever_becomes_of_the_order():
+    code = """
+        import typer
+        from torchreaper.lab.command_line import guarded
+        stopping.PATIENCE = 0.2
+        stopping.take_along(lambda: print("nobody listens", file=sys.stderr))
+        try:
+            with guarded(False):
+                stopping.take_along(lambda: print("ended", file=sys.stderr))
+                try:
+                    send(signal.SIGTERM)
+                except KeyboardInterrupt:
+                    WHAT
+        except typer.Exit as end:
+            sys.exit(end.exit_code)
+    """
+    for what in ("raise RuntimeError from None", "time.sleep(20)"):  # by `guarded`; by the timer
+        assert run(code.replace("WHAT", what)) == (143, "ended\nterminated\n")
+    run_on = code.replace("send(signal.SIGTERM)", "pass").replace("WHAT", "pass")
+    assert run(run_on) == (0, "")
+
+
 def test_ctrl_c_waits_for_the_end_where_nobody_listens_too():
     done = []
 

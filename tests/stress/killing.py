@@ -14,7 +14,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -175,7 +175,16 @@ def the_launcher() -> Launcher:
 
 def trapped(point: str, number: int, mark: Path) -> dict[str, str]:
     """The environment of a command that sends itself signal `number` at a point of `trap.POINTS`."""
-    return {NAME: json.dumps({"point": point, "signal": int(number), "mark": str(mark)})}
+    return {NAME: json.dumps([{"point": point, "signal": int(number), "mark": str(mark)}])}
+
+
+def missed(command: Callable[[dict[str, str]], Command], points: Iterable[str], marks: Path) -> set[str]:
+    """Those of the points of `trap.POINTS` that one command, given this environment, never comes to; it ends well."""
+    at = {point: marks / f"{number}.mark" for number, point in enumerate(points)}
+    told = [{"point": point, "signal": 0, "mark": str(mark)} for point, mark in at.items()]
+    ended = command({NAME: json.dumps(told)}).wait()
+    assert (ended.code, ended.errors) == (0, "")
+    return {point for point, mark in at.items() if not mark.exists()}
 
 
 def check_death(ended: Ended, number: int, out: Path, *, workers: bool = False) -> None:

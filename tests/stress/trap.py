@@ -8,6 +8,7 @@ libraries are imported once, before the processes part: a command that is killed
 
 from __future__ import annotations
 
+import fnmatch
 import functools
 import importlib
 import json
@@ -21,7 +22,7 @@ from typing import Any, NoReturn
 
 from torchreaper.lab.cli import main
 
-#: Says in the environment of a command at which point it dies, by which signal, and where it notes that it has.
+#: Says in the environment of a command, for each of the traps: at which point, which signal, and where it is noted.
 NAME = "REAPER_TRAP"
 
 
@@ -34,7 +35,7 @@ class Point:
         call: Which of its calls, from 1; of those that `file` fits.
         after: When it has returned, rather than before it begins.
         half: Instead: while it writes, half of the bytes being there; `where` is a function that opens or writes.
-        file: The name of the file that is one of the arguments, or bytes that are in one.
+        file: The name of the file that is one of the arguments, `*` standing for any part; or bytes that are in one.
         worker: In a worker process of ``--jobs``, not in the command's own.
     """
 
@@ -50,11 +51,16 @@ class Point:
         if isinstance(self.file, bytes):
             return any(isinstance(one, (bytes, memoryview)) and self.file in bytes(one) for one in arguments)
         names = [Path(one).name for one in arguments if isinstance(one, (str, Path))]
-        return not self.file or self.file in names
+        return not self.file or any(fnmatch.fnmatchcase(name, self.file) for name in names)
 
 
 def _opening(name: str) -> dict[str, Any]:
     return {"where": "torchreaper.lab.files:open", "half": True, "file": name}
+
+
+def _writing(name: str) -> dict[str, Any]:
+    """As `files.write_whole` does: beside `name`, with this process in the name."""
+    return _opening(f"{name}.*-*.tmp")
 
 
 def _renaming(name: str, **more: Any) -> dict[str, Any]:
@@ -66,7 +72,7 @@ OF_A_RUN = {
     "while images are loaded": Point("torchreaper.lab.data:load"),
     "while the lock is taken": Point("os:truncate"),
     "when the lock is taken": Point("torchreaper.lab.locking:_take", after=True),
-    "while the recipe is written": Point(**_opening("recipe.yaml.tmp")),
+    "while the recipe is written": Point(**_writing("recipe.yaml")),
     "between recipe and environment": Point(**_renaming("recipe.yaml", after=True)),
     "while the environment is written": Point(**_renaming("environment.json")),
     "between two steps of an epoch": Point("torchreaper.lab.training:Run._step", call=6),
@@ -82,7 +88,7 @@ OF_A_RUN = {
     "in the middle of a restore, optimizer state": Point("torchreaper.restoring:reset", call=3),
     "between step and schedule": Point("torchreaper.lab.training:reapply", call=3),
     "while torch.save packs a checkpoint": Point("torch.serialization:_save", call=5, after=True),
-    "while a snapshot is written": Point(**_opening("epoch-0004.pt.tmp")),
+    "while a snapshot is written": Point(**_writing("epoch-0004.pt")),
     "between a snapshot and its rename": Point(**_renaming("epoch-0004.pt")),
     "between a snapshot and the checkpoint": Point(**_renaming("epoch-0004.pt", after=True)),
     "while a checkpoint is written": Point(call=3, **_opening("last.pt.tmp")),
@@ -97,7 +103,7 @@ OF_A_RUN = {
     "between metrics and events": Point("torchreaper.lab.runs:append_line", call=2, file="events.jsonl"),
     "in the middle of a line of events": Point(call=2, **_opening("events.jsonl")),
     "between the last epoch and the result": Point("torchreaper.lab.training:Run.result"),
-    "while the result is written": Point(**_opening("result.json.tmp")),
+    "while the result is written": Point(**_writing("result.json")),
     "between the result and the lock": Point(**_renaming("result.json", after=True)),
 }
 #: Of a run that has more to it when tensors become really smaller.
@@ -111,11 +117,11 @@ OF_A_COMPARISON = {
     "between two runs": Point("torchreaper.lab.execution.here:perform", call=2),
     "while a second run trains": Point("torchreaper.lab.training:Run._step", call=20),
     "between the runs and the comparison": Point("torchreaper.lab.compare:summarise"),
-    "while comparison.json is written": Point(**_opening("comparison.json.tmp")),
+    "while comparison.json is written": Point(**_writing("comparison.json")),
     "between comparison.json and comparison.md": Point(**_renaming("comparison.json", after=True)),
     "while comparison-summary.csv is written": Point(**_renaming("comparison-summary.csv")),
     "between tables and figures": Point("torchreaper.lab.report:draw"),
-    "while a figure is written": Point(**_opening("accuracy.png.tmp")),
+    "while a figure is written": Point(**_writing("accuracy.png")),
     "between two figures": Point(**_renaming("overlap.png", after=True)),
 }
 #: Of ``reaper compare --jobs 2``, in the command itself.
@@ -123,7 +129,7 @@ OF_JOBS = {
     "while a worker is started": Point("multiprocessing.popen_spawn_posix:Popen._launch", after=True),
     "when a worker is started": Point("torchreaper.lab.execution.workers:_Place._start", call=2, after=True),
     "while a result is received": Point("torchreaper.lab.execution.workers:_Place.hear", call=4, after=True),
-    "while comparison.json is written": Point(**_opening("comparison.json.tmp")),
+    "while comparison.json is written": Point(**_writing("comparison.json")),
 }
 #: Of the same, in one of its workers.
 OF_A_WORKER = {
@@ -152,7 +158,7 @@ class Trap:
 
     Attributes:
         point: A key of `POINTS`.
-        signal: What the process sends itself.
+        signal: What the process sends itself; 0: nothing, it only notes that it came there.
         mark: A file that is made right before.
     """
 
@@ -173,7 +179,8 @@ class Trap:
         for parent in parents:
             owner = getattr(owner, parent)
         function = getattr(owner, name, open)  # `open` is no name of a module until it is given one
-        setattr(owner, name, self._half(function, point) if point.half else self._around(function, point))
+        half = self._opened if name == "open" else self._sent
+        setattr(owner, name, half(function, point) if point.half else self._around(function, point))
 
     def _due(self, point: Point, arguments: tuple[Any, ...]) -> bool:
         self._left -= point.fits(arguments)
@@ -192,21 +199,20 @@ class Trap:
 
         return call
 
-    def _half(self, function: Callable[..., Any], point: Point) -> Callable[..., Any]:
-        if function is not open:  # Connection._send(self, data): half of it goes
+    def _sent(self, function: Callable[..., Any], point: Point) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def send(self_: Any, data: Any, *more: Any) -> Any:
+            if self._due(point, (bytes(data),)):
+                os.write(self_.fileno(), bytes(data)[: len(data) // 2])
+                self._go_off()
+                data = bytes(data)[len(data) // 2 :]
+            return function(self_, data, *more)
 
-            @functools.wraps(function)
-            def send(self_: Any, data: Any, *more: Any) -> Any:
-                if self._due(point, (bytes(data),)):
-                    os.write(self_.fileno(), bytes(data)[: len(data) // 2])
-                    self._go_off()
-                    data = bytes(data)[len(data) // 2 :]
-                return function(self_, data, *more)
+        return send
 
-            return send
-
+    def _opened(self, function: Callable[..., Any], point: Point) -> Callable[..., Any]:
         def opened(path: Any, *args: Any, **named: Any) -> Any:
-            file = open(path, *args, **named)  # noqa: SIM115  (it is a context of its own)
+            file = function(path, *args, **named)
             return _Slow(file, self._go_off) if self._due(point, (path,)) else file
 
         return opened
@@ -243,9 +249,9 @@ class _Slow:
 
 
 def set_from_environment(*, worker: bool) -> None:
-    """Set the trap that the environment tells of, if any."""
-    if told := os.environ.get(NAME):
-        Trap(**json.loads(told)).set(worker)
+    """Set the traps that the environment tells of, if any."""
+    for told in json.loads(os.environ.get(NAME, "[]")):
+        Trap(**told).set(worker)
 
 
 def _warm() -> None:

@@ -168,7 +168,7 @@ def train(
         console, speaks = screen.stdout(), fabric is None or fabric.is_global_zero
         try:
             shown = screen.progress_on(console, quiet=quiet or not speaks)
-            with processes.stopping_together(fabric), shown as progress:
+            with shown as progress:
                 run(loaded, name, seed, out, progress if speaks else Silent(), device=device, fabric=fabric)
         except RunFailed as error:
             fail(str(error), FAILED, debug=debug)

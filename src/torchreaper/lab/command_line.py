@@ -177,13 +177,15 @@ def _stoppable(more: str) -> Iterator[None]:
             number = stopping.asked() or (signal.SIGINT if isinstance(error, KeyboardInterrupt) else None)
             if number is None:
                 raise
+            stopping.end_others()
             _say_stopped(number, more)
             _leave_others(stopping.code(number))
             raise typer.Exit(stopping.code(number)) from None
 
 
 def leave(number: int, _frame: Any = None, *, more: str = "") -> NoReturn:
-    """End the process, which was told to stop by signal `number`, where it is."""
+    """End the process, which was told to stop by signal `number`, where it is, and those that it has started."""
+    stopping.end_others()
     with suppress(RuntimeError):  # it is just writing to the same stream
         _say_stopped(number, more)
     _end_now(stopping.code(number))

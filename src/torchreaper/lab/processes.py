@@ -6,8 +6,7 @@ are the affair of rank 0 alone; the others need not see its disk, except for the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -15,6 +14,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from torchreaper.errors import ReaperError
+from torchreaper.lab import stopping
 from torchreaper.lab.environment import fabric_quiet, make_fabric
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.launched import rank as rank
@@ -28,7 +28,8 @@ def begin(
 ) -> Fabric | None:
     """The processes that were asked for, each with its `Fabric`; None for a single one.
 
-    Returns in every process. Those that torchrun or Slurm has not started begin the command anew, from its first line.
+    Returns in every process. Those that torchrun or Slurm has not started begin the command anew, from its first line,
+    and are ended when this one is told to stop.
 
     Args:
         device: As in `make_fabric`.
@@ -52,23 +53,19 @@ def begin(
     if batch is not None:
         check_batch(batch, devices * nodes)
     fabric = make_fabric(device, precision, devices=devices, nodes=nodes)
+    stopping.take_along(lambda: _end_started(fabric))
     with fabric_quiet():
         fabric.launch()
     return fabric
 
 
-@contextmanager
-def stopping_together(fabric: Fabric | None) -> Iterator[None]:
-    """End the processes that `begin` has started when this one is told to stop in the block.
+def _end_started(fabric: Fabric) -> None:
+    """End the processes that this one has started, if any.
 
     They would wait for it in vain and then fail, each with an error of its own; none of them writes files.
     """
-    try:
-        yield
-    except KeyboardInterrupt:
-        for process in getattr(fabric.strategy.launcher if fabric else None, "procs", ()):
-            process.kill()
-        raise
+    for process in getattr(fabric.strategy.launcher, "procs", ()):
+        process.kill()
 
 
 def check_batch(batch: int, processes: int) -> None:

@@ -33,6 +33,13 @@ class _Order:
     when = 0.0
 
 
+class _Listener:
+    """What is to be done about an order, while somebody listens."""
+
+    hurry: Callable[[int], None] | None = None  # see to it that the process ends after `PATIENCE`
+    others: tuple[Callable[[], None], ...] = ()  # end the processes that belong to this one
+
+
 def asked() -> int | None:
     """The signal that the command was told to stop with; None: it was not, or nobody listens.
 
@@ -46,6 +53,18 @@ def code(number: int) -> int:
     return 128 + number
 
 
+def take_along(end: Callable[[], None]) -> None:
+    """Have `end`, which ends other processes, called by `end_others` as long as somebody listens; perhaps twice."""
+    if _Listener.hurry is not None:
+        _Listener.others += (end,)
+
+
+def end_others() -> None:
+    """End the processes that `take_along` was told of: for whoever ends this one because of an order."""
+    for end in _Listener.others:
+        end()
+
+
 def at_once(leave: Leave) -> None:
     """From now on let `leave` end the process, before and after there is anything to be cleared up."""
     for number in _heard():
@@ -56,24 +75,32 @@ def at_once(leave: Leave) -> None:
 def listening(leave: Leave) -> Iterator[None]:
     """Raise `Stopped` in the block when the command is told to stop.
 
-    A second order (after `ONCE`), or `PATIENCE` seconds, and `leave` ends the process: something holds it, or has
-    swallowed the exception, as destructors do. A signal that was ignored before stays so (nohup, background jobs).
+    A second order (after `ONCE`), or `PATIENCE` seconds, and `leave` ends the process: something holds it, be it in
+    `whole`, or has swallowed the exception, as destructors do. A signal that was ignored before stays so (nohup,
+    background jobs).
     """
     process, timers = os.getpid(), list[threading.Timer]()
+
+    def hurry(number: int) -> None:
+        if os.getpid() == process and not timers:
+            timers.append(threading.Timer(PATIENCE, leave, [number]))
+            timers[0].daemon = True
+            timers[0].start()
 
     def stop(number: int, _: Any) -> None:
         if os.getpid() != process:  # a child that was forked with this handler, such as a reader of images
             raise KeyboardInterrupt
         if _Order.number is None:
             _Order.number, _Order.when = number, time.monotonic()
-            timers.append(threading.Timer(PATIENCE, leave, [number]))
-            timers[0].daemon = True
-            timers[0].start()
+            hurry(number)
             raise Stopped
         if time.monotonic() - _Order.when > ONCE:
             leave(_Order.number)
 
-    before = {number: signal.signal(number, stop) for number in _heard()}
+    heard = _heard()
+    if heard:
+        _Listener.hurry = hurry
+    before = {number: signal.signal(number, stop) for number in heard}
     try:
         yield
     finally:
@@ -81,12 +108,16 @@ def listening(leave: Leave) -> Iterator[None]:
             signal.signal(number, handler)
         for timer in timers:
             timer.cancel()
-        _Order.number = None
+        if heard:
+            _Order.number, _Listener.hurry, _Listener.others = None, None, ()
 
 
 @contextmanager
 def whole() -> Iterator[None]:
-    """Do the block as a whole: an order to stop waits until its end; a second one, after `ONCE`, does not."""
+    """Do the block as a whole: an order to stop waits until its end, but not for longer than `PATIENCE` seconds.
+
+    A second order, after `ONCE`, does not wait.
+    """
     came: list[tuple[int, Any, float]] = []
 
     def wait(number: int, frame: Any) -> None:
@@ -95,6 +126,8 @@ def whole() -> Iterator[None]:
             before[number](number, frame)
         else:
             came.append((number, frame, time.monotonic()))
+            if _Listener.hurry is not None:
+                _Listener.hurry(number)
 
     before: dict[int, Any] = {}
     for number in _heard():
