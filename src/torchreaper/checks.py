@@ -18,7 +18,7 @@ def check_counts(**values: Any) -> None:
         minimum = _LEAST[name]
         if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
             raise ReaperError(f"{name}={value!r}: must be a whole number of at least {minimum}")
-        if name == "seed" and value >= 2**63:  # of what torch's generators take
+        if name == "seed" and int(value) >= 2**63:  # of what torch's generators take
             raise ReaperError(f"seed={value!r}: must be below {2**63}")
 
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.lab.schemes.test_resume import OTHERS, SETTINGS, WITH_REPR
 from tests.lab.tiny import ADAMW, TINY
-from tests.stress.recording import lengths
+from tests.stress.recording import ROOT, lengths
 from tests.stress.repeating import Job, repeat
 
 from torchreaper.lab.measures import fingerprint
@@ -53,7 +53,8 @@ def elsewhere(out: Path, threads: int, noise: int, what: list[Job], stops: list[
     asked = {"out": str(out), "threads": threads, "noise": noise, "jobs": what, "stops": stops}
     here = out.parent / f"folder-{noise}"
     here.mkdir()
-    environment = {**os.environ, "PYTHONHASHSEED": str(noise)}
+    found = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONHASHSEED": str(noise), "PYTHONPATH": found}
     command = [sys.executable, "-m", "tests.stress.repeating", json.dumps(asked)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=here, env=environment, timeout=3600)
     assert done.returncode == 0, done.stderr[-2000:]
