@@ -20,6 +20,7 @@ def test_a_file_and_its_checksum_agree_until_one_of_them_changes(tmp_path):
     for text in (b"", b"\xff", b"0" * 64):
         checksums.sidecar(path).write_bytes(text)
         assert not checksums.agrees(path, b"content")
+        assert (checksums.read_digest(path) is None) == (text == b"")
     checksums.sidecar(path).unlink()  # as an older version left it
     assert checksums.agrees(path, b"content")
 

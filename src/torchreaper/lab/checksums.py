@@ -28,7 +28,7 @@ def write_digest(path: Path, digest: str) -> None:
 def read_digest(path: Path) -> str | None:
     """The checksum that stands beside `path`; None where there is none that can be read."""
     try:
-        return _first_word(sidecar(path))
+        return _first_word(sidecar(path)) or None
     except OSError:
         return None
 

@@ -224,7 +224,7 @@ class RunFolder:
         """Delete what a killed run was writing."""
         for name in (*_FILES, ERROR):
             for path in self.path.glob(f"{name}*.tmp"):
-                path.unlink()
+                path.unlink(missing_ok=True)  # the lock keeps nobody from writing the error of a run that it refused
 
     def check(self, there: Json) -> None:
         """Raise `UserError` where `there`, the run that was found here, is another than this one."""
