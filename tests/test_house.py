@@ -81,6 +81,7 @@ LAB = [
         "progress",
         "locking",
         "runs",
+        "reading",
         "snapshots",
         "checkpoints",
         "checksums",

@@ -253,6 +253,7 @@ def test_killed_in_a_sub_network_and_given_again(images, tmp_path):
     assert "7 of 7 epochs are there" in finished.stdout
 
 
+@pytest.mark.slow  # with test_killed_in_a_sub_network_and_given_again in `make test`
 def test_two_processes_of_which_one_dies(images, tmp_path):
     """torchrun starts both again, and they end at the bits of those that nobody killed."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "2"]
@@ -488,6 +489,7 @@ def test_a_disk_that_is_full(images, tmp_path):
     assert alike(end(tmp_path / "run"), end(tmp_path / "enough" / "run"))
 
 
+@pytest.mark.slow  # with test_killed_in_a_sub_network_and_given_again in `make test`
 def test_two_processes_of_a_slurm_job(images, tmp_path):
     """Which timm alone would let meet at no address; and a shell in a job, in which the command is alone."""
     slurm = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "SLURM_NODEID": "0"}

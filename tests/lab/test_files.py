@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import pickle
 import subprocess
 import sys
 
@@ -77,9 +78,28 @@ def test_every_cut_of_a_log_gives_its_whole_lines(tmp_path):
 def test_a_damaged_line_is_an_error_to_a_reader_and_skipped_in_mending(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text('{"epoch": 1}\n{"epo\x00h": 2}\nnull\n{"epoch": 3}\n')
-    with pytest.raises(UserError, match=r"log\.jsonl: line 2 is damaged; continue or repeat the run"):
+    with pytest.raises(UserError, match=r"log\.jsonl: line 2 is damaged; give the command that wrote it again"):
         files.read_lines(path)
     assert files.good_lines(path) == [{"epoch": 1}, {"epoch": 3}]
+
+
+def test_a_line_is_parsed_once(tmp_path, monkeypatch):
+    path, real, parsed = tmp_path / "log.jsonl", json.loads, []
+    path.write_text('{"epoch": 1}\n{"epoch": 2}\n')
+
+    def loads(text, **options):
+        parsed.append(text)
+        return real(text, **options)
+
+    monkeypatch.setattr(files.json, "loads", loads)
+    assert files.read_lines(path) == [{"epoch": 1}, {"epoch": 2}]
+    assert parsed == [b'{"epoch": 1}', b'{"epoch": 2}']
+
+
+def test_damage_keeps_its_words_on_the_way_to_another_process():
+    error = pickle.loads(pickle.dumps(files.Damaged("a: is damaged", "throw it away")))
+    assert (str(error), error.what) == ("a: is damaged; throw it away", "a: is damaged")
+    assert str(files.Damaged("a: is damaged")) == f"a: is damaged; {files.MEND}"
 
 
 def test_files_that_are_not_there(tmp_path):

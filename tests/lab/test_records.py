@@ -32,7 +32,9 @@ def lines(made_up, path, change):
 )
 def test_a_wrong_line_of_metrics_is_named(made_up, tmp_path, change, problem):
     folder = lines(made_up, tmp_path / "metrics.jsonl", change)
-    with pytest.raises(UserError, match=rf"metrics\.jsonl: line 3: is damaged: {problem}.*; give the command that "):
+    with pytest.raises(
+        UserError, match=rf"metrics\.jsonl: line 3: is damaged: {problem}.*; delete the folder and run again"
+    ):
         read_metrics(folder)
 
 
@@ -64,7 +66,7 @@ def test_a_wrong_result_is_named(made_up, tmp_path):
         ({"epochs": True}, "epochs=True: must be a whole number"),
     ):
         path.write_text(json.dumps({**made_up.result(), **change}))
-        with pytest.raises(UserError, match=rf"result\.json: is damaged: {problem}; give the command that "):
+        with pytest.raises(UserError, match=rf"result\.json: is damaged: {problem}; delete the folder and run again"):
             read_result(tmp_path)
     path.write_text(json.dumps(made_up.result()).replace('"seed": 0', f'"seed": {"9" * 5000}'))
     with pytest.raises(UserError, match=r"result\.json: is damaged \(a whole number of too many digits\)"):

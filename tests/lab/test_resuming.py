@@ -1,4 +1,4 @@
-"""A checkpoint that a run cannot go on from says why, before any of it is taken over."""
+"""A checkpoint that a run cannot go on from says why."""
 
 import copy
 
@@ -24,6 +24,12 @@ def test_a_right_one_has_no_problem(state):
     assert problem(state, {key: state[key] for key in state if key not in ("epoch", "lines", "run")}) == ""
 
 
+def test_those_of_versions_that_counted_no_seconds_have_none_either(state):
+    now = {key: state[key] for key in state if key not in ("epoch", "lines", "run")}
+    assert problem({key: state[key] for key in state if key != "seconds"}, now) == ""
+    assert problem({**state, "seconds": None}, now) == ""
+
+
 WRONG = {
     "a key": (lambda state: state.pop("schedule"), "schedule is missing"),
     "a tensor": (lambda state: state["model"].pop("conv1.weight"), "model lacks conv1.weight"),
@@ -39,6 +45,7 @@ WRONG = {
     "a rate": (lambda state: put(state["optimizer"]["param_groups"][0], "lr", "0.1"), "param_groups.0.lr is '0.1'"),
     "an epoch": (lambda state: put(state["scheme"], "epoch", 1), "scheme.epoch is 1 in epoch 2"),
     "threads": (lambda state: put(state["machine"], "threads", 0), "machine.threads is 0"),
+    "seconds": (lambda state: put(state, "seconds", float("nan")), "seconds is nan"),
     "a choice": (lambda state: put(state, "chosen", {"epoch": 1}), "chosen is {'epoch': 1}"),
 }
 

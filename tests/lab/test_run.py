@@ -17,6 +17,7 @@ from tests.lab.tiny import ADAMW, recipe
 
 from torchreaper.lab import models, training
 from torchreaper.lab import run as run_module
+from torchreaper.lab.checkpoints import save_checkpoint
 from torchreaper.lab.data import load
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.progress import Progress
@@ -287,6 +288,29 @@ def test_a_damaged_checkpoint_costs_an_epoch_and_no_bit(tmp_path):
     assert [line["epoch"] for line in read_events(last.parent)] == [1, 3]
 
 
+def test_a_lost_line_takes_no_second_from_the_result(tmp_path):
+    stopped(tmp_path, 3, recipe=recipe(), scheme="repr", seed=0)
+    log = tmp_path / "tiny" / "repr" / "seed-0" / "metrics.jsonl"
+    first, second, third = log.read_text().splitlines(keepends=True)
+    log.write_text(first + second.replace("{", "[", 1) + third)
+    listener = Listener()
+    result = train(recipe(), scheme="repr", seed=0, out=tmp_path, progress=listener)
+    assert listener.notes == [f"{log}: the lines of epochs [2] are lost; training is not affected"]
+    there = [line["seconds"] for line in read_metrics(log.parent)]
+    assert len(there) == 4
+    assert result["seconds"] == pytest.approx(sum(there) + json.loads(second)["seconds"])
+
+
+def test_a_run_that_an_older_version_began_has_the_seconds_of_its_lines(tmp_path):
+    stopped(tmp_path, 2, recipe=recipe(), scheme="repr", seed=0)
+    folder = tmp_path / "tiny" / "repr" / "seed-0"
+    state = initial(folder)
+    assert state.pop("seconds") == pytest.approx(sum(line["seconds"] for line in read_metrics(folder)))
+    save_checkpoint(folder, state)
+    result = train(recipe(), scheme="repr", seed=0, out=tmp_path)
+    assert result["seconds"] == pytest.approx(sum(line["seconds"] for line in read_metrics(folder)))
+
+
 def test_another_number_of_threads_is_told_and_the_old_one_taken(tmp_path, caplog):
     whole = train(recipe(), scheme="repr", seed=0, out=tmp_path / "whole")
     stopped(tmp_path / "cut", 2, recipe=recipe(), scheme="repr", seed=0)
@@ -360,6 +384,26 @@ def test_weights_that_are_not_finite_are_never_saved_where_judging_cannot_see_th
     went_on = train(mine, scheme="repr", seed=0, out=tmp_path / "cut")
     whole = train(mine, scheme="repr", seed=0, out=tmp_path / "whole")
     assert went_on["fingerprint"] == whole["fingerprint"]
+
+
+def test_nor_are_those_of_the_average_that_is_judged(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "headed_too.py").write_text(HEADED)
+    mine = recipe(model={"name": "headed_too:Headed"}, scheme={"name": "ema"})
+    real = training.Run._train
+
+    def spoilt(self, epoch, progress):
+        found = real(self, epoch, progress)
+        if epoch == 2:
+            with torch.no_grad():
+                self.judged.extra.weight[0] = torch.inf
+        return found
+
+    monkeypatch.setattr(training.Run, "_train", spoilt)
+    what = r"^epoch 2: the values of 'extra\.weight' in the network that is judged are not finite; lower optim\.lr"
+    with pytest.raises(RunFailed, match=what):
+        train(mine, scheme="ema", seed=0, out=tmp_path / "out")
+    assert [line["epoch"] for line in read_metrics(tmp_path / "out" / "tiny" / "ema" / "seed-0")] == [1]
 
 
 def test_an_infinite_statistic_is_not_saved_though_a_relu_hides_it(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import random
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -13,10 +14,11 @@ import yaml
 from tests.lab.cut import Died, die_after
 from tests.lab.tiny import recipe
 
-from torchreaper.lab import runs
+from torchreaper.lab import reading, runs
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.files import MEND, read_json
 from torchreaper.lab.progress import NullProgress
+from torchreaper.lab.reading import AFRESH
 from torchreaper.lab.recipe import load_recipe
 from torchreaper.lab.run import train
 from torchreaper.lab.runs import RunFolder, folder_of, read_events, read_metrics, read_recipe, read_result, run_of
@@ -340,12 +342,12 @@ def test_what_is_no_run_is_refused(tmp_path):
         (
             "recipe.yaml",
             "[",
-            f"recipe.yaml: is damaged (not a recipe); {MEND}",
+            f"recipe.yaml: is damaged (not a recipe); {AFRESH}",
         ),
         (
             "recipe.yaml",
             "",
-            f"recipe.yaml: is damaged (not a recipe); {MEND}",
+            f"recipe.yaml: is damaged (not a recipe); {AFRESH}",
         ),
         (
             "recipe.yaml",
@@ -354,10 +356,14 @@ def test_what_is_no_run_is_refused(tmp_path):
         ),
         ("environment.json", "{", "environment.json: is damaged (Expecting"),
         ("environment.json", "[1]", "environment.json: is damaged (not a JSON object)"),
-        ("environment.json", '{"base": 3}', "environment.json: is damaged (base is 3); delete the folder and run aga"),
-        ("environment.json", '{"resumed": [3]}', "environment.json: is damaged (resumed is [3]); delete the folder a"),
-        ("environment.json", '{"resumed": 3}', "environment.json: is damaged (resumed is 3); delete the folder and r"),
-        ("environment.json", None, "environment.json: is missing; continue or repeat the run to mend it"),
+        ("environment.json", '{"base": 3}', f"environment.json: is damaged: base=3: must be a string; {AFRESH}"),
+        (
+            "environment.json",
+            '{"resumed": [3]}',
+            "environment.json: is damaged: resumed[0]=3: must be a mapping (key: ",
+        ),
+        ("environment.json", '{"resumed": 3}', f"environment.json: is damaged: resumed=3: must be a list; {AFRESH}"),
+        ("environment.json", None, f"environment.json: is missing; {AFRESH}"),
     ],
 )
 def test_a_damaged_run_is_told_by_its_file(tmp_path, name, content, message):
@@ -408,8 +414,11 @@ def test_without_a_checkpoint_a_damaged_file_is_refused_and_nothing_is_written(t
         path.unlink()
     (folder / "result.json").write_text("{}")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(UserError, match=r"result\.json: is damaged \(it does not agree with its checksum\)"):
+    what = r"result\.json: is damaged \(it does not agree with its checksum\); delete the folder and run again$"
+    with pytest.raises(UserError, match=what):
         train(recipe(), scheme="repr", seed=0, out=tmp_path)
+    with pytest.raises(UserError, match=what):
+        read_result(folder)
     assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
@@ -432,3 +441,105 @@ def test_lines_that_were_changed_are_told(tmp_path):
         assert loaded(folder)[1] == [f"{path}: was damaged, lines are lost or changed; training is not affected"]
         path.write_text(text)
         assert loaded(folder)[1] == []
+
+
+def spoilt(folder):
+    """Damage both checkpoints."""
+    for name in ("last.pt", "previous.pt"):
+        (folder / name).write_bytes(b"not a checkpoint")
+
+
+@pytest.mark.parametrize("damage", [None, "{", '{"resumed": 5}'])
+def test_a_good_result_is_never_thrown_away_for_what_stands_beside_it(tmp_path, damage, caplog):
+    folder, result = finished(tmp_path)
+    about = folder / "environment.json"
+    about.unlink() if damage is None else about.write_text(damage)
+    spoilt(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert train(recipe(), scheme="repr", seed=0, out=tmp_path) == result
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
+    what = "is gone" if damage is None else "is damaged"
+    assert f"{about}: {what}; there is no checkpoint to mend it from, the result stands" in caplog.text
+
+
+def test_with_both_checkpoints_damaged_a_damaged_result_is_refused_with_what_helps(tmp_path):
+    folder, result = finished(tmp_path)
+    path = folder / "result.json"
+    path.write_text(path.read_text().replace("5", "6", 1))
+    with pytest.raises(UserError, match=rf"; {MEND}$"):
+        read_result(folder)
+    spoilt(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for look in (lambda: train(recipe(), scheme="repr", seed=0, out=tmp_path), lambda: read_result(folder)):
+        with pytest.raises(UserError, match=r"result\.json: is damaged .*; delete the folder and run again$"):
+            look()
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
+    shutil.rmtree(folder)
+    assert train(recipe(), scheme="repr", seed=0, out=tmp_path)["fingerprint"] == result["fingerprint"]
+
+
+@pytest.mark.parametrize("text", ["", "["])
+def test_a_damaged_recipe_file_is_written_anew_where_nothing_was_trained(tmp_path, text):
+    folder = folder_at(tmp_path)
+    folder.environment({"torch": "a"}, epoch=0)
+    path, notes = folder.path / "recipe.yaml", []
+    whole = path.read_text()
+    path.write_text(text)
+    assert folder.look(notes.append) is None
+    assert notes == [f"{path}: is damaged (not a recipe); nothing was trained yet, it is written anew"]
+    folder.open(RECIPE, resume=True)
+    assert path.read_text() == whole
+
+
+@pytest.mark.parametrize("left", ["metrics.jsonl", "last.pt", "previous.pt.damaged", "result.json", "snapshots"])
+def test_a_damaged_recipe_file_is_refused_where_it_cannot_be_told_whose_run_it_is(tmp_path, left):
+    folder = folder_at(tmp_path)
+    path = folder.path / "recipe.yaml"
+    path.write_text("")
+    if left == "snapshots":
+        (folder.path / left).mkdir()
+    (folder.path / left / "epoch-0001.pt" if left == "snapshots" else folder.path / left).write_text("")
+    with pytest.raises(UserError, match=r"recipe\.yaml: is damaged \(not a recipe\); delete the folder and run again$"):
+        folder.look()
+
+
+@pytest.mark.parametrize("resumed", ["5", "[5]", "null", '{"a": 1}', '[{"base": 3}]'])
+def test_a_wrong_environment_stops_no_run(tmp_path, resumed, caplog):
+    folder, result = finished(tmp_path)
+    (folder / "environment.json").write_text(f'{{"resumed": {resumed}}}')
+    assert train(recipe(), scheme="repr", seed=0, out=tmp_path) == result
+    assert f"{folder / 'environment.json'}: is damaged; the run is gone on with" in caplog.text
+    assert "torch" in read_json(folder / "environment.json")
+    for name in ("result.json", "result.json.sha256"):  # and one that is not finished
+        (folder / name).unlink()
+    (folder / "environment.json").write_text(f'{{"resumed": {resumed}}}')
+    assert train(recipe(), scheme="repr", seed=0, out=tmp_path)["fingerprint"] == result["fingerprint"]
+
+
+def test_what_a_killed_process_was_writing_goes(tmp_path):
+    folder = folder_at(tmp_path)
+    for name in ("error.txt", "last.pt.sha256", "recipe.yaml"):
+        (folder.path / f"{name}.0123abcd-99.tmp").touch()
+    folder.open(RECIPE, resume=True)
+    assert [path.name for path in folder.path.iterdir()] == ["recipe.yaml"]
+
+
+def test_a_log_that_is_finished_while_it_is_read_is_not_damaged(tmp_path, monkeypatch):
+    folder = folder_at(tmp_path)
+    save(folder, 1)
+    real, reads = reading.bytes_of, []
+
+    def read(path):
+        data = real(path)
+        reads.append(path.name)
+        if len(reads) == 1:
+            save(folder, 2)
+            folder.finish({})
+        return data
+
+    monkeypatch.setattr(reading, "bytes_of", read)
+    assert [line["epoch"] for line in read_metrics(folder.path)] == [1, 2]
+    reads.clear()
+    monkeypatch.setattr(reading, "bytes_of", lambda path: reads.append(path.name) or real(path))
+    read_metrics(folder.path)
+    assert reads == ["metrics.jsonl"]

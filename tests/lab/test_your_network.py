@@ -66,6 +66,7 @@ def test_it_is_compared(elsewhere):
     assert [one["scheme"] for one in comparison["contrasts"]] == ["repr"]
 
 
+@pytest.mark.slow  # tests/stress/test_killed_train.py kills runs in `make test`
 def test_it_goes_on_where_it_was_killed_to_the_same_bits(elsewhere):
     process = reaper(f"{COMPARE} --out cut", elsewhere, start_new_session=True)
     run = elsewhere / "cut" / "mine" / "standard" / "seed-0"

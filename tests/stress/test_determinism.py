@@ -66,7 +66,7 @@ def test_the_same_recipe_gives_the_same_bits(times, trials, tmp_path):
     what, draw = jobs(times), random.Random(1)
     place = elsewhere if times > 10 else repeat  # a process takes seconds to start
     found = {}
-    for threads in (1, 2):
+    for threads in (1, 2) if times > 10 else (1,):  # two threads on a busy machine wait for each other
         count = trials(
             "determinism",
             f"every scheme, networks, precisions and augmentations, {threads} thread{'s' * (threads > 1)}: again in "
@@ -80,6 +80,8 @@ def test_the_same_recipe_gives_the_same_bits(times, trials, tmp_path):
         same = [count.add(first[k : k + 2] == again[k : k + 2]) for k in range(0, len(first), 2)]
         assert all(same), [what[k] for k, one in enumerate(same) if not one]
         found[threads] = first[1::2]
+    if times <= 10:
+        return
     others = sum(one != two for one, two in zip(found[1], found[2]))
     count.note = f"with 2 threads other weights than with 1 in {others} of {len(what)} recipes"
 

@@ -64,7 +64,7 @@ def test_a_run_on_a_full_disk_goes_on_where_it_stopped(scheme, times, reaper, re
     count.note = f"full while these were written: {', '.join(sorted(files - {''}))}"
 
 
-@lengths(1, 12)
+@lengths(None, 12)
 def test_a_disk_that_takes_no_more_files(times, reaper, recipe, tmp_path, trials):
     count = trials(
         "faults",
@@ -188,7 +188,7 @@ def test_an_output_that_is_full_fails_no_run(reaper, recipe, tmp_path):
     assert not list(tmp_path.rglob("error.txt"))
 
 
-@lengths(1, 4)
+@lengths(None, 4)
 def test_a_cache_of_streamed_images_that_fills_up(times, reaper, tmp_path, trials):
     count = trials(
         "faults",

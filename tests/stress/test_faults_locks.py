@@ -37,7 +37,7 @@ def refusals(ended, pids):
     return refused
 
 
-@cases("several", 5, 2, short=1, long=6)
+@cases("several", 2, 5, short=1, long=6)
 def test_commands_on_one_run(several, times, reaper, tmp_path, trials):
     count = trials(
         "faults",

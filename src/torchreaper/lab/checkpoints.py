@@ -63,6 +63,15 @@ def load_checkpoint(folder: Path, note: Callable[[str], None], *, mend: bool = T
     return None
 
 
+def can_go_on(folder: Path) -> bool:
+    """Whether there is a checkpoint that agrees with its checksum."""
+    found = [path for path in (folder / LAST, folder / PREVIOUS) if path.is_file()]
+    try:
+        return any(digest_of(path.read_bytes()) == read_digest(path) for path in found)
+    except OSError:
+        return False
+
+
 def judged_weights(checkpoint: Json) -> dict[str, Any]:
     """The weights of the network that counts: an average, where the scheme keeps one, else those that are trained."""
     weights = checkpoint.get("network") or checkpoint.get("model")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
-from torchreaper.lab.files import write_bytes, write_whole
+from torchreaper.lab.files import write_whole
 
 SUFFIX = ".sha256"
 
@@ -23,23 +22,29 @@ def sidecar(path: Path) -> Path:
 
 def write_digest(path: Path, digest: str) -> None:
     """Write down the checksum of `path`."""
-    beside = sidecar(path)
-    temporary = beside.with_name(beside.name + ".tmp")
-    write_bytes(temporary, f"{digest}  {path.name}\n".encode())
-    os.replace(temporary, beside)
+    write_whole(sidecar(path), f"{digest}  {path.name}\n".encode())
 
 
 def read_digest(path: Path) -> str | None:
     """The checksum that stands beside `path`; None where there is none that can be read."""
     try:
-        return sidecar(path).read_text(errors="replace").split()[0]
-    except (OSError, IndexError):
+        return _first_word(sidecar(path)) or None
+    except OSError:
         return None
+
+
+def _first_word(path: Path) -> str:
+    return "".join(path.read_text(errors="replace").split()[:1])
 
 
 def agrees(path: Path, data: bytes) -> bool:
     """Whether `data` is what was written to `path`; a file without a checksum, of an older version, is believed."""
-    return not sidecar(path).exists() or digest_of(data) == read_digest(path)
+    try:
+        return digest_of(data) == _first_word(sidecar(path))  # read once: it goes where a run is taken up meanwhile
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
 
 
 def write_checked(path: Path, data: bytes) -> None:

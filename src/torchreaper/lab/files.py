@@ -25,6 +25,17 @@ _HOST = f"{zlib.crc32(platform.node().encode()):08x}"
 MEND = "give the command that wrote it again, which mends it"
 
 
+class Damaged(UserError):  # noqa: N818
+    """A file that is not what was written: `what` says so, and `remedy` what helps."""
+
+    def __init__(self, what: str, remedy: str = MEND) -> None:
+        super().__init__(what, remedy)
+        self.what, self.remedy = what, remedy
+
+    def __str__(self) -> str:
+        return f"{self.what}; {self.remedy}"
+
+
 def write_json(path: Path, value: Json) -> None:
     """Replace `path` as a whole. Numbers that JSON does not have (NaN, infinity) are written as null."""
     write_whole(path, encoded(value))
@@ -184,9 +195,9 @@ def parsed(path: Path, data: bytes) -> Json:
     try:
         value = _loads(data)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is damaged ({error}); {MEND}") from None
+        raise Damaged(f"{path}: is damaged ({error})") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path}: is damaged (not a JSON object); {MEND}")
+        raise Damaged(f"{path}: is damaged (not a JSON object)")
     return value
 
 
@@ -199,20 +210,27 @@ def read_yaml(path: Path) -> Json | None:
     except YAMLProblem:
         value = None
     if not isinstance(value, dict):
-        raise UserError(f"{path}: is damaged (not a recipe); {MEND}")
+        raise Damaged(f"{path}: is damaged (not a recipe)")
     return value
 
 
 def read_lines(path: Path) -> list[Json]:
     """The finished lines of a log; none where there is no file; `UserError` where one is damaged."""
     try:
-        *whole, _unfinished = bytes_of(path).split(b"\n")
+        return lines_of(path, bytes_of(path))
     except FileNotFoundError:
         return []
+
+
+def lines_of(path: Path, data: bytes) -> list[Json]:
+    """The finished lines of `data`, the content of the log `path`; `UserError` where one is damaged."""
+    *whole, _unfinished = data.split(b"\n")
+    found = []
     for number, line in enumerate(whole, 1):
-        if _parse(line) is None:
-            raise UserError(f"{path}: line {number} is damaged; continue or repeat the run to mend it")
-    return [value for line in whole if (value := _parse(line)) is not None]
+        if (value := _parse(line)) is None:
+            raise Damaged(f"{path}: line {number} is damaged")
+        found.append(value)
+    return found
 
 
 def good_lines(path: Path) -> list[Json]:

@@ -69,6 +69,17 @@ class Result(_Record):
     layers: dict[str, Annotated[int, Field(ge=1, le=10**6)]]
 
 
+class _Resumed(_Record):
+    base: str | None = None
+
+
+class Environment(_Record):
+    """The content of ``environment.json``, as far as it is read by those who train and analyze."""
+
+    base: str | None = None  # older versions did not write it down
+    resumed: list[_Resumed] = []
+
+
 class _OfScheme(_Record):
     scheme: str
     seeds: list[int] = []

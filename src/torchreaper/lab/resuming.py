@@ -1,4 +1,8 @@
-"""Is what a checkpoint holds what a run can go on from? Asked before any of it is taken over."""
+"""Is what a checkpoint holds what a run can go on from?
+
+Asked before any of it is taken over; but which tensor of the optimizer is which parameter's is known only when it is
+loaded, and looked at then (`amiss_in_optimizer`).
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from torch import Tensor
 from torchreaper.lab.settings import show
 
 _NUMBER = (int, float)
+_MAY_LACK = ("network", "seconds")  # of a scheme without an average; of older versions
 MOST_THREADS = 4096  # of torch on the CPU: what a machine may have
 
 
@@ -24,7 +29,7 @@ def problem(state: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def _problems(state: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    if missing := [key for key in now if key not in state and key != "network"]:
+    if missing := [key for key in now if key not in state and key not in _MAY_LACK]:
         yield f"{missing[0]} is missing"
         return
     yield from _unlike(state["model"], now["model"], "model")
@@ -41,6 +46,11 @@ def _problems(state: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]
     threads = state["machine"].get("threads") if isinstance(state["machine"], Mapping) else None
     if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= MOST_THREADS:
         yield f"machine.threads is {show(threads)}"
+    seconds = state.get("seconds")
+    if seconds is not None and (
+        isinstance(seconds, bool) or not isinstance(seconds, _NUMBER) or not 0 <= seconds <= 1e12
+    ):
+        yield f"seconds is {show(seconds)}"
     chosen = state["chosen"]
     if chosen is not None and not (
         isinstance(chosen, Mapping)

@@ -17,7 +17,7 @@ from torchreaper.lab.locking import LOCK, Lock, clear, locked
 from torchreaper.lab.processes import by_rank_zero
 from torchreaper.lab.progress import NullProgress, Progress, Silent
 from torchreaper.lab.recipe import Recipe
-from torchreaper.lab.runs import RESULT, RunFailed, RunFolder, folder_of, read_metrics, run_of
+from torchreaper.lab.runs import RunFailed, RunFolder, folder_of, read_metrics, run_of
 from torchreaper.lab.training import Run
 
 __all__ = ["RunFailed", "train"]
@@ -57,14 +57,14 @@ def train(
         The content of `result.json`.
 
     Raises:
-        UserError: Something in the recipe, the data or the folder is wrong, or another process trains in the folder;
-            nothing was written.
+        UserError: Something in the recipe, the data or the folder is wrong, or another process trains in the folder.
+            Where the recipe or the data are, nothing was written; in no case is a result or a good checkpoint lost.
         RunFailed: The run cannot go on (the loss is not finite, ...); its last good checkpoint is kept.
     """
     rank = fabric.global_rank if fabric else 0
     progress = Silent() if rank else progress or NullProgress()
     folder, written = _folder(recipe, scheme, seed, out)
-    if resume and (result := by_rank_zero(fabric, lambda: _looked(folder, progress.note))) is not None:
+    if resume and (result := by_rank_zero(fabric, lambda: folder.look(progress.note))) is not None:
         by_rank_zero(fabric, lambda: clear(folder.path))
         return result
     return _train(recipe, scheme, seed, out, folder, written, progress, device, fabric, resume=resume, jobs=jobs)
@@ -160,18 +160,7 @@ def finished(recipe: Recipe, *, scheme: str, seed: int, out: Path) -> Json | Non
     Raises:
         UserError: The folder holds a run of another recipe.
     """
-    return _looked(_folder(recipe, scheme, seed, out)[0])
-
-
-def _looked(folder: RunFolder, note: Callable[[str], None] = lambda text: None) -> Json | None:
-    """As `RunFolder.look`; `UserError` for a result that says something else than those of runs do."""
-    result = folder.look(note)
-    numbers = ("seed", "epochs", "test_accuracy", "train_accuracy", "gap", "seconds")
-    wrong = [name for name in numbers if result is not None and type(result.get(name)) not in (int, float)]
-    if result is not None and (wrong or not isinstance(result.get("scheme"), str)):
-        what = f"{wrong[0] if wrong else 'scheme'} is missing"
-        raise UserError(f"{folder.path / RESULT}: is damaged ({what}); delete the folder and run again")
-    return result
+    return _folder(recipe, scheme, seed, out)[0].look()
 
 
 def _taught(
@@ -182,7 +171,7 @@ def _taught(
     if teacher is None:
         return None
     where, written = _folder(teacher.recipe, "standard", seed, teacher.out)
-    result = by_rank_zero(fabric, lambda: _looked(where, progress.note))
+    result = by_rank_zero(fabric, lambda: where.look(progress.note))
     taught = _weights(teacher, result, seed, fabric)
     if result is not None and taught is None:
         progress.note(f"{where.path}: its last checkpoint is damaged; the teacher is trained to its end again")

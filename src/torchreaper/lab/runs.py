@@ -16,34 +16,59 @@ import yaml
 
 from torchreaper.lab import snapshots
 from torchreaper.lab.checkpoints import DAMAGED, LAST, PREVIOUS, load_checkpoint, save_checkpoint
-from torchreaper.lab.checksums import SUFFIX, agrees, digest_of, sidecar, write_checked, write_digest
+from torchreaper.lab.checksums import SUFFIX, digest_of, sidecar, write_checked, write_digest
 from torchreaper.lab.errors import UserError, remedy, trouble
 from torchreaper.lab.files import (
-    MEND,
+    Damaged,
     Json,
     append_line,
-    bytes_of,
     encoded,
     encoded_lines,
     good_lines,
-    parsed,
-    read_json,
-    read_lines,
     read_yaml,
     rewrite_lines,
     write_json,
     write_whole,
 )
+from torchreaper.lab.reading import (
+    AFRESH,
+    ENVIRONMENT,
+    EVENTS,
+    METRICS,
+    RECIPE,
+    RESULT,
+    read_environment,
+    read_events,
+    read_metrics,
+    read_recipe,
+    read_result,
+)
 from torchreaper.lab.recipe import Recipe
-from torchreaper.lab.records import EventLine, MetricsLine, Result, check_lines, good
-from torchreaper.lab.records import check as check_record
+from torchreaper.lab.records import EventLine, MetricsLine, good
 from torchreaper.lab.settings import parse, show
 
-#: The files of a run folder, beside its snapshots; nothing else in it is ever touched.
-METRICS, EVENTS, RESULT = "metrics.jsonl", "events.jsonl", "result.json"
-RECIPE, ENVIRONMENT, ERROR = "recipe.yaml", "environment.json", "error.txt"
-_DISAGREES = "it does not agree with its checksum"
+__all__ = [
+    "ENVIRONMENT",
+    "ERROR",
+    "EVENTS",
+    "METRICS",
+    "RECIPE",
+    "RESULT",
+    "RunFailed",
+    "RunFolder",
+    "folder_of",
+    "read_events",
+    "read_metrics",
+    "read_recipe",
+    "read_result",
+    "run_of",
+    "write_error",
+]
+
+ERROR = "error.txt"
+# Nothing else in a run folder is ever touched, but its snapshots.
 _FILES = (RESULT, LAST, PREVIOUS, METRICS, EVENTS, ENVIRONMENT, RECIPE)
+_TRAINED = (RESULT, LAST, PREVIOUS, METRICS, EVENTS, LAST + DAMAGED, PREVIOUS + DAMAGED)
 # Of a recipe, these do not change a single run: how many runs there are, what the others do, what is kept on the way.
 _NOT_OF_THE_RUN = ("seeds", "schemes", "profiles", "snapshots")
 
@@ -59,89 +84,6 @@ class _AnotherRun(UserError):  # noqa: N818
 def folder_of(out: Path, name: str, scheme: str, seed: int) -> Path:
     """Where the run of a recipe's `name` with `scheme` and `seed` lies."""
     return Path(out) / name / scheme / f"seed-{seed}"
-
-
-def read_metrics(folder: Path) -> list[Json]:
-    """One dict per finished epoch; empty where there is no run. A line still being written is left out.
-
-    Raises `UserError` for a damaged line, and where the file does not agree with the checksum that a finished run gave
-    it; which keys the lines have says `records.MetricsLine`.
-    """
-    return _read_log(Path(folder) / METRICS, MetricsLine, each_once=True)
-
-
-def read_events(folder: Path) -> list[Json]:
-    """One dict per transition; empty where there is none. As `read_metrics`, with `records.EventLine`."""
-    return _read_log(Path(folder) / EVENTS, EventLine, each_once=False)
-
-
-def _read_log(path: Path, kind: type[MetricsLine | EventLine], *, each_once: bool) -> list[Json]:
-    lines = read_lines(path)
-    if sidecar(path).exists() and not agrees(path, _content(path)):
-        raise UserError(f"{path}: is damaged ({_DISAGREES}); {MEND}")
-    try:
-        check_lines(kind, lines, path, each_once=each_once)
-    except UserError as error:
-        raise UserError(f"{error}; {MEND}") from None
-    return lines
-
-
-def read_result(folder: Path) -> Json | None:
-    """The result of a finished run; None for a run that is not finished, or not there.
-
-    Raises `UserError` where the file is damaged, or does not agree with its checksum; which keys it has says
-    `records.Result`.
-    """
-    path = Path(folder) / RESULT
-    try:
-        data = bytes_of(path)
-    except FileNotFoundError:
-        return None
-    if not agrees(path, data):
-        raise UserError(f"{path}: is damaged ({_DISAGREES}); {MEND}")
-    result = parsed(path, data)
-    try:
-        check_record(Result, result, str(path))
-    except UserError as error:
-        raise UserError(f"{error}; {MEND}") from None
-    return result
-
-
-def read_recipe(folder: Path) -> Recipe:
-    """The recipe of a run: its `scheme` is the run's own, with all options, and it has no others.
-
-    Its relative data paths start where they did when the run was begun, or last continued: in the folder of the
-    recipe file, which `environment.json` tells; those of a run older than that in the current folder.
-
-    Raises:
-        UserError: The folder is no run's, or one of the two files is damaged or of another version.
-    """
-    path, about = Path(folder) / RECIPE, Path(folder) / ENVIRONMENT
-    values = read_yaml(path) if Path(folder).is_dir() else None
-    if values is None:
-        raise UserError(
-            f"run={str(folder)!r}: is no run folder, it has no {RECIPE}; name one that has, "
-            "<out>/<recipe>/<scheme>/seed-<k>"
-        )
-    try:
-        recipe = parse(Recipe, values)
-    except UserError as error:
-        raise UserError(f"{path}: {error}; use the version of torchreaper that wrote it, or run again") from None
-    begun = read_json(about)
-    if begun is None:
-        raise UserError(f"{about}: is missing; continue or repeat the run to mend it")
-    return recipe.at(_base(begun, about))
-
-
-def _base(begun: Json, about: Path) -> Path:
-    resumed, base = begun.get("resumed", []), ""
-    if not isinstance(resumed, list) or not all(isinstance(one, dict) for one in resumed):
-        raise UserError(f"{about}: is damaged (resumed is {resumed!r}); delete the folder and run again")
-    for one in (begun, *resumed):
-        base = one.get("base", base)
-        if not isinstance(base, str):
-            raise UserError(f"{about}: is damaged (base is {base!r}); delete the folder and run again")
-    return Path(base)
 
 
 def write_error(folder: Path, traceback: str) -> str:
@@ -182,21 +124,35 @@ class RunFolder:
             raise UserError(f"{trouble(error)}; {remedy(error)} and give the same command again") from error
 
     def _look(self, note: Callable[[str], None]) -> Json | None:
-        faults = list(self._faults())
+        faults = dict(self._faults())
         if not faults:
             return read_result(self.path)
         state = load_checkpoint(self.path, lambda text: None, mend=False)
-        if state is not None:
-            self.check(state["run"])
-        elif not any((self.path / name).exists() for name in (LAST, PREVIOUS)):
-            for _, error in faults:  # there is nothing to make it anew from
-                if error is not None:
-                    raise error
-            return read_result(self.path)
-        for name, error in faults:
-            what = "is gone" if error is None else "is damaged"
-            note(f"{self.path / name}: {what}; the run is gone on with from its checkpoint, which mends what it can")
+        if state is None:
+            return self._without_checkpoint(faults, note)
+        self.check(state["run"])
+        for name, error in faults.items():
+            note(f"{self._wrong(name, error)}; the run is gone on with from its checkpoint, which mends what it can")
         return None
+
+    def _without_checkpoint(self, faults: dict[str, UserError | None], note: Callable[[str], None]) -> Json | None:
+        """As `_look`, where there is nothing to make anything anew from: a result that is good stands."""
+        broken = {name: error for name, error in faults.items() if error is not None and name != ENVIRONMENT}
+        if isinstance(error := broken.get(RECIPE), Damaged) and not self._trained():
+            note(f"{error.what}; nothing was trained yet, it is written anew")
+            return None
+        for error in broken.values():
+            raise Damaged(error.what, AFRESH) if isinstance(error, Damaged) else error
+        for name, error in faults.items():
+            note(f"{self._wrong(name, error)}; there is no checkpoint to mend it from, the result stands")
+        return read_result(self.path)
+
+    def _wrong(self, name: str, error: UserError | None) -> str:
+        return f"{self.path / name}: {'is gone' if error is None else 'is damaged'}"
+
+    def _trained(self) -> bool:
+        """Whether there is anything that training has made."""
+        return any((self.path / name).exists() for name in _TRAINED) or bool(snapshots.find(self.path))
 
     def _faults(self) -> Iterator[tuple[str, UserError | None]]:
         """The small files that are damaged, or gone (None), in a run that has been begun, or finished.
@@ -215,7 +171,7 @@ class RunFolder:
             RESULT: read_result,
             METRICS: read_metrics,
             EVENTS: read_events,
-            ENVIRONMENT: lambda folder: read_json(folder / ENVIRONMENT),
+            ENVIRONMENT: read_environment,
         }
         for name, read in readers.items() if finished else ():
             try:
@@ -266,9 +222,9 @@ class RunFolder:
 
     def _sweep(self) -> None:
         """Delete what a killed run was writing."""
-        for name in _FILES:
+        for name in (*_FILES, ERROR):
             for path in self.path.glob(f"{name}*.tmp"):
-                path.unlink()
+                path.unlink(missing_ok=True)  # the lock keeps nobody from writing the error of a run that it refused
 
     def check(self, there: Json) -> None:
         """Raise `UserError` where `there`, the run that was found here, is another than this one."""
@@ -284,7 +240,7 @@ class RunFolder:
         """Write down where the run was begun, or where it was continued after `epoch` epochs."""
         path = self.path / ENVIRONMENT
         try:
-            began = read_json(path) if epoch else None
+            began = read_environment(self.path) if epoch else None
         except UserError:  # not worth to stop for
             began = None
         if began is not None:

@@ -81,6 +81,8 @@ class Run:
             scale=lambda: self.scheme.lr_factor,
         )
         self.chosen: Json | None = None
+        # What training has cost so far; None, in a run that an older version began: the sum of the lines.
+        self.seconds: float | None = 0.0
 
     def _network(self, recipe: Recipe, seed: int) -> nn.Module:
         channels, height, width = self.shape
@@ -164,7 +166,10 @@ class Run:
         except tr.ReaperError as error:
             raise RunFailed(f"epoch {epoch}: {error}") from error
         reapply(self.schedule)
-        stepping = time.perf_counter() - start
+        # What training costs; judging the network and writing files are the lab's, not the scheme's.
+        cost = seconds + time.perf_counter() - start
+        if self.seconds is not None:
+            self.seconds += cost
         if transition is not None:
             self._wrap_anew()
             progress.transition(epoch, transition)
@@ -181,8 +186,7 @@ class Run:
             "overlap_total": total,
             "dropped": {name: list(filters) for name, filters in dropped.items()},
             "images_per_second": self.steps * self.recipe.batch / seconds,
-            # What training costs; judging the network and writing files are the lab's, not the scheme's.
-            "seconds": seconds + stepping,
+            "seconds": cost,
         }
         return metrics, [] if transition is None else [event(epoch, transition)], snapshot
 
@@ -206,7 +210,8 @@ class Run:
             "train_accuracy": reported["train_accuracy"],
             "gap": reported["train_accuracy"] - reported["test_accuracy"],
             "validation_accuracy": reported["validation_accuracy"],
-            "seconds": sum(line["seconds"] for line in metrics),
+            # Not those of the lines, of which a damage may have taken some.
+            "seconds": sum(line["seconds"] for line in metrics) if self.seconds is None else self.seconds,
             "teacher_seconds": self.teacher.seconds if self.teacher else 0.0,
             "fingerprint": fingerprint(self.judged.state_dict()),
             # Of one process: the last bits depend on it.
@@ -224,6 +229,7 @@ class Run:
             "precision": self.fabric.strategy.precision.state_dict(),
             "scheme": self.scheme.state_dict(),
             "chosen": self.chosen,
+            "seconds": self.seconds,
             "machine": machine(self.fabric.device),
             "rng": of_every_rank(self.fabric, rng_state()),
         }
@@ -245,7 +251,7 @@ class Run:
                 set_rng_state(states[self.share.rank])
         except Exception as error:  # whatever a state that is not ours makes torch and the schemes raise
             raise _not_ours(str(error) or type(error).__name__) from error
-        self.chosen = state["chosen"]
+        self.chosen, self.seconds = state["chosen"], state.get("seconds")
         if self.scheme.phase == "sub":
             self._wrap_anew()
         there, here = state["machine"], machine(self.fabric.device)
@@ -347,10 +353,15 @@ class Run:
 
     def _check_weights(self, epoch: int) -> None:
         """What judging cannot see (a head that only training has, an infinite mean before a ReLU) would be saved."""
-        statistics = [(n, one) for n, one in self.module.named_buffers() if n.endswith(("running_mean", "running_var"))]
-        for name, value in (*self.module.named_parameters(), *statistics):
-            if not value.isfinite().all():
-                raise RunFailed(f"epoch {epoch}: the values of {name!r} are not finite; {REMEDY}")
+        networks = {"": self.module}
+        if self.judged is not self.module:
+            networks[" in the network that is judged"] = self.judged
+        for whose, network in networks.items():
+            buffers = network.named_buffers()
+            statistics = [(n, one) for n, one in buffers if n.endswith(("running_mean", "running_var"))]
+            for name, value in (*network.named_parameters(), *statistics):
+                if not value.isfinite().all():
+                    raise RunFailed(f"epoch {epoch}: the values of {name!r}{whose} are not finite; {REMEDY}")
 
     def _choose(self, epoch: int, validation: float | None, test: float) -> None:
         """Remember this epoch if it is the best so far on the validation images; of equals, the first."""
