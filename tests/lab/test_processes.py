@@ -241,6 +241,7 @@ def test_one_that_is_told_to_stop_takes_the_others_along(job, meets):
     process = started(command, job, DEAF=str(job))
     try:
         until(lambda: len(members(process.pid)) == 2 if not meets else all(mark.exists() for mark in marks), SECONDS)
+        time.sleep(0.5)  # a process that is just being born is not known to the first one yet
         process.send_signal(signal.SIGTERM)
         until(lambda: process.poll() is not None, seconds=SECONDS)
         until(lambda: not members(process.pid), seconds=3)  # not only when they notice by themselves

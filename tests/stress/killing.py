@@ -60,6 +60,12 @@ def recipe(*, subnetwork: str = "compact", optimizer: str = "sgd", **changes: An
     return {**TINY, "epochs": 8, "snapshots": 2, "model": model, "scheme": scheme, "optim": optim, **changes}
 
 
+def hear_ctrl_c() -> None:
+    """Commands that are begun from now on hear Ctrl-C, though shells let what they run in the background ignore it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @dataclass
 class Ended:
     """How a command ended: its exit code, or minus the signal that killed it; what it said; what it left half done."""
@@ -90,6 +96,7 @@ class Command:
             self.pid = self.launcher.begin(self)
             return
         code = "from torchreaper.lab.cli import main; main()"
+        hear_ctrl_c()
         with open(self._files[0], "wb") as out, open(self._files[1], "wb") as errors:
             self._process = subprocess.Popen(
                 [sys.executable, *([self.script] if self.script else ["-c", code]), *self.arguments],
@@ -134,6 +141,7 @@ class Launcher:
 
     def __init__(self) -> None:
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "bufsize": 0}
+        hear_ctrl_c()
         self._process = subprocess.Popen([sys.executable, "-m", "tests.stress.trap"], cwd=ROOT, **pipes)
         self._read(SECONDS)
 
