@@ -8,6 +8,7 @@ from pathlib import Path
 from torchreaper.lab.files import write_whole
 
 SUFFIX = ".sha256"
+_LONGEST = 4096  # characters that are read: a checksum and a name
 
 
 def digest_of(data: bytes | memoryview) -> str:
@@ -34,7 +35,10 @@ def read_digest(path: Path) -> str | None:
 
 
 def _first_word(path: Path) -> str:
-    return "".join(path.read_text(errors="replace").split()[:1])
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path}: is no file")  # a pipe or a device may never end
+    with open(path, errors="replace") as file:
+        return "".join(file.read(_LONGEST).split()[:1])
 
 
 def agrees(path: Path, data: bytes) -> bool:
