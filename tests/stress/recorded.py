@@ -56,6 +56,8 @@ class Recorder:
             command = args[1] if event == "subprocess.Popen" else args
             if list(command)[:2] not in KNOWN:
                 self.strange.append(f"{event} {command}")
+        elif event == "socket.connect" and isinstance(args[1], (str, bytes)):
+            self.wrote(event, args[1])  # no network: a socket that is a file, of a process and its readers of images
         elif event in REACHES:
             self.strange.append(f"{event} {args[1:]}")
 
