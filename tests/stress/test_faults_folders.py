@@ -222,7 +222,7 @@ def test_a_folder_where_a_file_should_be(reaper, place):
         (run / name).rename(run / "kept")
         (run / name).mkdir()
         line = reaper("train", place / "tiny.yaml", "--out", place / "out", cwd=place).refused()
-        assert f"{name}: Is a directory" in line
+        assert f"{name}: is no file; delete it" in line or f"{name}: Is a directory" in line
         (run / name).rmdir()
         (run / "kept").rename(run / name)
     assert reaper("train", place / "tiny.yaml", "--out", place / "out", cwd=place).well().err == ""
