@@ -6,7 +6,7 @@ from torch import nn
 
 import torchreaper as tr
 from tests.nets import OPTIMIZERS, build, inputs, train_step
-from torchreaper.state import Cut, as_optimizers, per_weight_state, reset
+from torchreaper.state import Cut, all_finite, as_optimizers, per_weight_state, reset
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -145,3 +145,16 @@ def test_values_are_put_row_by_row():
     cut.put(tensor, values)
     assert torch.equal(tensor[mask], values.float())
     assert not tensor[~mask].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_one_value_that_is_not_finite_is_seen_anywhere(dtype):
+    largest = torch.finfo(dtype).max
+    for bad in (float("nan"), float("inf"), -float("inf")):
+        for place in (0, 17, 29):
+            values = torch.full((5, 6), largest, dtype=dtype)
+            assert all_finite(values)
+            values.view(-1)[place] = bad
+            assert not all_finite(values)
+            assert not all_finite(values.t())
+    assert all_finite(torch.empty(0, dtype=dtype))

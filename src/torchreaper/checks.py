@@ -8,6 +8,7 @@ from typing import Any
 
 from torchreaper.errors import ReaperError
 from torchreaper.filters import FilterLayer, weight_parameters
+from torchreaper.state import all_finite
 
 _LEAST = {"full": 1, "sub": 1, "cycles": 0, "min_filters": 1, "seed": 0}
 
@@ -28,7 +29,7 @@ def check_weights(layers: Iterable[FilterLayer]) -> None:
     Criteria that read the weights see it by their scores; those that read something else do not.
     """
     for layer in layers:
-        if not all(weight.isfinite().all() for weight in weight_parameters(layer.module)):
+        if not all(map(all_finite, weight_parameters(layer.module))):
             raise ReaperError(
                 f"drop: the weights of layer {layer.name!r} are not finite, training has diverged; lower the "
                 "learning rate or clip gradients, and go on from an earlier checkpoint"

@@ -14,7 +14,7 @@ from torchreaper.errors import ReaperError
 from torchreaper.filters import ROLES, FilterLayer, cuts, tensor_of
 from torchreaper.flow.channels import Flow, Role
 from torchreaper.reinit import Reinit, returning_rows, worst_cosine
-from torchreaper.state import SECOND_MOMENTS, Cut, per_weight_state, reset
+from torchreaper.state import SECOND_MOMENTS, Cut, all_finite, per_weight_state, reset
 
 _NORM_ENTRIES = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
 
@@ -72,7 +72,7 @@ def check_sources(
                 moments = ((k, state[k]) for _, state, k in per_weight_state(optimizers, tensor))
                 sources |= {f"the optimizer's {k} of ": value for k, value in moments if k in SECOND_MOMENTS}
             for what, source in sources.items():
-                if not source.isfinite().all():
+                if not all_finite(source):
                     raise ReaperError(
                         f"restore: {what}{f'{name}.{key}'!r} is not finite, training has diverged; lower the learning "
                         "rate or clip gradients, and go on from an earlier checkpoint"

@@ -32,6 +32,14 @@ _REGISTERED: set[type[Optimizer]] = set()
 _Class = TypeVar("_Class")
 
 
+def all_finite(values: Tensor) -> bool:
+    """Whether no value is NaN or infinite; makes no copy, as ``isfinite`` does of whole tensors."""
+    values = values.detach()
+    if not values.numel() or not (values.is_floating_point() or values.is_complex()):
+        return True
+    return bool(torch.linalg.vector_norm(values, float("inf")).isfinite())
+
+
 def elementwise(optimizer: _Class) -> _Class:
     """Declare that an optimizer treats every weight by itself, so that a smaller network trains as the masked one.
 

@@ -115,6 +115,7 @@ def test_side_by_side_is_one_by_one_in_every_family(monkeypatch, name):
         torch.testing.assert_close(fast[layer], values, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow  # `make test` has every family
 @settings(max_examples=40)
 @given(architectures)
 def test_side_by_side_is_one_by_one_in_random_networks(architecture):

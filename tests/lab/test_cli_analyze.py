@@ -232,7 +232,8 @@ def test_a_full_disk_is_one_line(here, monkeypatch):
     done = reaper("runs/tiny/repr/seed-0", *FAST)
     assert (done.exit_code, done.output) == (
         1,
-        "repr/seed-0: filters left out: 12 of 12\nerror: [Errno 28] No space left on device\n",
+        "repr/seed-0: filters left out: 12 of 12\n"
+        "error: No space left on device; make room there and give the same command again\n",
     )
 
 

@@ -16,7 +16,10 @@ from torchreaper.lab.run import train
 ROOT = Path(__file__).parents[2]
 ALL = [1, 2, 3]
 
-pytestmark = pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="needs fork and SIGKILL")
+pytestmark = [
+    pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="needs fork and SIGKILL"),
+    pytest.mark.slow,  # in `make test` test_runs.py stops at each step of a save, tests/stress kills real commands
+]
 
 
 @pytest.fixture(scope="module")

@@ -82,6 +82,7 @@ def test_it_goes_on_where_it_was_killed_to_the_same_bits(elsewhere):
     assert results(elsewhere / "cut") == results(elsewhere / "whole")
 
 
+@pytest.mark.slow  # `make test` finds it by compare
 def test_the_other_commands_find_the_package_too(elsewhere):
     commands = {command.split()[0]: command for command in COMMANDS}
     assert "features.3" in done(commands["inspect"].replace("mine.yaml", "../mine/mine.yaml"), elsewhere)

@@ -133,7 +133,7 @@ def check_survived(ended, how):
     assert all(f"its process died (killed by {how.name}); it is taken up again" in note for note in notes), ended
 
 
-@lengths(1, 10**6)
+@lengths(None, 10**6)
 def test_at_named_points(times, trials, launcher, undisturbed, tmp_path):
     count = trials(
         "killed",

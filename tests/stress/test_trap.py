@@ -19,7 +19,9 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.stress] if "jobs" in name else []) for name in COMMANDS]
+)
 def test_commands_come_to_every_named_point(name, tmp_path):
     arguments, subnetwork, points = COMMANDS[name]
     folder = write_recipe(tmp_path / "work", recipe(subnetwork=subnetwork))

@@ -355,6 +355,7 @@ def test_a_filter_that_is_dropped_in_two_cycles_counts_twice(trained, tmp_path):
         {"epoch": 4, "kind": "drop", "filters": {"conv2": [3], "c": [0]}},
     ]
     (folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    (folder / "events.jsonl.sha256").unlink()
     assert source_of(folder).dropped() == {"conv2": {1: 1, 3: 2}, "c": {0: 1}}
 
 
