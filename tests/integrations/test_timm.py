@@ -345,9 +345,9 @@ def test_the_lines_for_timms_script(images, tmp_path):
     "more",
     [
         EVERYTHING,
-        {**EVERYTHING, "prefetcher": False},
-        {"opt": "sgdp", "sched": "step", "decay_epochs": 2},
-        {"opt": "lamb", "lr": 1e-3, "sched": "none"},
+        pytest.param({**EVERYTHING, "prefetcher": False}, marks=pytest.mark.slow),
+        pytest.param({"opt": "sgdp", "sched": "step", "decay_epochs": 2}, marks=pytest.mark.slow),
+        pytest.param({"opt": "lamb", "lr": 1e-3, "sched": "none"}, marks=pytest.mark.slow),
     ],
     ids=["everything", "without a prefetcher", "sgdp", "lamb"],
 )

@@ -48,7 +48,9 @@ def built(name: str) -> nn.Module:
         return transformers.MobileNetV2ForImageClassification(transformers.MobileNetV2Config(**tiny))
 
 
-@pytest.mark.parametrize("name", EXPECTED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "mobilenet v2" else []) for name in EXPECTED]
+)
 def test_the_filters_of_its_architectures_are_found_and_compact_is_masked(name):
     model = built(name).double()
     images = {"pixel_values": torch.randn(2, 3, 32, 32, dtype=torch.float64)}

@@ -205,7 +205,7 @@ def test_without_cycles_repr_is_standard_training_bit_for_bit(tmp_path):
         ("repr", {"optim": {"name": "rmsprop", "lr": 0.01, "momentum": 0.5}, "scheme__reinit": "random"}),
     ],
 )
-@pytest.mark.parametrize("after", [1, 2, 4])
+@pytest.mark.parametrize("after", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, seeing, scheme, changes, after):
     tiny = recipe(**changes)
     whole = train(tiny, scheme=scheme, seed=1, out=tmp_path / "whole")
