@@ -25,7 +25,7 @@ demo: $(VENV)/.lab  ## RePr and standard training side by side on real images: t
 	@# One thread: on pictures of 8x8 pixels a second one costs more than it gives.
 	$(BIN)/reaper compare recipes/demo.yaml --threads 1 --out $(RUNS)
 
-test: $(VENV)/.dev  ## the tests; about 12 minutes on 2 cores
+test: $(VENV)/.dev  ## the tests; about 17 minutes on 2 cores
 	@# A process a core, each with one thread.
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal -m "not slow and not sweep and not stress and not gpu"
 
