@@ -22,6 +22,7 @@ from torchreaper.lab.processes import check_batch, of_every_rank, same_buffers, 
 from torchreaper.lab.progress import Progress
 from torchreaper.lab.recipe import Recipe
 from torchreaper.lab.runs import RunFailed
+from torchreaper.state import all_finite
 
 REMEDY = "lower optim.lr or set grad_clip; the last good checkpoint is kept"
 # Seconds between two looks at the loss: each look makes the host wait for the device.
@@ -360,7 +361,7 @@ class Run:
             buffers = network.named_buffers()
             statistics = [(n, one) for n, one in buffers if n.endswith(("running_mean", "running_var"))]
             for name, value in (*network.named_parameters(), *statistics):
-                if not value.isfinite().all():
+                if not all_finite(value):
                     raise RunFailed(f"epoch {epoch}: the values of {name!r}{whose} are not finite; {REMEDY}")
 
     def _choose(self, epoch: int, validation: float | None, test: float) -> None:
