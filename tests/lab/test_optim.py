@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, CosineAnnealingWarmResta
 
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.optim import build_optimizer, build_schedule, factor, position, reapply
-from torchreaper.lab.recipe import OptimSpec, ScheduleSpec
+from torchreaper.lab.sections import OptimSpec, ScheduleSpec
 from torchreaper.lab.settings import parse
 
 EPOCHS, STEPS = 7, 4

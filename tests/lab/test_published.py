@@ -59,7 +59,7 @@ def test_values_are_of_standard_of_the_recipes_schemes_or_of_any_there_is(tmp_pa
         ({"values": {}}, "published.values={}: "),
         ({"values": {"repr": 101}}, "published.values.repr=101: must be at most 100"),
         ({"values": {"repr": "76.4"}}, "published.values.repr='76.4': must be a number"),
-        ({"unit": "accuracy"}, "published.unit='accuracy': must be 'accuracy %' or 'error %'"),
+        ({"unit": "accuracy"}, "published.unit='accuracy': must be 'accuracy %', 'error %' or 'mAP %'"),
         ({"source": ""}, "published.source='': "),
         ({"sourc": "x"}, "published.sourc: unknown key; did you mean published.source?"),
     ],

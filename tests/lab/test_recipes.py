@@ -301,5 +301,5 @@ def test_cifar_100s_fine_labels_are_the_classes(tmp_path, one_thread):
     changes = ["data.name=parquet", "data.hub=null", "data.validation=0", "batch=50", *files]
     recipe = load("c3-32-cifar10", "cifar100", *changes)
     run = Run(recipe, recipe.scheme_spec("repr"), seed=0, device="cpu")
-    assert run.classes == 100
+    assert len(run.dataset.classes) == 100
     assert run.module.fc.out_features == 100

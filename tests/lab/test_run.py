@@ -507,13 +507,14 @@ def test_the_validation_split_chooses_the_first_best_epoch_of_the_whole_network(
     tiny = recipe(report="validation", epochs=9, scheme__cycles=2)
     # By epoch: the sub-networks of 2, 3, 5 and 6 are better than any whole network, and 7 and 9 are equal.
     accuracies = iter([0.1, 0.9, 0.9, 0.2, 0.9, 0.9, 0.6, 0.3, 0.6])
-    real = training.evaluate
+    classification = sys.modules["torchreaper.lab.tasks.classification"]
+    real = classification.evaluate
 
     def scripted(fabric, model, split, **kwargs):
         loss, accuracy = real(fabric, model, split, **kwargs)
         return loss, next(accuracies) if len(split) == tiny.data.validation else accuracy
 
-    monkeypatch.setattr(training, "evaluate", scripted)
+    monkeypatch.setattr(classification, "evaluate", scripted)
     result = train(tiny, scheme="repr", seed=0, out=tmp_path)
     metrics = read_metrics(tmp_path / "tiny" / "repr" / "seed-0")
     assert [line["phase"] for line in metrics] == ["full", "sub", "sub"] * 2 + ["full"] * 3

@@ -116,7 +116,7 @@ def test_a_checkpoint_that_is_gone_is_named(tmp_path):
         path.unlink()
     with pytest.raises(UserError, match=r"its checkpoint is gone; delete that folder and run again$") as error:
         train(what, scheme="kd", seed=0, out=tmp_path)
-    assert str(error.value).startswith(f"{where}: the teacher is trained")
+    assert str(error.value).startswith(f"{where}: the network is trained")
 
 
 @pytest.mark.parametrize(("damaged", "epochs"), [(["last.pt"], 1), (["last.pt", "previous.pt"], 3)])
@@ -132,7 +132,7 @@ def test_a_damaged_one_is_trained_to_its_end_again_and_never_taken_for_the_one_b
     names.note = notes.append
     again = train(what, scheme="kd", seed=0, out=tmp_path, progress=names)
     assert names.epochs[f"{place(what, tmp_path).recipe.name} / standard / seed 0"] == epochs
-    assert notes[0] == f"{where}: its last checkpoint is damaged; the teacher is trained to its end again"
+    assert notes[0] == f"{where}: its last checkpoint is damaged; the network is trained to its end again"
     assert again["fingerprint"] == whole["fingerprint"]
     after = json.loads((where / "result.json").read_text())
     assert (after["fingerprint"], after["test_accuracy"]) == (before["fingerprint"], before["test_accuracy"])

@@ -236,6 +236,8 @@ def compare(
         from torchreaper.lab import report
 
         screen.show_table(console, *found.table(comparison))
+        if (parts := found.parts_table(comparison))[1]:
+            screen.show_table(console, *parts)
         for note in found.notes(comparison):
             screen.say(console, note)
         drawn = report.draw(out, loaded.name, {summary.scheme: summary.seeds for summary in comparison.schemes})

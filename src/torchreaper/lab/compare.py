@@ -16,9 +16,8 @@ from torchreaper.lab.files import read_json
 from torchreaper.lab.locking import clear
 from torchreaper.lab.progress import NullProgress, Progress
 from torchreaper.lab.recipe import ALL, Recipe
-from torchreaper.lab.run import finished
+from torchreaper.lab.run import finished, try_out
 from torchreaper.lab.runs import ENVIRONMENT, RunFailed, folder_of
-from torchreaper.lab.training import Run
 
 
 def compare(
@@ -58,7 +57,7 @@ def compare(
     for scheme in dict.fromkeys(job.scheme for job in jobs):
         # What the data, the network or the scheme refuse is told now, not after the other schemes' hours.
         where = device if isinstance(executor, Here) else "cpu"
-        Run(recipe, recipe.scheme_spec(scheme), seed=0, device=where, progress=progress).scheme.close()
+        try_out(recipe, scheme, device=where, progress=progress)
     results: dict[str, dict[int, Result]] = {scheme: {} for scheme in schemes}
     for (scheme, seed), result in there.items():
         results[scheme][seed] = result
@@ -115,20 +114,26 @@ def _sort(
         for scheme in schemes:
             result = finished(recipe, scheme=scheme, seed=seed, out=out)
             if result is None:
-                after = _teacher(recipe, scheme, seed, out, device)
+                after = _before(recipe, scheme, seed, out, device)
                 jobs.append(Job(recipe, scheme, seed, Path(out), device, after))
             else:
                 there[scheme, seed] = result
     return there, jobs
 
 
-def _teacher(recipe: Recipe, scheme: str, seed: int, out: Path, device: str) -> tuple[Job, ...]:
-    """The run of the scheme's teacher, where it needs one that is not finished."""
-    teacher = teachers.needed(recipe, recipe.scheme_spec(scheme), out)
-    if teacher is None or finished(teacher.recipe, scheme="standard", seed=seed, out=teacher.out) is not None:
-        return ()
-    label = f"{teacher.recipe.name}, seed {seed}"
-    return (Job(teacher.recipe, "standard", seed, teacher.out, device, label=label),)
+def _before(recipe: Recipe, scheme: str, seed: int, out: Path, device: str) -> tuple[Job, ...]:
+    """The runs that have to be finished before and are not: of the network it starts from, and of a teacher."""
+    needed = [teachers.needed(recipe, recipe.training_spec(scheme), out)]
+    if recipe.source is not None:
+        needed.append(teachers.Before(recipe.first(), scheme, Path(out) / recipe.name))
+    jobs = []
+    for one in needed:
+        if one is None or finished(one.recipe, scheme=one.scheme, seed=seed, out=one.out) is not None:
+            continue
+        of = "" if recipe.source is None else f", {scheme}"
+        after = _before(one.recipe, one.scheme, seed, one.out, device)
+        jobs.append(Job(one.recipe, one.scheme, seed, one.out, device, after, f"{one.recipe.name}{of}, seed {seed}"))
+    return tuple(jobs)
 
 
 def _run(

@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # both need torch, which takes longer to load than --help to 
 REFRESH = 0.1  # seconds: a bar drawn more often costs small networks time, and nobody sees it
 WIDE = 110  # columns: below, the line beside the bar is shortened
 NO_WRAP = 1000  # columns of what goes to a file or a pipe
-_TEACHER = re.compile(r"teacher-.+-[0-9a-f]{8}")  # the recipe of a teacher, by its name
+_BEFORE = re.compile(r"(teacher|source)-.+-[0-9a-f]{8}")  # the recipe of a training that others need, by its name
 
 
 def stdout() -> Console:
@@ -286,9 +286,13 @@ def note_line(name: str, text: str) -> str:
 def run_line(result: dict[str, Any]) -> str:
     """One finished run: test accuracy, gap, epochs, time."""
     # A teacher is trained by a recipe of its own, and its scheme is that of the baseline.
-    key = "recipe" if _TEACHER.fullmatch(str(result.get("recipe", ""))) else "scheme"
+    before = _BEFORE.fullmatch(str(result.get("recipe", "")))
+    which = result["scheme"] if before is None else result["recipe"]
+    if before and before[1] == "source":
+        which = f"{which}, {result['scheme']}"
+    metric = result.get("metric", "accuracy")
     return (
-        f"{result[key]} seed {result['seed']}: test accuracy {100 * result['test_accuracy']:.2f} %, "
+        f"{which} seed {result['seed']}: test {metric} {100 * result['test_accuracy']:.2f} %, "
         f"gap {100 * result['gap']:.2f}, {result['epochs']} epochs, {result['seconds']:.1f} s"
     )
 

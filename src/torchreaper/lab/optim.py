@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from torchreaper.lab.recipe import OptimSpec, ScheduleSpec
+from torchreaper.lab.sections import OptimSpec, ScheduleSpec
 
 
 def build_optimizer(spec: OptimSpec, parameters: Iterable[nn.Parameter]) -> Optimizer:

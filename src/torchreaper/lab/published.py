@@ -11,35 +11,46 @@ from torchreaper.lab.errors import UserError
 from torchreaper.lab.schemes import PLUS
 from torchreaper.lab.settings import Settings, did_you_mean
 
+Share = Annotated[float, Field(ge=0, le=100)]
+
 
 class Published(Settings):
     """The recipe's ``published:`` section: numbers to print beside what is measured; no run depends on them.
 
     Attributes:
-        unit: "accuracy %" or "error %", of the test images, as the source has it.
+        unit: "accuracy %", "error %" or "mAP %" (of detectors), of the test images, as the source has it.
         source: Where the numbers stand, such as "Prakash et al. 2019, table of criteria".
         data: Of which data they are, where a recipe may be run on others, such as "CIFAR-10".
+        parts: By part and scheme, such as ``{yes/no: {standard: 81.4}}``; in the same unit.
         values: By scheme: standard, the recipe's own, a key of its ``schemes``, or the name of any other scheme.
     """
 
-    unit: Literal["accuracy %", "error %"]
+    unit: Literal["accuracy %", "error %", "mAP %"]
     source: str = Field(min_length=1)
     data: str | None = Field(default=None, min_length=1)
-    values: dict[str, Annotated[float, Field(ge=0, le=100)]] = Field(min_length=1)
+    values: dict[str, Share] = Field(min_length=1)
+    parts: dict[str, dict[str, Share]] = Field(default_factory=dict)
 
     def accuracy(self, scheme: str) -> float | None:
-        """The published test accuracy in percent, an error as 100 minus it; None where there is none."""
+        """The published test accuracy (or mAP) in percent, an error as 100 minus it; None where there is none."""
         value = self.values.get(scheme)
-        if value is None or self.unit == "accuracy %":
-            return value
-        return round(100.0 - value, 6)  # 72.1, not 72.1 and a rounding
+        return None if value is None else self._share(value)
+
+    def of_parts(self, scheme: str) -> dict[str, float]:
+        """The published parts in percent, likewise."""
+        return {name: self._share(values[scheme]) for name, values in self.parts.items() if scheme in values}
+
+    def _share(self, value: float) -> float:
+        return round(100.0 - value, 6) if self.unit == "error %" else value  # 72.1, not 72.1 and a rounding
 
     def check(self, known: Iterable[str]) -> None:
         """Raise ``UserError`` for a value whose scheme is none of ``known``, nor of several of them (``a+b``)."""
         known = list(known)
-        for key in self.values:
-            if key not in known and not all(part in known for part in key.split(PLUS)):
-                raise UserError(f"published.values.{key}: no such scheme; {did_you_mean(key, known)}")
+        named = {f"parts.{name}": values for name, values in self.parts.items()}
+        for where, values in {"values": self.values, **named}.items():
+            for key in values:
+                if key not in known and not all(part in known for part in key.split(PLUS)):
+                    raise UserError(f"published.{where}.{key}: no such scheme; {did_you_mean(key, known)}")
 
     def where(self) -> str:
         """Source and data in one phrase."""

@@ -7,17 +7,18 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
 from torchreaper.lab import objects
 from torchreaper.lab import schemes as lab_schemes
-from torchreaper.lab.data import Augmentation, DataSpec
+from torchreaper.lab.data import SPECS, Augmentation, DataSpec
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.models import ModelSpec
 from torchreaper.lab.published import Published
-from torchreaper.lab.settings import Settings, did_you_mean, parse, show
+from torchreaper.lab.sections import OptimSpec, ScheduleSpec, SourceSpec, TaskName
+from torchreaper.lab.settings import Settings, did_you_mean, parse, parse_nested, show
 from torchreaper.lab.yaml_text import LONGEST, YAMLProblem, parse_yaml
 
 #: What stands for every scheme of a recipe in ``reaper compare --schemes``; no scheme can be called that.
@@ -28,74 +29,12 @@ _SAFE = re.compile(rf"(?!{_DEVICE})[a-z0-9][a-z0-9._+-]{{0,99}}(?<!\.)", re.IGNO
 _FOLDER = "names a folder: letters, digits, '.', '_', '+' and '-' only, no '.' at an end, no device of Windows"
 
 
-class OptimSpec(Settings):
-    """The recipe's ``optim:`` section: PyTorch's optimizers, with PyTorch's defaults for what is not here."""
-
-    name: Literal["sgd", "adam", "adamw", "rmsprop"]
-    lr: float = Field(gt=0, le=1e30)  # what float32 holds
-    momentum: float = Field(default=0.0, ge=0, lt=1)
-    nesterov: bool = False
-    weight_decay: float = Field(default=0.0, ge=0, le=1e30)
-
-    @model_validator(mode="after")
-    def _together(self) -> OptimSpec:
-        if self.momentum and self.name not in ("sgd", "rmsprop"):
-            raise UserError(f"momentum={self.momentum}: has no effect with {self.name}; leave it out")
-        if self.nesterov and (self.name != "sgd" or not self.momentum):
-            raise UserError("nesterov=True: needs name: sgd and a momentum above 0")
-        return self
-
-
-class ScheduleSpec(Settings):
-    """The recipe's ``schedule:`` section: the learning rate over time.
-
-    Attributes:
-        name: "constant"; "step": times ``gamma`` after each epoch of ``milestones``; "halving": times ``factor``
-            after every ``every`` optimizer steps; "cosine": to 0 at the last epoch; "cyclic": in straight lines from
-            ``low`` times the rate up to it and back, once in ``period`` epochs (Smith 2017, triangular); "restarts":
-            along a cosine to 0, anew every ``period`` epochs (Loshchilov and Hutter 2017).
-        warmup: epochs in which the rate first rises to its value.
-    """
-
-    name: Literal["constant", "step", "halving", "cosine", "cyclic", "restarts"] = "constant"
-    milestones: Annotated[tuple[int, ...], Field(strict=False)] = ()
-    gamma: float = Field(default=0.1, gt=0, le=1000)
-    every: int | None = Field(default=None, ge=1)
-    factor: float = Field(default=0.5, gt=0, le=1000)
-    period: int | None = Field(default=None, ge=1)
-    low: float = Field(default=0.1, ge=0, lt=1)
-    warmup: int = Field(default=0, ge=0)
-
-    @field_validator("milestones")
-    @classmethod
-    def _ascending(cls, milestones: tuple[int, ...]) -> tuple[int, ...]:
-        if list(milestones) != sorted(set(milestones)) or any(epoch < 1 for epoch in milestones):
-            raise ValueError("must be epochs from 1, ascending, each once")
-        return milestones
-
-    @model_validator(mode="after")
-    def _together(self) -> ScheduleSpec:
-        step, halving, cyclic = ("step",), ("halving",), ("cyclic",)
-        owners = {"milestones": step, "gamma": step, "every": halving, "factor": halving, "low": cyclic}
-        for key, names in {**owners, "period": ("cyclic", "restarts")}.items():
-            value = getattr(self, key)
-            if self.name not in names and value != type(self).model_fields[key].default:
-                of = " and ".join(names)
-                raise UserError(f"{key}={show(value)}: has no effect with name: {self.name}; it belongs to {of}")
-        if self.name == "step" and not self.milestones:
-            raise UserError("milestones: is missing; name the epochs after which the learning rate falls")
-        if self.name == "halving" and self.every is None:
-            raise UserError("every: is missing; after how many optimizer steps does the learning rate fall?")
-        if self.name in ("cyclic", "restarts") and self.period is None:
-            raise UserError("period: is missing; how many epochs does a cycle of the learning rate take?")
-        return self
-
-
 class Recipe(Settings):
     """One experiment: data, network, optimizer, schedule, and the schemes to train it with.
 
     Attributes:
         name: names the run folder. epochs: of training. batch: training images per step.
+        task: "classification" (the default), "detection" (boxes around objects) or "vqa" (questions about pictures).
         data, model, optim, schedule: see ``DataSpec``, ``ModelSpec``, ``OptimSpec``, ``ScheduleSpec``.
         augment: "none", "crop-flip", or, of images that are not in memory, "resized-crop".
         precision: as Lightning Fabric names it. eval_batch: images at a time.
@@ -108,6 +47,7 @@ class Recipe(Settings):
         scheme: the recipe's own scheme and its options, all of them once checked.
         schemes: options of others to compare with, by key: ``{dsd: {...}}`` or, for a second setting of one
             scheme, ``{repr-random: {name: repr, criterion: random}}``.
+        source: what the network has learnt before, see ``SourceSpec``. The schemes then train that first network.
         published: what a paper reports for these schemes, see ``Published``; printed beside what was measured, and no
             part of what makes a run the same::
 
@@ -122,6 +62,7 @@ class Recipe(Settings):
     """
 
     name: str
+    task: TaskName = "classification"
     epochs: int = Field(ge=1)
     batch: int = Field(ge=1)
     data: DataSpec
@@ -137,6 +78,7 @@ class Recipe(Settings):
     seeds: int = Field(default=3, ge=1)
     scheme: dict[str, Any] = Field(default_factory=lambda: {"name": "standard"})
     schemes: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    source: SourceSpec | None = None
     published: Published | None = None
     profiles: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
@@ -152,6 +94,13 @@ class Recipe(Settings):
         copy = self.model_copy()
         copy._base = Path(base)
         return copy
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _of_its_task(cls, values: Any, info: ValidationInfo) -> Any:
+        """The section of the recipe's task."""
+        spec = SPECS.get(info.data.get("task", ""))
+        return parse_nested(spec, values) if spec and isinstance(values, Mapping) else values
 
     @field_validator("name")
     @classmethod
@@ -187,6 +136,11 @@ class Recipe(Settings):
             raise UserError(f"schedule.warmup={self.schedule.warmup}: must be less than epochs={self.epochs}")
         if late := [epoch for epoch in self.schedule.milestones if epoch >= self.epochs]:
             raise UserError(f"schedule.milestones: {late[0]} has no effect with epochs={self.epochs}")
+        if self.model.tasks and self.task not in self.model.tasks:
+            raise UserError(
+                f"model.name={self.model.name!r}: is a network for {' and '.join(self.model.tasks)}, the recipe's task "
+                f"is {self.task}; choose another, or set task"
+            )
         self._check(self.scheme)
         for key, options in self.schemes.items():
             if key == self.scheme["name"]:
@@ -201,8 +155,12 @@ class Recipe(Settings):
 
     def _check(self, options: Mapping[str, Any]) -> lab_schemes.Spec:
         """The scheme with these options, which the epochs hold, and whose teacher makes a recipe."""
+        if self.source is not None:  # there the scheme is at work
+            return self.first()._check(options)
         spec = lab_schemes.parse(options)
         spec.check(self.epochs)
+        if not spec.fits(self.task):
+            raise UserError(f"scheme={spec.name!r}: is not for the task {self.task}; leave it out")
         for teacher in spec.teachers():
             self.teacher(teacher)
         return spec
@@ -213,14 +171,32 @@ class Recipe(Settings):
         Raises ``UserError`` where that makes no recipe.
         """
         # What changes no number of the teacher's training must not make it another teacher.
-        own = {"scheme": {"name": "standard"}, "schemes": {}, "snapshots": None, "report": "last", "seeds": 1}
-        values = {**self.canonical(), **own, **changes, "name": "teacher"}
+        return self._before("teacher", changes, "scheme.teacher")
+
+    def first(self) -> Recipe:
+        """The recipe of the training that `source` describes, with this one's schemes, and a name of its own.
+
+        Raises ``UserError`` where that makes no recipe.
+        """
+        assert self.source is not None
+        found = self._before("source", self.source.changes(), "source")
+        # The schemes are no part of the name: a scheme's run lies beside those of the others.
+        values = {**found.canonical(), "scheme": self.scheme, "schemes": self.schemes}
+        try:
+            return parse(Recipe, values).at(self._base)
+        except UserError as error:
+            raise UserError(f"source: {error}") from None
+
+    def _before(self, what: str, changes: Mapping[str, Any], where: str) -> Recipe:
+        """This recipe with `changes`, standard training, and a name that tells what is trained."""
+        own: dict[str, Any] = {"scheme": {"name": "standard"}, "schemes": {}, "snapshots": None, "report": "last"}
+        values = {**self.canonical(), **own, "seeds": 1, "source": None, **changes, "name": what}
         try:
             found = parse(Recipe, values)
         except UserError as error:
-            raise UserError(f"scheme.teacher: {error}") from None
+            raise UserError(f"{where}: {error}") from None
         name = re.sub(r"[^A-Za-z0-9._+-]", "-", found.model.name)[:60]
-        return parse(Recipe, {**found.canonical(), "name": f"teacher-{name}-{found.fingerprint()[:8]}"}).at(self._base)
+        return parse(Recipe, {**found.canonical(), "name": f"{what}-{name}-{found.fingerprint()[:8]}"}).at(self._base)
 
     def scheme_spec(self, key: str) -> lab_schemes.Spec:
         """The scheme that ``key`` stands for: the recipe's own, one of ``schemes``, or one with its defaults.
@@ -233,6 +209,11 @@ class Recipe(Settings):
             known = dict.fromkeys([*lab_schemes.SCHEMES, *self.schemes])
             raise UserError(f"scheme={key!r}: unknown scheme; {did_you_mean(key, known)}")
         return self._check(options)
+
+    def training_spec(self, key: str) -> lab_schemes.Spec:
+        """The scheme that the recipe's own network is trained with; with a ``source`` that is the standard one."""
+        spec = self.scheme_spec(key)
+        return spec if self.source is None else lab_schemes.StandardSpec()
 
     def every_scheme(self) -> list[str]:
         """The keys of all schemes there are: standard, the recipe's own, and those of ``schemes``."""

@@ -26,14 +26,16 @@ class _Record(Settings):
 
 
 class MetricsLine(_Record):
-    """A line of ``metrics.jsonl``: one epoch."""
+    """A line of ``metrics.jsonl``: one epoch. Accuracies are the metric of the run's task, and ``parts`` its parts."""
 
     epoch: Epoch
     phase: Literal["full", "sub"]
     counts: bool | None = None
     train_loss: Number | None = None
-    train_accuracy: Share
+    train_accuracy: Share | None
     test_accuracy: Share
+    parts: dict[str, Share] = {}
+    metric: str = "accuracy"
     test_loss: Number | None = None
     validation_accuracy: Share | None = None
     lr: Number | None = None
@@ -59,6 +61,8 @@ class Result(_Record):
     seed: int = Field(ge=0)
     epochs: Epoch
     report: Literal["last", "validation"]
+    metric: str = "accuracy"
+    parts: dict[str, Share] = {}
     reported_epoch: Epoch | None = None
     test_accuracy: Share
     train_accuracy: Share
@@ -66,6 +70,7 @@ class Result(_Record):
     validation_accuracy: Share | None = None
     seconds: Seconds
     teacher_seconds: Seconds | None = None
+    source_seconds: Seconds | None = None
     layers: dict[str, Annotated[int, Field(ge=1, le=10**6)]]
 
 

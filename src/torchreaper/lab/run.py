@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from lightning_fabric import Fabric
 
-from torchreaper.lab import schemes, stopping, teachers
+from torchreaper.lab import schemes, sources, stopping, teachers
 from torchreaper.lab.environment import environment, own_random_numbers, seed_python
 from torchreaper.lab.errors import UserError, remedy, trouble
 from torchreaper.lab.files import Json
@@ -85,11 +85,12 @@ def _train(
     jobs: int = 1,
 ) -> Json:
     """Train, or go on, whether or not there is a result."""
-    spec = recipe.scheme_spec(scheme)
+    spec = recipe.training_spec(scheme)
     kept, rank = _Kept(folder), fabric.global_rank if fabric else 0
     taught = _taught(recipe, spec, seed, out, progress, device, fabric)
+    start = _started(recipe, scheme, seed, out, progress, device, fabric)
     with own_random_numbers(seed, rank), ExitStack() as stack:
-        run = Run(recipe, spec, seed=seed, device=device, fabric=fabric, progress=progress, teacher=taught)
+        run = Run(recipe, spec, seed=seed, device=device, fabric=fabric, progress=progress, teacher=taught, start=start)
         seed_python(seed, rank)
         by_rank_zero(fabric, lambda: kept.take(written, stack, resume=resume))
         checkpoint = by_rank_zero(fabric, lambda: kept(lambda: folder.load(progress.note)))
@@ -163,30 +164,61 @@ def finished(recipe: Recipe, *, scheme: str, seed: int, out: Path) -> Json | Non
     return _folder(recipe, scheme, seed, out)[0].look()
 
 
+def try_out(recipe: Recipe, scheme: str, *, device: str = "cpu", progress: Progress | None = None) -> None:
+    """Put together all that a run with this scheme needs, and train nothing.
+
+    Raises:
+        UserError: What the data, the network or the scheme refuse.
+    """
+    start = None
+    if recipe.source is not None:
+        first = Run(recipe.first(), recipe.first().training_spec(scheme), seed=0, device=device, progress=progress)
+        first.scheme.close()
+        start = sources.untrained(first.module)
+    Run(recipe, recipe.training_spec(scheme), seed=0, device=device, start=start, progress=progress).scheme.close()
+
+
 def _taught(
     recipe: Recipe, spec: schemes.Spec, seed: int, out: Path, progress: Progress, device: str, fabric: Fabric | None
 ) -> teachers.Taught | None:
     """Train the scheme's teacher, or go on with it, or find it trained."""
     teacher = teachers.needed(recipe, spec, out)
-    if teacher is None:
+    return None if teacher is None else _ended(teacher, seed, progress, device, fabric)[0]
+
+
+def _started(
+    recipe: Recipe, scheme: str, seed: int, out: Path, progress: Progress, device: str, fabric: Fabric | None
+) -> sources.Start | None:
+    """Train the network that this one starts from, or go on with it, or find it trained."""
+    if recipe.source is None:
         return None
-    where, written = _folder(teacher.recipe, "standard", seed, teacher.out)
+    before = teachers.Before(recipe.first(), scheme, Path(out) / recipe.name)
+    if finished(before.recipe, scheme=scheme, seed=seed, out=before.out) is None:
+        try_out(recipe, scheme, device=device, progress=progress)  # hours later it would be too late
+    ended, result = _ended(before, seed, progress, device, fabric)
+    seconds = float(result["seconds"]) + float(result.get("teacher_seconds") or 0.0)
+    return sources.Start(ended.weights, float(result["test_accuracy"]), str(result.get("metric", "accuracy")), seconds)
+
+
+def _ended(
+    before: teachers.Before, seed: int, progress: Progress, device: str, fabric: Fabric | None
+) -> tuple[teachers.Taught, Json]:
+    """What a run that another one needs ended with; trained now, or to its end, unless it is there."""
+    where, written = _folder(before.recipe, before.scheme, seed, before.out)
     result = by_rank_zero(fabric, lambda: where.look(progress.note))
-    taught = _weights(teacher, result, seed, fabric)
-    if result is not None and taught is None:
-        progress.note(f"{where.path}: its last checkpoint is damaged; the teacher is trained to its end again")
-    if taught is None:
-        result = _train(teacher.recipe, "standard", seed, teacher.out, where, written, progress, device, fabric)
-        taught = _weights(teacher, result, seed, fabric)
-    if taught is None:
-        raise UserError(f"{where.path}: the teacher's result is not its checkpoint's; delete that folder and run again")
-    return taught
+    ended = _weights(before, result, seed, fabric)
+    if result is not None and ended is None:
+        progress.note(f"{where.path}: its last checkpoint is damaged; the network is trained to its end again")
+    if result is None or ended is None:
+        result = _train(before.recipe, before.scheme, seed, before.out, where, written, progress, device, fabric)
+        ended = _weights(before, result, seed, fabric)
+    if ended is None:
+        raise UserError(f"{where.path}: its result is not its checkpoint's; delete that folder and run again")
+    return ended, result
 
 
-def _weights(
-    teacher: teachers.Teacher, result: Json | None, seed: int, fabric: Fabric | None
-) -> teachers.Taught | None:
-    return None if result is None else by_rank_zero(fabric, lambda: teachers.load(teacher, result, seed))
+def _weights(before: teachers.Before, result: Json | None, seed: int, fabric: Fabric | None) -> teachers.Taught | None:
+    return None if result is None else by_rank_zero(fabric, lambda: teachers.load(before, result, seed))
 
 
 def _folder(recipe: Recipe, scheme: str, seed: int, out: Path) -> tuple[RunFolder, Json]:

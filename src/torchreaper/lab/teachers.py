@@ -20,10 +20,11 @@ from torchreaper.lab.schemes import Spec
 
 
 @dataclass(frozen=True)
-class Teacher:
-    """A run that has to be finished before: `recipe` with standard training, below `out`, with the run's own seed."""
+class Before:
+    """A run that has to be finished before: `recipe` with `scheme`, below `out`, with the run's own seed."""
 
     recipe: Recipe
+    scheme: str
     out: Path
 
 
@@ -45,22 +46,22 @@ def recipe_of(recipe: Recipe, spec: Spec) -> Recipe | None:
     return recipe.teacher(wanted[0]) if wanted else None
 
 
-def needed(recipe: Recipe, spec: Spec, out: Path) -> Teacher | None:
+def needed(recipe: Recipe, spec: Spec, out: Path) -> Before | None:
     """The run that has to be finished before a run of `recipe` with `spec` in `out`; None where it needs none."""
     found = recipe_of(recipe, spec)
-    return None if found is None else Teacher(found, Path(out) / recipe.name)
+    return None if found is None else Before(found, "standard", Path(out) / recipe.name)
 
 
-def load(teacher: Teacher, result: Json, seed: int) -> Taught | None:
-    """The weights that a finished teacher ended with; None where they are damaged: it has to train to its end again.
+def load(before: Before, result: Json, seed: int) -> Taught | None:
+    """The weights that a finished run ended with; None where they are damaged: it has to train to its end again.
 
     Raises:
         UserError: They are gone.
     """
-    folder = folder_of(teacher.out, teacher.recipe.name, "standard", seed)
+    folder = folder_of(before.out, before.recipe.name, before.scheme, seed)
     if not any((folder / name).exists() for name in (LAST, PREVIOUS)):
         raise UserError(
-            f"{folder}: the teacher is trained, but its checkpoint is gone; delete that folder and run again"
+            f"{folder}: the network is trained, but its checkpoint is gone; delete that folder and run again"
         )
     state = load_checkpoint(folder, lambda text: None, mend=False)
     # With the last one damaged this may be the one before, of a network that was not trained to its end.

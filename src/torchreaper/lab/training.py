@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -12,19 +14,18 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import torchreaper as tr
-from torchreaper.lab import data, models, resuming, schemes, snapshots, teachers
+from torchreaper.lab import data, resuming, schemes, snapshots, sources, tasks, teachers
 from torchreaper.lab.environment import machine, make_fabric, rng_state, set_rng_state
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.files import Json
-from torchreaper.lab.measures import convolutions, evaluate, event, fingerprint, overlap_by_layer
+from torchreaper.lab.finite import check_loss, check_weights, checked_losses
+from torchreaper.lab.measures import convolutions, event, fingerprint, overlap_by_layer
 from torchreaper.lab.optim import build_optimizer, build_schedule, reapply
 from torchreaper.lab.processes import check_batch, of_every_rank, same_buffers, summed
 from torchreaper.lab.progress import Progress
 from torchreaper.lab.recipe import Recipe
 from torchreaper.lab.runs import RunFailed
-from torchreaper.state import all_finite
 
-REMEDY = "lower optim.lr or set grad_clip; the last good checkpoint is kept"
 # Seconds between two looks at the loss: each look makes the host wait for the device.
 LOOK_EVERY = 1.0
 # Several processes look together, so that none of them stops alone: after so many steps.
@@ -44,19 +45,21 @@ class Run:
         fabric: Fabric | None = None,
         progress: Progress | None = None,
         teacher: teachers.Taught | None = None,
+        start: sources.Start | None = None,
     ) -> None:
-        self.recipe, self.seed, self.teacher = recipe, seed, teacher
+        self.recipe, self.seed, self.teacher, self.start = recipe, seed, teacher, start
+        self.task = tasks.TASKS[recipe.task]
         self.lengths = spec.lengths(recipe.epochs)
         self.epochs = sum(self.lengths)
-        dataset = data.load(recipe.data, recipe.base, progress=progress.loading if progress else None)
+        dataset = self.task.load(recipe.data, recipe.base, progress=progress.loading if progress else None)
         self.fabric = fabric or make_fabric(device, recipe.precision)
         self.share = data.Share(self.fabric.global_rank, self.fabric.world_size)
         check_batch(recipe.batch, self.share.of)
         train = dataset.train
-        self.classes = len(dataset.classes)
-        self.shape = train.shape
+        self.dataset = dataset
         data.check_augmentation(train, recipe.augment)
         self.module = self._network(recipe, seed)
+        self.frozen = self._begin()
         self.optimizer = build_optimizer(recipe.optim, self.module.parameters())
         # The wrapped model and optimizer do the same in the precision asked for; states and hooks are the inner ones'.
         self.model, self.stepper = self.fabric.setup(self.module, self.optimizer)
@@ -86,16 +89,13 @@ class Run:
         self.seconds: float | None = 0.0
 
     def _network(self, recipe: Recipe, seed: int) -> nn.Module:
-        channels, height, width = self.shape
-        return models.build(
-            recipe.model.name,
-            recipe.model.options,
-            in_channels=channels,
-            classes=self.classes,
-            image_size=(height, width),
-            generator_seed=seed,
-            base=recipe.base,
-        )
+        return self.task.build(recipe.model, self.dataset, seed=seed, base=recipe.base)
+
+    def _begin(self) -> tuple[nn.Module, ...]:
+        """Take over the weights of the network that this one starts from; what of it must not move."""
+        if self.recipe.source is None or self.start is None:
+            return ()
+        return sources.move(self.module, self.start.weights, self.recipe.source).frozen
 
     def _setup(self, spec: schemes.Spec) -> schemes.Setup:
         """What the scheme is put to work on."""
@@ -104,9 +104,11 @@ class Run:
             network = self._network(self.recipe, seed).to(self.fabric.device, self.mean.dtype)
             return network, build_optimizer(self.recipe.optim, network.parameters())
 
-        def drawn(seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        def drawn(seed: int, epoch: int) -> Iterator[tuple[Any, Tensor]]:
             return self._batches(seed, epoch, data.WHOLE)  # for networks beside, of which each process has its own
 
+        # Criteria call the network with its inputs, or where that is not enough as training does.
+        arguments = partial(self.task.arguments, self.module) if self.task.needs_targets(self.module) else None
         teacher = None
         if wanted := teachers.recipe_of(self.recipe, spec):
             # Without weights where a comparison only asks whether all can be built.
@@ -119,8 +121,12 @@ class Run:
             optimizer=self.optimizer,
             example_inputs=data.first(self.train, 2, self.mean, self.std),
             seed=data.epoch_seed(self.seed, 0, "scheme"),
-            batches=data.FixedBatches.held_out(self.train, self.validation, mean=self.mean, std=self.std),
+            batches=data.FixedBatches.held_out(
+                self.train, self.validation, mean=self.mean, std=self.std, arguments=arguments
+            ),
             training=data.FixedBatches(self.train, "training", self.mean, self.std),
+            loss=partial(self.task.loss, self.module),
+            answers=self.task.answers,
             lengths=self.lengths,
             sibling=sibling,
             drawn=drawn,
@@ -151,13 +157,14 @@ class Run:
             raise RunFailed(f"epoch {epoch}: {error}") from error
         seconds = time.perf_counter() - start
         # Before the scheme's step: filters that have just come back are not what this epoch trained.
-        test_loss, test_accuracy = self._judged(self.test, epoch, "test")
-        validation = self._judged(self.validation, epoch, "validation")[1] if self.validation else None
-        self._check_weights(epoch)
+        test = self._judged(self.test, epoch, "test")
+        validation = self._judged(self.validation, epoch, "validation").score if self.validation else None
+        others = {} if self.judged is self.module else {" in the network that is judged": self.judged}
+        check_weights({"": self.module, **others}, epoch)
         overlaps, total = overlap_by_layer(self.layers, self.filters, dropped)
         counts = self.scheme.counts
         if self.recipe.report == "validation" and counts:
-            self._choose(epoch, validation, test_accuracy)
+            self._choose(epoch, validation, test)
         snapshot = None
         if snapshots.due(epoch, every=self.recipe.snapshots, epochs=self.epochs):
             snapshot = snapshots.take(self.judged, epoch, phase, dropped)
@@ -181,8 +188,10 @@ class Run:
             "counts": counts,
             **trained,
             "validation_accuracy": validation,
-            "test_accuracy": test_accuracy,
-            "test_loss": test_loss,
+            "test_accuracy": test.score,
+            "test_loss": test.loss,
+            **({"parts": dict(test.parts)} if test.parts else {}),
+            **({} if self.task.metric == "accuracy" else {"metric": self.task.metric}),
             "overlap": overlaps,
             "overlap_total": total,
             "dropped": {name: list(filters) for name, filters in dropped.items()},
@@ -198,13 +207,17 @@ class Run:
             "epoch": last["epoch"],
             "test_accuracy": last["test_accuracy"],
             "validation_accuracy": last["validation_accuracy"],
-            "train_accuracy": self._judged(self.train, last["epoch"], "training")[1],
+            "train_accuracy": self._on_training(last["epoch"]),
+            "parts": last.get("parts", {}),
         }
         return {
             "recipe": self.recipe.name,
             "scheme": scheme,
             "seed": self.seed,
             "epochs": self.epochs,
+            # What "accuracy" stands for in this record, and its parts.
+            "metric": self.task.metric,
+            "parts": {**reported.get("parts", {}), **self._before()},
             "report": self.recipe.report,
             "reported_epoch": reported["epoch"],
             "test_accuracy": reported["test_accuracy"],
@@ -214,11 +227,16 @@ class Run:
             # Not those of the lines, of which a damage may have taken some.
             "seconds": sum(line["seconds"] for line in metrics) if self.seconds is None else self.seconds,
             "teacher_seconds": self.teacher.seconds if self.teacher else 0.0,
+            **({"source_seconds": self.start.seconds} if self.start else {}),
             "fingerprint": fingerprint(self.judged.state_dict()),
             # Of one process: the last bits depend on it.
             "threads": torch.get_num_threads(),
             "layers": self.filters,
         }
+
+    def _before(self) -> dict[str, float]:
+        """How good the network was that this one starts from, on its own data."""
+        return {f"source: {self.start.metric}": self.start.score} if self.start else {}
 
     def state_dict(self) -> Json:
         """All that the rest of the run depends on."""
@@ -275,31 +293,33 @@ class Run:
 
     def _train(self, epoch: int, progress: Progress) -> Json:
         self.model.train()
+        sources.frozen_mode(self.frozen)
         lr = self.optimizer.param_groups[0]["lr"]
         losses: list[float] = []
         waiting: list[Tensor] = []
-        correct = torch.zeros((), dtype=torch.int64, device=self.fabric.device)
+        correct: Tensor | None = torch.zeros((), dtype=torch.int64, device=self.fabric.device)
         looked = time.perf_counter()
-        for step, (images, targets) in enumerate(self._batches(self.seed, epoch, self.share), 1):
-            loss, right = self._step(images, targets)
+        for step, (inputs, targets) in enumerate(self._batches(self.seed, epoch, self.share), 1):
+            loss, right = self._step(inputs, targets)
             waiting.append(loss * len(targets))
-            correct += right
+            correct = None if correct is None or right is None else correct + right
             if step == self.steps or self._to_look(step, looked):
-                losses += _look(epoch, len(losses), summed(self.fabric, torch.stack(waiting)))
+                losses += checked_losses(epoch, len(losses), summed(self.fabric, torch.stack(waiting)))
                 waiting, looked = [], time.perf_counter()
                 progress.batch(epoch, step, losses[-1] / self.recipe.batch)
             else:
                 progress.batch(epoch, step, None)
-        count, correct = self.steps * self.recipe.batch, summed(self.fabric, correct)
+        count = self.steps * self.recipe.batch
+        accuracy = None if correct is None else summed(self.fabric, correct).item() / count
         same_buffers(self.fabric, self.module, self.judged)
-        return {"train_loss": math.fsum(losses) / count, "train_accuracy": correct.item() / count, "lr": lr}
+        return {"train_loss": math.fsum(losses) / count, "train_accuracy": accuracy, "lr": lr}
 
     def _to_look(self, step: int, looked: float) -> bool:
         if self.share.of > 1:
             return step % LOOK_STEPS == 0
         return time.perf_counter() - looked > LOOK_EVERY
 
-    def _batches(self, seed: int, epoch: int, share: data.Share) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(self, seed: int, epoch: int, share: data.Share) -> Iterator[tuple[Any, Tensor]]:
         """The training batches of an epoch, augmented and normalised, in the order of (seed, epoch)."""
         return data.training(
             self.train,
@@ -312,11 +332,11 @@ class Run:
             share=share,
         )
 
-    def _step(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def _step(self, inputs: Any, targets: Tensor) -> tuple[Tensor, Tensor | None]:
         """One optimizer step; returns the batch's loss and its number of right answers, both on the device."""
-        images, aims = self.scheme.mix(images, targets)
-        batch, loss = self._backward(images, aims)
-        self.scheme.gradients(lambda: self._backward(images, aims))
+        inputs, aims = self.scheme.mix(inputs, targets)
+        batch, loss = self._backward(inputs, aims)
+        self.scheme.gradients(lambda: self._backward(inputs, aims))
         if self.recipe.grad_clip is not None:
             # A gradient that is not finite makes the next loss so, which is reported with its step.
             self.fabric.clip_gradients(
@@ -325,64 +345,49 @@ class Run:
         self.stepper.step()
         self.scheme.stepped(batch)
         self.schedule.step()
-        # Of mixed images the one that has the larger share counts.
-        classes = aims if aims.ndim == 1 else aims.argmax(1)
-        return loss.detach(), (batch.outputs.detach().argmax(1) == classes).sum()
+        with torch.no_grad():
+            return loss.detach(), self.task.right(batch.outputs, aims)
 
-    def _backward(self, images: Tensor, targets: Tensor) -> tuple[schemes.Batch, Tensor]:
+    def _backward(self, inputs: Any, targets: Tensor) -> tuple[schemes.Batch, Tensor]:
         """The gradients of one batch, in the place of those before."""
         self.optimizer.zero_grad()
         with self.fabric.autocast():
-            batch = schemes.Batch(self.model, images, targets, self.model(images))
-            loss = self.scheme.loss(batch, schemes.cross_entropy(batch, self.scheme.label_smoothing))
+            arguments = self.task.arguments(self.module, inputs, targets)
+            batch = schemes.Batch(self.model, arguments, targets, self.model(*arguments))
+            loss = self.task.loss(self.module, batch.outputs, targets, smoothing=self.scheme.label_smoothing)
+            loss = self.scheme.loss(batch, loss)
         self.fabric.backward(loss)
         return batch, loss
 
-    def _judged(self, split: data.Readable, epoch: int, what: str) -> tuple[float, float]:
-        loss, accuracy = evaluate(
+    def _judged(self, split: data.Readable, epoch: int, what: str) -> tasks.Judged:
+        judged = self.judged
+        found = self.task.judge(
             self.fabric,
             # A DDP wrapper would meet the other processes in every forward, whose batches may be fewer.
-            self.model if self.judged is self.module and self.share.of == 1 else self.judged,
+            self.model if judged is self.module and self.share.of == 1 else judged,
+            judged,
             split,
             mean=self.mean,
             std=self.std,
             batch=self.recipe.eval_batch,
         )
-        if not math.isfinite(loss):
-            raise RunFailed(f"epoch {epoch}: the loss on the {what} images is {loss}; {REMEDY}")
-        return loss, accuracy
+        check_loss(found.loss, epoch, what)
+        return found
 
-    def _check_weights(self, epoch: int) -> None:
-        """What judging cannot see (a head that only training has, an infinite mean before a ReLU) would be saved."""
-        networks = {"": self.module}
-        if self.judged is not self.module:
-            networks[" in the network that is judged"] = self.judged
-        for whose, network in networks.items():
-            buffers = network.named_buffers()
-            statistics = [(n, one) for n, one in buffers if n.endswith(("running_mean", "running_var"))]
-            for name, value in (*network.named_parameters(), *statistics):
-                if not all_finite(value):
-                    raise RunFailed(f"epoch {epoch}: the values of {name!r}{whose} are not finite; {REMEDY}")
+    def _on_training(self, epoch: int) -> float:
+        return self._judged(self.task.training_share(self.train, self.test), epoch, "training").score
 
-    def _choose(self, epoch: int, validation: float | None, test: float) -> None:
+    def _choose(self, epoch: int, validation: float | None, test: tasks.Judged) -> None:
         """Remember this epoch if it is the best so far on the validation images; of equals, the first."""
         if validation is None or (self.chosen and validation <= self.chosen["validation_accuracy"]):
             return
         self.chosen = {
             "epoch": epoch,
             "validation_accuracy": validation,
-            "test_accuracy": test,
-            "train_accuracy": self._judged(self.train, epoch, "training")[1],
+            "test_accuracy": test.score,
+            "train_accuracy": self._on_training(epoch),
+            **({"parts": dict(test.parts)} if test.parts else {}),
         }
-
-
-def _look(epoch: int, before: int, waiting: Tensor) -> list[float]:
-    """The losses of the steps after number `before`, as numbers; `RunFailed` where one is not finite."""
-    losses: list[float] = waiting.tolist()
-    for step, loss in enumerate(losses, before + 1):
-        if not math.isfinite(loss):
-            raise RunFailed(f"epoch {epoch}, step {step}: the training loss is {loss}; {REMEDY}")
-    return losses
 
 
 def _not_ours(why: str) -> UserError:

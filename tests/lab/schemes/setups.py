@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from torchreaper.lab.data import FixedBatches, Split
-from torchreaper.lab.schemes import Attached, Batch, Setup, Spec, cross_entropy
+from torchreaper.lab.schemes import Attached, Batch, Setup, Spec
 
 
 def pictures(count: int = 40, dtype: torch.dtype = torch.float32) -> FixedBatches:
@@ -79,8 +80,8 @@ def train_step(scheme: Attached, on: Setup, images: Tensor, targets: Tensor) -> 
 
     def backward() -> tuple[Batch, Tensor]:
         on.optimizer.zero_grad()
-        batch = Batch(on.model, images, targets, on.model(images))
-        loss = scheme.loss(batch, cross_entropy(batch, scheme.label_smoothing))
+        batch = Batch(on.model, (images,), targets, on.model(images))
+        loss = scheme.loss(batch, F.cross_entropy(batch.outputs, batch.targets, label_smoothing=scheme.label_smoothing))
         loss.backward()
         return batch, loss.detach()
 

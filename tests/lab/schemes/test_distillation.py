@@ -77,7 +77,7 @@ def test_the_teacher_sees_mixed_images():
     scheme = parse({"name": "kd+mixup", "parts": {"kd": {"teacher": TEACHER}}}).attach(on)
     images, targets = next(on.drawn(0, 1))
     batch, _ = train_step(scheme, on, images, targets)
-    assert torch.equal(seen[0], batch.images)
+    assert torch.equal(seen[0], batch.inputs[0])
     assert not torch.equal(seen[0], images)
 
 

@@ -4,13 +4,14 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.lab.schemes.setups import attach, hooks_on, network, setup, train_epoch, train_step
 from torch import nn
 
 from torchreaper.lab.errors import UserError
-from torchreaper.lab.schemes import Batch, cross_entropy, parse
+from torchreaper.lab.schemes import Batch, parse
 from torchreaper.lab.schemes.orthogonality import OrthogonalityLossSpec, overlap_sum
 
 
@@ -61,8 +62,8 @@ def test_rounding_does_not_decide_on_the_gradient_of_orthogonal_filters():
 def test_it_adds_its_strength_times_the_sum_over_all_convolutions():
     model = network()
     scheme = attach(OrthogonalityLossSpec(strength=0.2), model)
-    batch = Batch(model, torch.zeros(1), torch.zeros(4, dtype=torch.int64), torch.randn(4, 10, dtype=torch.float64))
-    loss = cross_entropy(batch)
+    batch = Batch(model, (torch.zeros(1),), torch.zeros(4, dtype=torch.int64), torch.randn(4, 10, dtype=torch.float64))
+    loss = F.cross_entropy(batch.outputs, batch.targets)
     added = scheme.loss(batch, loss) - loss
     expected = 0.2 * (brute_force(model[0].weight) + brute_force(model[3].weight))
     assert added.item() == pytest.approx(expected.item(), rel=1e-12)

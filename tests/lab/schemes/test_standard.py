@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from tests.lab.schemes.setups import attach
 from torch import nn
 
-from torchreaper.lab.schemes import Batch, StandardSpec, cross_entropy
+from torchreaper.lab.schemes import Batch, StandardSpec
 
 
 def test_it_is_the_network_all_the_time():
@@ -33,7 +33,7 @@ def test_its_loss_is_cross_entropy_and_its_images_are_the_images():
     mixed, aims = scheme.mix(images, targets)
     assert mixed is images
     assert aims is targets
-    batch = Batch(model, mixed, aims, outputs)
-    loss = cross_entropy(batch, scheme.label_smoothing)
+    batch = Batch(model, (mixed,), aims, outputs)
+    loss = F.cross_entropy(outputs, aims, label_smoothing=scheme.label_smoothing)
     assert scheme.loss(batch, loss) is loss
     assert torch.equal(loss, F.cross_entropy(outputs, targets))

@@ -76,7 +76,7 @@ class Source:
         state = load_checkpoint(self.path, note, mend=False)
         if state is None:
             raise UserError(f"{self.path}: has no whole checkpoint; finish the run before it is analysed")
-        spec = self.recipe.scheme_spec(self.recipe.scheme["name"])
+        spec = self.recipe.training_spec(self.recipe.scheme["name"])
         epochs = sum(spec.lengths(self.recipe.epochs))
         where = f"epoch {state['epoch']} of {epochs}"
         if state["lines"]["metrics"]["phase"] == "sub":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torchreaper.lab.published import Published
@@ -24,7 +24,10 @@ class Reach:
 
 @dataclass(frozen=True)
 class Summary:
-    """One scheme over its seeds: accuracies in percent, the gap (train minus test) in points."""
+    """One scheme over its seeds: accuracies in percent, the gap (train minus test) in points.
+
+    Accuracy is here and in `Contrast` what ``Comparison.metric`` says: the number that the task is judged by.
+    """
 
     scheme: str
     seeds: tuple[int, ...]
@@ -42,6 +45,10 @@ class Summary:
     epochs_to_baseline: Reach | None
     #: The test accuracy a paper reports, in percent.
     published: float | None
+    #: Further shares that the runs found, in percent: of kinds of questions, of classes, of the network started from.
+    parts: dict[str, Estimate] = field(default_factory=dict)
+    #: What a paper reports for these, in percent.
+    published_parts: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,8 @@ class Contrast:
     #: Seeds for an 80 % chance to see ``Comparison.detect`` points, going by this spread and, with several schemes, by
     #: the strictest step of Holm's correction; None if unknown or above 1000.
     seeds_needed: int | None
+    #: Of the further shares; not corrected for their number, nor judged.
+    parts: dict[str, Difference] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -93,6 +102,8 @@ class Comparison:
     #: The difference, in points, that ``Contrast.seeds_needed`` is about.
     detect: float = 1.0
     published: Published | None = None
+    #: What "accuracy" stands for.
+    metric: str = "accuracy"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as in ``comparison.json``."""

@@ -58,6 +58,7 @@ def summarise(
     baseline = next(iter(results))
     finished = {scheme: dict(sorted(runs.items())) for scheme, runs in results.items() if runs}
     reference = finished.get(baseline, {})
+    metrics = {str(run.get("metric", "accuracy")) for runs in finished.values() for run in runs.values()}
     reports = {str(run["report"]) for runs in finished.values() for run in runs.values()}
     contrasts = [
         _contrast(scheme, runs, baseline, reference)
@@ -74,6 +75,7 @@ def summarise(
                 _summary(scheme, runs),
                 epochs_to_baseline=reach((curves or {}).get(scheme, {}), targets),
                 published=published.accuracy(scheme) if published else None,
+                published_parts=published.of_parts(scheme) if published else {},
             )
             for scheme, runs in finished.items()
         ),
@@ -82,6 +84,7 @@ def summarise(
         remarks=tuple(remarks),
         detect=detect,
         published=published,
+        metric=", ".join(sorted(metrics)) or "accuracy",
     )
 
 
@@ -95,10 +98,11 @@ def _summary(scheme: str, runs: Runs) -> Summary:
         train_accuracy=estimate(_percent(runs, "train_accuracy")),
         gap=estimate(_percent(runs, "gap")),
         epochs=max(int(run["epochs"]) for run in runs.values()),
-        seconds=statistics.median(float(run["seconds"]) for run in runs.values()),
+        seconds=statistics.median(_own_seconds(run) for run in runs.values()),
         teacher_seconds=statistics.median(_teachers(run) for run in runs.values()),
         epochs_to_baseline=None,
         published=None,
+        parts={name: estimate(_part(runs, name)) for name in _parts(runs)},
     )
 
 
@@ -107,7 +111,7 @@ def _contrast(scheme: str, runs: Runs, baseline: str, others: Runs) -> Contrast:
     seeds = tuple(seed for seed in runs if seed in others)
     ours, theirs = {seed: runs[seed] for seed in seeds}, {seed: others[seed] for seed in seeds}
     accuracies = _percent(ours, "test_accuracy"), _percent(theirs, "test_accuracy")
-    student = [_ratio(ours[seed]["seconds"], theirs[seed]["seconds"]) for seed in seeds]
+    student = [_ratio(_own_seconds(ours[seed]), _own_seconds(theirs[seed])) for seed in seeds]
     whole = [_ratio(_seconds(ours[seed]), _seconds(theirs[seed])) for seed in seeds]
     return Contrast(
         scheme=scheme,
@@ -122,6 +126,11 @@ def _contrast(scheme: str, runs: Runs, baseline: str, others: Runs) -> Contrast:
         answer="open",
         verdict="",
         seeds_needed=None,
+        parts={
+            name: paired_difference(_part(ours, name), _part(theirs, name))
+            for name in _parts(ours)
+            if name in _parts(theirs)
+        },
     )
 
 
@@ -146,11 +155,26 @@ def _teachers(run: Result) -> float:
 
 
 def _seconds(run: Result) -> float:
-    return float(run["seconds"]) + _teachers(run)
+    return _own_seconds(run) + _teachers(run)
+
+
+def _own_seconds(run: Result) -> float:
+    """Of the network, the training that it starts from included: that is the scheme's work."""
+    return float(run["seconds"]) + float(run.get("source_seconds") or 0.0)
 
 
 def _ratio(ours: float, theirs: float) -> float:
     return float(ours) / max(float(theirs), 1e-9)
+
+
+def _parts(runs: Runs) -> list[str]:
+    """The further shares that every run has found."""
+    each = [run.get("parts", {}) for run in runs.values()]
+    return [name for name in each[0] if all(name in parts for parts in each)] if each else []
+
+
+def _part(runs: Runs, name: str) -> list[float]:
+    return [100.0 * float(run["parts"][name]) for run in runs.values()]
 
 
 def _percent(runs: Runs, key: str) -> list[float]:

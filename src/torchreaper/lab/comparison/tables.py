@@ -29,7 +29,14 @@ def table(comparison: Comparison) -> Table:
     budgets = len({summary.epochs for summary in comparison.schemes}) > 1
     corrected = _tests(comparison) > 1
     heads = [
-        *("scheme", "n", *(["paper %"] if paper else []), "test accuracy %", "gap", f"minus {comparison.baseline}"),
+        *(
+            "scheme",
+            "n",
+            *(["paper %"] if paper else []),
+            f"test {comparison.metric} %",
+            "gap",
+            f"minus {comparison.baseline}",
+        ),
         *("p (Holm)" if corrected else "p", *(["to baseline"] if reached else []), *(["epochs"] if budgets else [])),
         "time",
     ]
@@ -53,12 +60,47 @@ def table(comparison: Comparison) -> Table:
     return heads, rows
 
 
+def parts_table(comparison: Comparison) -> Table:
+    """Further shares that were found, a line for each and scheme; no lines where there are none."""
+    contrasts = _by_scheme(comparison)
+    names = dict.fromkeys(name for summary in comparison.schemes for name in summary.parts)
+    paper = any(summary.published_parts for summary in comparison.schemes)
+    heads = ["of it", "scheme", *(["paper %"] if paper else []), "%", f"minus {comparison.baseline}", "p uncorrected"]
+    rows = []
+    for name in names:
+        for summary in comparison.schemes:
+            if name not in summary.parts:
+                continue
+            contrast = contrasts.get(summary.scheme)
+            minus = contrast.parts.get(name) if contrast else None
+            rows.append(
+                [
+                    name,
+                    summary.scheme,
+                    *([_or_empty(summary.published_parts.get(name), percent)] if paper else []),
+                    _with_interval(summary.parts[name], "{:.2f}"),
+                    _with_interval(minus, "{:+.2f}") if minus else "",
+                    _p(minus.p) if minus else "",
+                ]
+            )
+    return heads, rows
+
+
+def _parts_lines(comparison: Comparison) -> list[str]:
+    parts = parts_table(comparison)
+    if not parts[1]:
+        return []
+    note = "Each with its 95 % t-interval; not corrected for how many there are."
+    return ["## In parts", "", *_rows(parts), "", note, ""]
+
+
 def details(comparison: Comparison) -> Table:
     """What else was found, for the files; a column only where some scheme has something in it."""
     contrasts = _by_scheme(comparison)
     teachers = any(summary.teacher_seconds for summary in comparison.schemes)
     minus = f"minus {comparison.baseline}"
-    heads = ["scheme", "training accuracy %", "test accuracy, bootstrap", f"{minus}, bootstrap", "p uncorrected"]
+    metric = comparison.metric
+    heads = ["scheme", f"training {metric} %", f"test {metric}, bootstrap", f"{minus}, bootstrap", "p uncorrected"]
     heads += [f"gap {minus}", f"seeds for {_points(comparison)}", "epochs", "time of a run", "of its teachers"]
     heads += ["time ratio without teachers"]
     rows = []
@@ -143,16 +185,16 @@ def _reading_notes(comparison: Comparison) -> Iterable[str]:
     """How to read the columns that do not speak for themselves."""
     if any(summary.epochs_to_baseline for summary in comparison.schemes):
         yield (
-            f"To baseline: the first epoch with at least the test accuracy that {comparison.baseline} is reported with "
-            "for that seed, sub-network phases left out; the median over the seeds (and how many came so far). "
-            "It reads the test curve: a description, not a test."
+            f"To baseline: the first epoch with at least the test {comparison.metric} that {comparison.baseline} is "
+            "reported with for that seed, sub-network phases left out; the median over the seeds (and how many came so "
+            "far). It reads the test curve: a description, not a test."
         )
     paper = comparison.published
     if paper is not None:
         by = "; an error is shown as 100 minus it" if paper.unit == "error %" else ""
         yield (
-            f"Paper: test accuracy as published ({paper.where()}){by}. It was measured with the paper's full settings; "
-            "a profile or other changes to the recipe make it another experiment."
+            f"Paper: test {comparison.metric} as published ({paper.where()}){by}. It was measured with the "
+            "paper's full settings; a profile or other changes to the recipe make it another experiment."
         )
 
 
@@ -170,6 +212,7 @@ def _failure_notes(comparison: Comparison) -> Iterable[str]:
 def markdown(comparison: Comparison) -> str:
     """``comparison.md``: the tables, the verdicts, how to read them."""
     epoch = "the last epoch" if comparison.report == "last" else "the epoch chosen on the validation images"
+    metric = in_markdown(comparison.metric)
     several = f", corrected by Holm's method for {_tests(comparison)} schemes" if _tests(comparison) > 1 else ""
     lines = [
         f"# {in_markdown(comparison.recipe)}: {', '.join(in_markdown(one.scheme) for one in comparison.schemes)}",
@@ -178,10 +221,11 @@ def markdown(comparison: Comparison) -> str:
         "",
         *map(as_item, notes(comparison)),
         "",
-        f"Test accuracy of {epoch}: mean over n seeds and its 95 % t-interval. Gap: training minus test "
-        f"accuracy, in points. Minus {in_markdown(comparison.baseline)}: paired by seed, in points, with its 95 % "
-        f"t-interval; p of the paired t-test{several}. Time: median seconds of a run, and median ratio to it.",
+        f"Test {metric} of {epoch}: mean over n seeds and its 95 % t-interval. Gap: training minus test {metric}, in "
+        f"points. Minus {in_markdown(comparison.baseline)}: paired by seed, in points, with its 95 % t-interval; p of "
+        f"the paired t-test{several}. Time: median seconds of a run, and median ratio to it.",
         "",
+        *_parts_lines(comparison),
         "## More numbers",
         "",
         *_rows(details(comparison)),
@@ -203,6 +247,7 @@ def runs_csv(
 ) -> str:
     """``comparison.csv``: a line per finished run, accuracies from 0 to 1 as in its ``result.json``."""
     targets = {seed: float(run["test_accuracy"]) for seed, run in results.get(baseline, {}).items()}
+    names = dict.fromkeys(name for runs in results.values() for run in runs.values() for name in run.get("parts", {}))
     rows = []
     for scheme, runs in results.items():
         for seed, run in sorted(runs.items()):
@@ -210,7 +255,8 @@ def runs_csv(
             reached = first_epoch(curve, targets[seed]) if seed in targets else None
             values = {**run, "scheme": scheme, "seed": seed, "epochs_to_baseline": reached}
             rows.append([values.get(column) for column in RUN_COLUMNS])
-    return _csv(RUN_COLUMNS, rows)
+            rows[-1] += [run.get("parts", {}).get(name) for name in names]
+    return _csv([*RUN_COLUMNS, *names], rows)
 
 
 def summary_csv(comparison: Comparison) -> str:
@@ -235,6 +281,8 @@ def _flat(summary: Summary, contrast: Contrast | None) -> dict[str, Any]:
         "reached_baseline": reach.reached if reach else None,
         "published": summary.published,
     }
+    for name, part in summary.parts.items():
+        found |= _estimate(name, part)
     if contrast is not None:
         found |= {
             "baseline": contrast.baseline,

@@ -19,3 +19,6 @@ from torchreaper.lab.data.split import Readable as Readable
 from torchreaper.lab.data.split import Share as Share
 from torchreaper.lab.data.split import Split as Split
 from torchreaper.lab.data.table import Progress as Progress
+
+#: The `data:` section of a recipe, by its task.
+SPECS: dict[str, type[DataSpec]] = {"classification": DataSpec}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -13,6 +14,8 @@ from torch import Tensor
 from torchreaper.lab.data.augment import Augmentation, epoch_generator
 from torchreaper.lab.data.split import WHOLE, Readable, Share, choose
 from torchreaper.lab.errors import UserError
+
+Arguments = Callable[[Any, Tensor], tuple[Any, ...]]
 
 
 def batches(
@@ -41,8 +44,8 @@ def training(
     seed: int,
     epoch: int,
     share: Share = WHOLE,
-) -> Iterator[tuple[Float[Tensor, "batch channels height width"], Int64[Tensor, " batch"]]]:
-    """The batches of one epoch of training: images, augmented and normalised, and their classes.
+) -> Iterator[tuple[Any, Tensor]]:
+    """The batches of one epoch of training: inputs, augmented and normalised, and their targets.
 
     Order and augmentation depend on (seed, epoch) only, whether the images are in memory or not, and whether a batch is
     read whole or in shares.
@@ -50,7 +53,7 @@ def training(
     # A last batch of a few images would be a full step on noise, right before the network is judged.
     order = batches(split, batch=batch, seed=seed, epoch=epoch, shuffle=True, drop_last=True)
     for images, labels in split.read(order, augmentation=augment, seed=seed, epoch=epoch, share=share):
-        yield normalise(images, mean, std), labels
+        yield prepared(images, mean, std), labels
 
 
 def judging(
@@ -60,19 +63,17 @@ def judging(
     *,
     batch: int,
     share: Share = WHOLE,
-) -> Iterator[tuple[Float[Tensor, "batch channels height width"], Int64[Tensor, " batch"]]]:
-    """All images of a split in its own order, or a share of each batch, normalised, and their classes."""
+) -> Iterator[tuple[Any, Tensor]]:
+    """All inputs of a split in its own order, or a share of each batch, normalised, and their targets."""
     for images, labels in split.read(batches(split, batch=batch, seed=0, epoch=0, shuffle=False), share=share):
         if len(labels):
-            yield normalise(images, mean, std), labels
+            yield prepared(images, mean, std), labels
 
 
-def first(
-    split: Readable, count: int, mean: Float[Tensor, " channels"], std: Float[Tensor, " channels"]
-) -> Float[Tensor, "count channels height width"]:
-    """The first images of a split, normalised."""
+def first(split: Readable, count: int, mean: Float[Tensor, " channels"], std: Float[Tensor, " channels"]) -> Any:
+    """The first inputs of a split, as the network reads them."""
     index = torch.arange(min(count, len(split)), device=split.labels.device)
-    return normalise(next(iter(split.read([index])))[0], mean, std)
+    return prepared(next(iter(split.read([index])))[0], mean, std)
 
 
 def check_augmentation(split: Readable, kind: Augmentation) -> None:
@@ -82,6 +83,13 @@ def check_augmentation(split: Readable, kind: Augmentation) -> None:
             f"augment={kind!r}: the data set gives floats, which are taken as they are; use augment: none, and "
             "transforms in the data set itself"
         )
+
+
+def prepared(inputs: Any, mean: Float[Tensor, " channels"], std: Float[Tensor, " channels"]) -> Any:
+    """What a split gives, images or a tuple that begins with them, as the network reads it: images normalised."""
+    if isinstance(inputs, tuple):
+        return (normalise(inputs[0], mean, std), *inputs[1:])
+    return normalise(inputs, mean, std)
 
 
 def normalise(
@@ -113,6 +121,7 @@ class FixedBatches:
         batch: images at a time, at most. A number of its own: how a run is judged must not change what goes.
         count: how many images of the split; ``None``: all of them, in the split's own order.
         seed: which ones those ``count`` are, as many of each class as they go, and their order.
+        arguments: what a network is called with, from inputs and targets; ``None``: the inputs.
     """
 
     split: Readable
@@ -122,6 +131,7 @@ class FixedBatches:
     batch: int = 100
     count: int | None = None
     seed: int = 0
+    arguments: Arguments | None = None
 
     @classmethod
     def held_out(
@@ -131,11 +141,11 @@ class FixedBatches:
         *,
         mean: Float[Tensor, " channels"],
         std: Float[Tensor, " channels"],
+        arguments: Arguments | None = None,
     ) -> FixedBatches:
         """The images that criteria read: those held out for validation, or without any those of training."""
-        if validation is None:
-            return cls(train, "training", mean, std)
-        return cls(validation, "validation", mean, std)
+        split, what = (train, "training") if validation is None else (validation, "validation")
+        return cls(split, what, mean, std, arguments=arguments)
 
     @property
     def images(self) -> int:
@@ -149,16 +159,18 @@ class FixedBatches:
     def __len__(self) -> int:
         return -(-self.images // self.batch)
 
-    def __iter__(self) -> Iterator[tuple[Float[Tensor, "n channels height width"], Int64[Tensor, " n"]]]:
+    def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
         for images, labels in self.split.read(torch.split(self._order, self.batch)):
-            yield normalise(images, self.mean, self.std), labels
+            inputs = prepared(images, self.mean, self.std)
+            yield inputs if self.arguments is None else self.arguments(inputs, labels), labels
 
     @cached_property
     def _order(self) -> Int64[Tensor, " images"]:
         labels = self.split.labels
         if self.count is None:
             return torch.arange(len(labels), device=labels.device)
-        chosen = choose(labels.cpu(), self.count, seed=self.seed, balanced=True)
+        classes = labels.cpu() if labels.ndim == 1 else torch.zeros(len(labels), dtype=torch.int64)
+        chosen = choose(classes, self.count, seed=self.seed, balanced=True)
         # A data set sorted by class would give batches of one class, and the gradient of one class is no sample.
         order = torch.randperm(self.count, generator=torch.Generator().manual_seed(self.seed))
         return chosen[order].to(labels.device)

@@ -18,7 +18,7 @@ from torchreaper.lab.data.hub import read_hub
 from torchreaper.lab.data.memory import check_memory
 from torchreaper.lab.data.parquet import find_files, read_parquet
 from torchreaper.lab.data.spec import DataSpec
-from torchreaper.lab.data.split import Dataset, Split, channel_moments, divide, keep_of_test
+from torchreaper.lab.data.split import Dataset, Split, channel_moments, divide, keep_of_test, of_classes
 from torchreaper.lab.data.stream import Part
 from torchreaper.lab.data.table import Progress, Table, class_names, decode, open_table, read_labels
 from torchreaper.lab.errors import UserError
@@ -108,19 +108,11 @@ def _from_rows(spec: DataSpec, train: Any, test: Any, progress: Progress | None)
 
 def _from_digits(spec: DataSpec) -> Dataset:
     every, test = digits()
-    kept, held_out = divide(
-        every.labels,
-        validation=spec.validation,
-        limit=spec.limit,
-        classes=len(CLASSES),
-        seed=spec.split_seed,
-    )
-    train = Split(every.images[kept], every.labels[kept])
-    validation = Split(every.images[held_out], every.labels[held_out]) if spec.validation else None
-    judged = keep_of_test(test.labels, limit=spec.test_limit, classes=len(CLASSES), seed=spec.split_seed)
-    test = Split(test.images[judged], test.labels[judged])
-    mean, std = channel_moments(train.images)
-    return Dataset(train, validation, test, CLASSES, mean, std)
+    parts, classes = _parts(spec, every, every.labels, test, test.labels, CLASSES)
+    held = {"train": every.images, "validation": every.images, "test": test.images}
+    splits = {what: Split(held[what][part.rows], part.labels) for what, part in parts.items()}
+    mean, std = channel_moments(splits["train"].images)
+    return Dataset(splits["train"], splits.get("validation"), splits["test"], classes, mean, std)
 
 
 def _from_own(spec: DataSpec, base: Path, progress: Progress | None) -> Dataset:
@@ -128,14 +120,15 @@ def _from_own(spec: DataSpec, base: Path, progress: Progress | None) -> Dataset:
     classes = own.class_names(train, test)
     assert train.known is not None
     assert test.known is not None
-    parts = _parts(spec, train, train.known, test, test.known, len(classes))
+    parts, classes = _parts(spec, train, train.known, test, test.known, classes)
     dataset = streamed(parts, classes, size=spec.size, workers=spec.workers, base=base)
     return gathered(dataset, progress) if spec.memory else dataset
 
 
 def _from_tables(spec: DataSpec, train: Table, test: Table, progress: Progress | None) -> Dataset:
     classes = class_names(train)
-    parts = _parts(spec, train, read_labels(train, classes), test, read_labels(test, classes), len(classes))
+    known = read_labels(train, classes), read_labels(test, classes)
+    parts, classes = _parts(spec, train, known[0], test, known[1], classes)
     if not spec.memory:
         return streamed(parts, classes, size=spec.size, workers=spec.workers)
     if spec.size is not None:  # else the size is known when the first image is
@@ -162,15 +155,20 @@ def _from_tables(spec: DataSpec, train: Table, test: Table, progress: Progress |
 
 
 def _parts(
-    spec: DataSpec, train: Any, labels: torch.Tensor, test: Any, test_labels: torch.Tensor, classes: int
-) -> dict[str, Part]:
-    """Which images of the training set are trained on and which judge it, and which of the test set do."""
-    kept, held_out = divide(labels, validation=spec.validation, limit=spec.limit, classes=classes, seed=spec.split_seed)
-    judged = keep_of_test(test_labels, limit=spec.test_limit, classes=classes, seed=spec.split_seed)
-    parts = {"train": Part(train, kept, labels[kept]), "test": Part(test, judged, test_labels[judged])}
+    spec: DataSpec, train: Any, labels: torch.Tensor, test: Any, test_labels: torch.Tensor, classes: tuple[str, ...]
+) -> tuple[dict[str, Part], tuple[str, ...]]:
+    """Which images of the training set are trained on and which judge it, and which of the test set do; the classes."""
+    names = spec.classes or classes
+    there, mine = of_classes(labels, classes, names)
+    test_there, test_mine = of_classes(test_labels, classes, names)
+    kept, held_out = divide(
+        mine, validation=spec.validation, limit=spec.limit, classes=len(names), seed=spec.split_seed
+    )
+    judged = keep_of_test(test_mine, limit=spec.test_limit, classes=len(names), seed=spec.split_seed)
+    parts = {"train": Part(train, there[kept], mine[kept]), "test": Part(test, test_there[judged], test_mine[judged])}
     if spec.validation:
-        parts["validation"] = Part(train, held_out, labels[held_out])
-    return parts
+        parts["validation"] = Part(train, there[held_out], mine[held_out])
+    return parts, names
 
 
 def _by(size: torch.Size) -> str:

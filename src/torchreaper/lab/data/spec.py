@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from torchreaper.lab.data.own import EXAMPLE
 from torchreaper.lab.errors import UserError
@@ -25,6 +25,10 @@ _MAY = {
 }
 
 
+def _listed(value: Any) -> Any:
+    return tuple(map(str, value)) if isinstance(value, list) else value
+
+
 class DataSpec(Settings):
     """The recipe's ``data:`` section. Checking it opens and imports nothing; `load` does.
 
@@ -38,6 +42,8 @@ class DataSpec(Settings):
         hub: the data set's name there, such as "uoft-cs/cifar10".
         image, label: parquet, hub: names of the columns; None: found by their types.
         options: arguments of the callable.
+        classes: keep only images of these classes, by name, numbered in this order; None: all. A recipe can so learn
+            some classes first and others later.
         size: bring images to ``size`` x ``size`` pixels: the shorter side, then the middle. None: all have one size.
         memory: keep all images in memory as pixels; else they are read when they are needed. Default: true, but
             false of a callable, which may change its images at random.
@@ -55,6 +61,7 @@ class DataSpec(Settings):
     image: str | None = None
     label: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
+    classes: Annotated[tuple[str, ...] | None, BeforeValidator(_listed)] = None
     size: int | None = Field(default=None, ge=1)
     memory: bool = Field(default=None, validate_default=True)
     workers: int = Field(default=2, ge=0)
@@ -76,6 +83,13 @@ class DataSpec(Settings):
         elif name not in NAMES:
             raise ValueError(f"unknown data; {did_you_mean(name, NAMES)}, {_OWN}")
         return name
+
+    @field_validator("classes")
+    @classmethod
+    def _each_once(cls, classes: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if classes is not None and (len(classes) < 2 or len(set(classes)) < len(classes)):
+            raise ValueError("must be two or more names of classes, each once")
+        return classes
 
     @field_validator("options")
     @classmethod

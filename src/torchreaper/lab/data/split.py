@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from torchreaper.lab.data.augment import Augmentation, augment, epoch_generator
 from torchreaper.lab.errors import UserError
+from torchreaper.lab.settings import did_you_mean
 
 Images = UInt8[Tensor, "n channels height width"] | Float[Tensor, "n channels height width"]
 Index = Int64[Tensor, " batch"]
@@ -153,6 +154,23 @@ def choose(labels: Int64[Tensor, " n"], count: int, *, seed: int, balanced: bool
     # Stable: among equals the random order decides.
     chosen: Tensor = order[due.argsort(stable=True)[:count]].sort().values
     return chosen
+
+
+def of_classes(
+    labels: Int64[Tensor, " n"], classes: Sequence[str], chosen: Sequence[str]
+) -> tuple[Int64[Tensor, " kept"], Int64[Tensor, " kept"]]:
+    """The items of the chosen classes, ascending, and their classes as numbers in the order of ``chosen``.
+
+    Raises ``UserError`` for a class that there is not.
+    """
+    for name in chosen:
+        if name not in classes:
+            raise UserError(f"data.classes: there is no class {name!r}; {did_you_mean(name, classes)}")
+    new = torch.full((len(classes),), -1, dtype=torch.int64)
+    new[torch.tensor([list(classes).index(name) for name in chosen])] = torch.arange(len(chosen))
+    mine = new[labels]
+    there = (mine >= 0).nonzero().squeeze(1)
+    return there, mine[there]
 
 
 def divide(

@@ -29,10 +29,11 @@ from torchreaper.lab.settings import Settings, did_you_mean, parse, parse_nested
 
 
 class Builder(NamedTuple):
-    """How one network is made: its options, and the function that makes it out of them."""
+    """How one network is made: its options, the function that makes it out of them, and what it is for."""
 
     options: type[Settings]
     build: Callable[..., nn.Module]
+    task: str = "classification"
 
 
 def _deep(options: type[Settings], make: Callable[..., nn.Module], depth: int) -> Builder:
@@ -68,6 +69,13 @@ class ModelSpec(Settings):
 
     name: str
     options: dict[str, Any] = Field(default_factory=dict, validate_default=True)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What the network is for; of the user's own nobody knows: ()."""
+        if self.name in MODELS:
+            return (MODELS[self.name].task,)
+        return ("classification",) if library_of(self.name) else ()
 
     @field_validator("name")
     @classmethod

@@ -70,7 +70,8 @@ def accuracy_figure(runs: Runs, *, name: str = "") -> Figure:
     """Test accuracy (%) and generalisation gap (points) against epoch: mean and range of the seeds.
 
     The gap is the training accuracy, running over the batches of the epoch and so with its augmentation,
-    minus the test accuracy.
+    minus the test accuracy. Where training counts no right answers (boxes), the training loss stands in its place;
+    and what is judged by another metric, such as mAP, is called by its name.
 
     Raises:
         ValueError: no run in ``runs``, or one without a line.
@@ -81,16 +82,33 @@ def accuracy_figure(runs: Runs, *, name: str = "") -> Figure:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
         strips = _shade((upper, lower), runs)
         _curves(upper, runs, lambda line: 100.0 * line["test_accuracy"])
-        _curves(lower, runs, lambda line: 100.0 * (line["train_accuracy"] - line["test_accuracy"]))
+        metric, counted = _judged_by(runs)
+        value, what = (_gap, "generalisation gap") if counted else (_loss, "training loss")
+        _curves(lower, runs, value)
         for panel in (upper, lower):
             _leave_out_the_start(panel)
-        lower.axhline(0.0, color="#808080", linewidth=0.8, zorder=1)
-        upper.set_ylabel("test accuracy (%)")
-        lower.set_ylabel("generalisation gap:\ntrain − test accuracy (points)")  # noqa: RUF001
+        if counted:
+            lower.axhline(0.0, color="#808080", linewidth=0.8, zorder=1)
+        upper.set_ylabel(f"test {metric} (%)")
+        lower.set_ylabel(f"{what}:\ntrain − test {metric} (points)" if counted else what)  # noqa: RUF001
         _epoch_axis(lower, runs)
-        upper.set_title(_title(name, "test accuracy and generalisation gap", runs))
+        upper.set_title(_title(name, f"test {metric} and {what}", runs))
         key(figure, _scheme_keys(runs, strips))
     return figure
+
+
+def _gap(line: Mapping[str, Any]) -> float:
+    return 100.0 * float(line["train_accuracy"] - line["test_accuracy"])
+
+
+def _loss(line: Mapping[str, Any]) -> float:
+    return math.nan if line.get("train_loss") is None else float(line["train_loss"])
+
+
+def _judged_by(runs: Runs) -> tuple[str, bool]:
+    """What the accuracies of these runs are, and whether training counted right answers."""
+    lines = [line for seeds in runs.values() for one in seeds.values() for line in one]
+    return str(lines[0].get("metric", "accuracy")), all(line["train_accuracy"] is not None for line in lines)
 
 
 def overlap_figure(runs: Runs, *, name: str = "") -> Figure:

@@ -12,7 +12,7 @@ from torchreaper.lab import objects, settings
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.schemes.averaging import EMASpec, SWASpec
 from torchreaper.lab.schemes.ban import BANSpec
-from torchreaper.lab.schemes.base import Attached, Batch, Phase, Setup, Spec, cross_entropy
+from torchreaper.lab.schemes.base import Attached, Batch, Phase, Setup, Spec
 from torchreaper.lab.schemes.distillation import KDSpec
 from torchreaper.lab.schemes.dropout import DropoutSpec
 from torchreaper.lab.schemes.dsd import DSDSpec
@@ -41,7 +41,6 @@ __all__ = [
     "Spec",
     "StandardSpec",
     "TogetherSpec",
-    "cross_entropy",
     "describe",
     "imported",
     "options_of",

@@ -120,6 +120,7 @@ class SWASpec(Spec):
     source: ClassVar[str] = "Izmailov et al. 2018, algorithm 1"
     hands: ClassVar[frozenset[str]] = frozenset({"the average"})
     turn: ClassVar[int] = 0
+    tasks: ClassVar[frozenset[str] | None] = frozenset({"classification"})
     name: Literal["swa"] = "swa"
     start: float = Field(default=0.75, gt=0, lt=1)
 

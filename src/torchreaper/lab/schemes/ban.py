@@ -35,7 +35,7 @@ class BornAgain(Attached):
         if self._teacher is None:
             return loss
         with torch.no_grad():
-            said = self._teacher(batch.images)
+            said = batch.said_by(self._teacher)
         return loss + divergence(batch.outputs, said, 1.0)
 
     @torch.no_grad()
@@ -80,6 +80,7 @@ class BANSpec(Spec):
     summary: ClassVar[str] = "train the network again from scratch, taught by the one before"
     source: ClassVar[str] = "Furlanello et al. 2018, section 3"
     hands: ClassVar[frozenset[str]] = frozenset({"weights", "the teacher", "the epochs", "the average"})
+    tasks: ClassVar[frozenset[str] | None] = frozenset({"classification", "vqa"})  # it reads logits
     name: Literal["ban"] = "ban"
     generations: int = Field(default=3, ge=2)
     each: bool = False

@@ -38,7 +38,9 @@ class Setup:
         lengths: epochs of each training, see `Spec.lengths`.
         sibling: makes another network like `model`, on its device, with its optimizer; the weights are drawn from the
             given seed.
-        drawn: the batches (images, classes) of an epoch in the order, and with the augmentation, of the given seed.
+        drawn: the batches (inputs, targets) of an epoch in the order, and with the augmentation, of the given seed.
+        loss: of outputs and targets, averaged over the batch.
+        answers: what the outputs are, "logits" or "boxes".
         autocast: the precision that the network is trained in, as a context.
         grad_clip: largest norm of the gradient; None: not clipped.
         base: the recipe's folder, in which objects of the user's own are looked for.
@@ -55,7 +57,9 @@ class Setup:
     training: FixedBatches
     lengths: tuple[int, ...]
     sibling: Callable[[int], tuple[nn.Module, Optimizer]]
-    drawn: Callable[[int, int], Iterator[tuple[Tensor, Tensor]]]
+    drawn: Callable[[int, int], Iterator[tuple[Any, Tensor]]]
+    loss: Callable[[Any, Tensor], Tensor] = F.cross_entropy
+    answers: str = "logits"
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     grad_clip: float | None = None
     base: Path | None = None
@@ -70,12 +74,21 @@ class Setup:
 
 @dataclass(frozen=True)
 class Batch:
-    """One training batch and what the network made of it. `targets` are those that `Attached.mix` gave."""
+    """One training batch and what the network made of it. `targets` are those that `Attached.mix` gave.
 
-    model: Callable[..., Tensor]
-    images: Images
+    Attributes:
+        inputs: what the network was called with; images first, of `Attached.mix`.
+        outputs: logits [batch, classes], or of a detector what its loss reads.
+    """
+
+    model: Callable[..., Any]
+    inputs: tuple[Any, ...]
     targets: Targets
-    outputs: Float[Tensor, "batch classes"]
+    outputs: Any
+
+    def said_by(self, network: Callable[..., Any]) -> Any:
+        """What another network makes of the same inputs."""
+        return network(*self.inputs)
 
 
 class Attached:
@@ -125,7 +138,7 @@ class Attached:
         return images, targets
 
     def loss(self, batch: Batch, loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
-        """The loss of a batch, averaged over its images, from the cross entropy `loss`."""
+        """The loss of a batch, averaged over its images, from the task's own `loss`."""
         return loss
 
     def gradients(self, again: Callable[[], object]) -> None:
@@ -168,8 +181,14 @@ class Spec(Settings):
     source: ClassVar[str] = ""
     #: What the scheme has a hand on; two schemes with a hand on the same thing cannot be combined.
     hands: ClassVar[frozenset[str]] = frozenset()
+    #: The tasks it is for; None: any.
+    tasks: ClassVar[frozenset[str] | None] = None
     #: When it is attached in a combination, lowest first: copies of the network, then what traces it, then the rest.
     turn: ClassVar[int] = 2
+
+    def fits(self, task: str) -> bool:
+        """Whether the scheme can be used for a task."""
+        return self.tasks is None or task in self.tasks
 
     def check(self, epochs: int) -> None:
         """Raise `UserError` where the scheme cannot be run in a recipe of `epochs` epochs."""
@@ -204,8 +223,3 @@ def drawing_aside(model: nn.Module, seed: int | None = None) -> Iterator[None]:
             for device in devices:
                 torch.cuda.default_generators[device].manual_seed(seed)
         yield
-
-
-def cross_entropy(batch: Batch, smoothing: float = 0.0) -> Float[Tensor, ""]:
-    """Cross entropy, averaged over the images of a batch."""
-    return F.cross_entropy(batch.outputs, batch.targets, label_smoothing=smoothing)

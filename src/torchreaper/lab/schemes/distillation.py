@@ -39,7 +39,7 @@ class Distillation(Attached):
     def loss(self, batch: Batch, loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """Ask the teacher about the same images."""
         with torch.no_grad():
-            said = self._teacher(batch.images)
+            said = batch.said_by(self._teacher)
         return torch.lerp(loss, divergence(batch.outputs, said, self._temperature), self._weight)
 
 
@@ -65,6 +65,7 @@ class KDSpec(Spec):
     summary: ClassVar[str] = "learn from a larger network that is trained first"
     source: ClassVar[str] = "Hinton et al. 2015, section 2"
     hands: ClassVar[frozenset[str]] = frozenset({"the teacher"})
+    tasks: ClassVar[frozenset[str] | None] = frozenset({"classification", "vqa"})  # it reads logits
     name: Literal["kd"] = "kd"
     teacher: Annotated[
         dict[str, Any] | None, BeforeValidator(lambda value: None if value is None else _teacher(value))

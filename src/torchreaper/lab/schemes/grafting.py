@@ -111,6 +111,7 @@ class GraftingSpec(Spec):
     summary: ClassVar[str] = "train two networks, and let each take over from the other's filters"
     source: ClassVar[str] = "Meng et al. 2020, section 3"
     hands: ClassVar[frozenset[str]] = frozenset({"weights"})
+    tasks: ClassVar[frozenset[str] | None] = frozenset({"classification"})
     name: Literal["grafting"] = "grafting"
     a: float = Field(default=0.4, gt=0, le=1)
     c: float = Field(default=500.0, gt=0)

@@ -68,6 +68,7 @@ class _MixingSpec(Spec):
     alpha: float = Field(default=1.0, gt=0)
     hands: ClassVar[frozenset[str]] = frozenset({"the images"})
     mixer: ClassVar[Mixer]
+    tasks: ClassVar[frozenset[str] | None] = frozenset({"classification"})
 
     def attach(self, setup: Setup) -> Attached:
         """Put the scheme to work."""

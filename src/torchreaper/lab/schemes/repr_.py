@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 import torchreaper as tr
@@ -18,6 +20,7 @@ from torchreaper.lab.settings import Settings, did_you_mean
 
 #: How a criterion of the user's own is named.
 EXAMPLE = "mycriteria:Smallest"
+Loss = Callable[[Any, Tensor], Tensor]
 #: How many images a criterion reads where the recipe does not say: the paper's number, for its oracle.
 IMAGES = 5000
 
@@ -77,11 +80,11 @@ class ReinitSpec(Settings):
         return tr.Reinit(**self.model_dump(exclude_none=True))
 
 
-def _own_criterion(name: str, batches: FixedBatches, base: Path | None) -> tr.criteria.Criterion:
+def _own_criterion(name: str, batches: FixedBatches, loss_fn: Loss, base: Path | None) -> tr.criteria.Criterion:
     """The object that `package.module:attribute` is, or makes; a callable gets `batches` and `loss_fn` if it asks."""
     found: Any = objects.find(name, "scheme.criterion", base=base, example=EXAMPLE)
     if isinstance(found, type) or not hasattr(found, "scores"):
-        offered = {"batches": batches, "loss_fn": cross_entropy}
+        offered = {"batches": batches, "loss_fn": loss_fn}
         what = name.partition(":")[2]
         found, _ = objects.call(found, what, {}, f"scheme.criterion={name!r}", base=base, offered=offered)
     try:
@@ -195,7 +198,15 @@ class RePrSpec(Spec):
             raise UserError(f"{asked}, the recipe has {epochs}{inside}; {remedy}")
         raise UserError(f"{asked}, the recipe has {epochs}; {remedy}")
 
-    def ranking(self, batches: FixedBatches, *, seed: int, base: Path | None = None) -> tr.criteria.Criterion:
+    def ranking(
+        self,
+        batches: FixedBatches,
+        *,
+        seed: int,
+        base: Path | None = None,
+        loss_fn: Loss = cross_entropy,
+        answers: str = "logits",
+    ) -> tr.criteria.Criterion:
         """The criterion; one that reads images reads `images` of those in `batches`, chosen by `seed`.
 
         Raises:
@@ -210,8 +221,10 @@ class RePrSpec(Spec):
         count = self.images or min(IMAGES, there)
         chosen = batches.take(count, seed=epoch_seed(seed, 0, "images"))
         if objects.is_object(self.criterion):
-            return _own_criterion(self.criterion, chosen, base)
-        return tr.criteria.make(self.criterion, chosen)
+            return _own_criterion(self.criterion, chosen, loss_fn, base)
+        if self.criterion == "oracle" and answers != "logits":  # nothing to be right on, filter by filter
+            return tr.criteria.Oracle(chosen, loss_fn, measure="loss")
+        return tr.criteria.make(self.criterion, chosen, loss_fn)
 
     def attach(self, setup: Setup) -> Attached:
         """Put RePr to work on the network; what it cannot work with is a `UserError`."""
@@ -222,7 +235,9 @@ class RePrSpec(Spec):
                 setup.model,
                 setup.optimizer,
                 setup.example_inputs,
-                criterion=self.ranking(setup.batches, seed=setup.seed, base=setup.base),
+                criterion=self.ranking(
+                    setup.batches, seed=setup.seed, base=setup.base, loss_fn=setup.loss, answers=setup.answers
+                ),
                 reinit=self.reinit.build(),
                 followers=setup.followers,
                 seed=setup.seed,

@@ -22,6 +22,7 @@ class SmoothingSpec(Spec):
     summary: ClassVar[str] = "spread a share of the target over all classes"
     source: ClassVar[str] = "Szegedy et al. 2016, section 7"
     hands: ClassVar[frozenset[str]] = frozenset({"the smoothing"})
+    tasks: ClassVar[frozenset[str] | None] = frozenset({"classification", "vqa"})  # it reads logits
     name: Literal["label-smoothing"] = "label-smoothing"
     smoothing: float = Field(default=0.1, gt=0, lt=1)
 

@@ -134,6 +134,10 @@ class TogetherSpec(Spec):
         for part in self.parts.values():
             part.check(epochs if part.lengths(epochs) != (epochs,) else total)
 
+    def fits(self, task: str) -> bool:
+        """Whether all parts can."""
+        return all(part.fits(task) for part in self.parts.values())
+
     def lengths(self, epochs: int) -> tuple[int, ...]:
         """Of the part that changes them."""
         found = [part.lengths(epochs) for part in self.parts.values()]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from matplotlib.colors import to_hex
@@ -43,11 +43,16 @@ def _gap(line: Line) -> float | None:
 
 
 METRICS = (
-    Metric("accuracy", "Test accuracy", "test accuracy (%)", _percent),
-    Metric("gap", "Gap", "training minus test accuracy (points)", _gap),
+    Metric("accuracy", "Test {}", "test {} (%)", _percent),
+    Metric("gap", "Gap", "training minus test {} (points)", _gap),
     Metric("loss", "Training loss", "training loss", lambda line: line.get("train_loss")),
     Metric("overlap", "Overlap", "sum of O<sub>f</sub> over all filters", lambda line: line.get("overlap_total")),
 )  # fmt: skip
+
+
+def named(name: str) -> tuple[Metric, ...]:
+    """What can be drawn where accuracies are called ``name``."""
+    return tuple(replace(one, title=one.title.format(name), axis=one.axis.replace("{}", name)) for one in METRICS)
 
 
 def plots(folder: Folder) -> Json:
@@ -57,6 +62,7 @@ def plots(folder: Folder) -> Json:
     return {
         "schemes": [_scheme(number, *item) for number, item in enumerate(schemes.items())],
         "strips": len({phases for phases in spans if phases}) > 1,
+        "metric": str(folder.found.get("metric", "accuracy")),
         "forest": forest(folder),
         "pairs": pairs(folder, list(schemes)),
         "maps": [drawn for run in folder.every if (drawn := filter_map(run, _layers(folder))) is not None],

@@ -53,7 +53,6 @@ def render(folders: Sequence[Folder]) -> str:
     )
     return environment.get_template("page.html").render(
         folders=sections,
-        metrics=curves.METRICS,
         style=Markup(_own("page.css")),
         scripts=[Markup(code) for code in scripts],
         policy=_policy(scripts),
@@ -73,6 +72,8 @@ def _section(number: int, folder: Folder) -> Mapping[str, Any]:
         "number": number,
         "folder": folder,
         "baseline": str(folder.found.get("baseline", "")),
+        "metric": tables.metric_of(folder.found),
+        "metrics": curves.named(tables.metric_of(folder.found)),
         "verdicts": [note for note in folder.notes if note in verdicts],
         "failures": failures,
         "notes": [note for note in folder.notes if note not in {*verdicts, *failures}],

@@ -33,15 +33,21 @@ class Table:
     rows: Sequence[Sequence[str]]
 
 
+def metric_of(found: Json) -> str:
+    """What the comparison calls accuracy."""
+    return str(found.get("metric", "accuracy"))
+
+
 def comparison_table(found: Json) -> Table:
     """A line per scheme: what was measured, and how it differs from the baseline."""
     baseline = str(found.get("baseline", "the baseline"))
     contrasts = {part.get("scheme"): part for part in parts(found, "contrasts")}
     epochs = {one.get("epochs") for one in parts(found, "schemes")}
+    metric = metric_of(found)
     columns: list[tuple[str, Callable[[Json, Json], str]]] = [
         ("scheme", lambda one, _: str(one.get("scheme", ""))),
         ("seeds", lambda one, _: _count(_inner(one, "accuracy").get("n"))),
-        ("test accuracy, %", lambda one, _: interval(one.get("accuracy"))),
+        (f"test {metric}, %", lambda one, _: interval(one.get("accuracy"))),
         ("paper, %", lambda one, _: percent(one["published"]) if _is_number(one.get("published")) else ""),
         ("gap, points", lambda one, _: interval(one.get("gap"))),
         (f"minus {baseline}, points", lambda _, other: interval(other.get("accuracy"), signed=True)),
@@ -58,7 +64,7 @@ def comparison_table(found: Json) -> Table:
     kept = [number for number in range(len(columns)) if any(row[number] for row in rows)]
     epoch = "the last epoch" if found.get("report", "last") == "last" else "the epoch chosen on validation images"
     return Table(
-        f"Test accuracy of {epoch}, mean over the seeds; in brackets 95 % intervals",
+        f"Test {metric} of {epoch}, mean over the seeds; in brackets 95 % intervals",
         [columns[number][0] for number in kept],
         [[row[number] for number in kept] for row in rows],
     )
@@ -96,7 +102,8 @@ def run_table(folder: Folder) -> Table:
                 duration(result["seconds"]) if _is_number(result.get("seconds")) else "",
             ]
         )
-    heads = ["scheme", "seed", "state", "test accuracy, %", "training accuracy, %", "gap, points", "time"]
+    metric = metric_of(folder.found)
+    heads = ["scheme", "seed", "state", f"test {metric}, %", f"training {metric}, %", "gap, points", "time"]
     return Table("Every run, as it ended", heads, rows)
 
 

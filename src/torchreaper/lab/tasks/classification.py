@@ -1,0 +1,47 @@
+"""Which class an image belongs to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from torchreaper.lab import data
+from torchreaper.lab.measures import evaluate
+from torchreaper.lab.tasks.base import Judged, Task
+
+
+class Classification(Task):
+    """Targets are classes [n], or where images are mixed the probability of each class [n, classes]."""
+
+    def load(self, spec: Any, base: Path, *, progress: data.Progress | None = None) -> data.Dataset:
+        """Images and their classes."""
+        return data.load(spec, base, progress=progress)
+
+    def loss(self, network: nn.Module, outputs: Any, targets: Tensor, *, smoothing: float = 0.0) -> Float[Tensor, ""]:
+        """Cross entropy."""
+        return F.cross_entropy(outputs, targets, label_smoothing=smoothing)
+
+    def right(self, outputs: Any, targets: Tensor) -> Tensor | None:
+        """Of mixed images the class that has the larger share counts."""
+        classes = targets if targets.ndim == 1 else targets.argmax(1)
+        found: Tensor = (outputs.argmax(1) == classes).sum()
+        return found
+
+    def judge(
+        self,
+        fabric: Fabric,
+        call: nn.Module,
+        network: nn.Module,
+        split: data.Readable,
+        *,
+        mean: Float[Tensor, " channels"],
+        std: Float[Tensor, " channels"],
+        batch: int,
+    ) -> Judged:
+        """Cross entropy and accuracy."""
+        return Judged(*evaluate(fabric, call, split, mean=mean, std=std, batch=batch))

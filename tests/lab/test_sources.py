@@ -1,0 +1,176 @@
+"""Networks that start from the weights of another one, trained before, by the scheme."""
+
+import json
+
+import pytest
+import torch
+from tests.lab.schemes.test_resume import StopAfter, Stopped
+from tests.lab.tiny import TINY
+from torch import nn
+
+from torchreaper.lab import settings
+from torchreaper.lab.compare import compare
+from torchreaper.lab.errors import UserError
+from torchreaper.lab.recipe import Recipe
+from torchreaper.lab.run import train
+from torchreaper.lab.runs import folder_of, read_events, read_metrics
+from torchreaper.lab.sections import SourceSpec
+from torchreaper.lab.sources import last_layer, move
+from torchreaper.loading import load
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+#: Five digits first, the other five later.
+SOURCE = {"data": {"name": "digits", "limit": 60, "classes": ["0", "1", "2", "3", "4"]}, "epochs": 4}
+
+
+def recipe(**changes):
+    values = {
+        **TINY,
+        "data": {"name": "digits", "limit": 50, "classes": ["5", "6", "7", "8", "9"]},
+        "scheme": {"name": "repr", "full": 1, "sub": 1, "cycles": 1, "fraction": 0.4},
+        "source": SOURCE,
+        **changes,
+    }
+    return settings.parse(Recipe, values)
+
+
+def weights(folder):
+    return load(folder / "last.pt")["model"]
+
+
+def first_of(what, scheme, out, seed=0):
+    return folder_of(out / what.name, what.first().name, scheme, seed)
+
+
+def test_the_scheme_trains_the_first_network_and_the_second_is_trained_the_standard_way(tmp_path):
+    what = recipe(epochs=2)
+    result = train(what, scheme="repr", seed=0, out=tmp_path)
+    first, second = first_of(what, "repr", tmp_path), tmp_path / "tiny" / "repr" / "seed-0"
+    assert [event["kind"] for event in read_events(first)] == ["drop", "restore"]
+    assert read_events(second) == []
+    assert [line["phase"] for line in read_metrics(second)] == ["full"] * 2
+    before = json.loads((first / "result.json").read_text())
+    assert result["parts"] == {"source: accuracy": before["test_accuracy"]}
+    assert result["source_seconds"] == before["seconds"]
+    assert (result["scheme"], before["scheme"]) == ("repr", "repr")
+
+
+def test_it_starts_from_all_weights_but_the_last_layers_which_are_those_of_its_own_seed(tmp_path):
+    still = {"name": "sgd", "lr": 1e-12}
+    what = recipe(epochs=1, optim=still, source={**SOURCE, "optim": TINY["optim"]})
+    train(what, scheme="repr", seed=3, out=tmp_path)
+    alone = recipe(epochs=1, optim=still, source=None, scheme={"name": "standard"}, name="alone")
+    train(alone, scheme="standard", seed=3, out=tmp_path)
+    started, fresh = weights(tmp_path / "tiny" / "repr" / "seed-3"), weights(tmp_path / "alone" / "standard" / "seed-3")
+    before = weights(first_of(what, "repr", tmp_path, 3))
+    for name, value in started.items():
+        if value.is_floating_point() and "running" not in name:
+            torch.testing.assert_close(value, (fresh if name.startswith("fc.") else before)[name], rtol=0, atol=1e-8)
+    assert not torch.equal(before["fc.weight"], fresh["fc.weight"])
+
+
+def test_frozen_weights_and_statistics_do_not_move_and_the_rest_does(tmp_path):
+    what = recipe(epochs=2, source={**SOURCE, "freeze": True})
+    train(what, scheme="standard", seed=0, out=tmp_path)
+    before, after = weights(first_of(what, "standard", tmp_path)), weights(tmp_path / "tiny" / "standard" / "seed-0")
+    moved = {name for name in after if not torch.equal(before[name], after[name])}
+    assert moved == {"fc.weight", "fc.bias"}
+
+
+def test_a_run_killed_at_any_place_goes_on_to_the_same_bits(tmp_path):
+    whole = train(recipe(epochs=3), scheme="repr", seed=0, out=tmp_path / "whole")
+    for epochs in (2, 3, 1):  # twice in the first training, the last time after the first epoch of the second
+        with pytest.raises(Stopped):
+            train(recipe(epochs=3), scheme="repr", seed=0, out=tmp_path / "cut", progress=StopAfter(epochs))
+    again = train(recipe(epochs=3), scheme="repr", seed=0, out=tmp_path / "cut")
+    assert again["fingerprint"] == whole["fingerprint"]
+
+
+def test_a_comparison_trains_each_first_network_once_and_tells_both_accuracies(tmp_path):
+    what = recipe(epochs=2)
+    comparison = compare(what, ["standard", "repr"], 2, tmp_path)
+    assert [summary.parts["source: accuracy"].n for summary in comparison.schemes] == [2, 2]
+    (contrast,) = comparison.contrasts
+    first = [
+        [json.loads((first_of(what, one, tmp_path, k) / "result.json").read_text())["test_accuracy"] for k in (0, 1)]
+        for one in ("standard", "repr")
+    ]
+    difference = 50 * sum(b - a for a, b in zip(*first))
+    assert contrast.parts["source: accuracy"].mean == pytest.approx(difference)
+    text = (tmp_path / "tiny" / "comparison.md").read_text()
+    assert "## In parts" in text
+    assert "| source: accuracy | repr |" in text
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("last.pt")}
+    compare(what, ["standard", "repr"], 2, tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("last.pt")} == stamps
+
+
+def test_the_schemes_epochs_are_those_of_the_first_training():
+    recipe(epochs=1, source={**SOURCE, "epochs": 3})
+    with pytest.raises(UserError, match=r"need 2 epochs and at least one more"):
+        recipe(epochs=9, source={**SOURCE, "epochs": 2})
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ({"epochs": 0}, "source.epochs=0: must be at least 1"),
+        ({"dta": {}}, "source.dta: unknown key; did you mean source.data?"),
+        ({"data": {"name": "digitz"}}, "source: data.name='digitz': unknown data; did you mean 'digits'?"),
+        ({"data": []}, "source.data=[]: must be a mapping"),
+        ({"model": {"name": "cnet", "options": {"depth": -1}}}, "source: model.options.depth=-1: must be "),
+    ],
+)
+def test_what_makes_no_recipe_is_named_in_full(source, text):
+    with pytest.raises(UserError) as error:
+        recipe(source=source)
+    assert str(error.value).startswith(text)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ({"into": "cnn"}, r"source\.into='cnn': the network has no such module; .*known: conv1"),
+        ({"leave": ["head"]}, r"source\.leave='head': the first network has no such module; .*known: conv1"),
+        (
+            {"model": {"name": "cnet", "options": {"depth": 2, "width": 9}}},
+            r"source: conv1\.weight \(9, 1, 3, 3\) of the first network is \(6, 1, 3, 3\) in this one; give ",
+        ),
+        (
+            {"model": {"name": "cnet", "options": {"depth": 3, "width": 6, "batch_norm": True}}},
+            r"source: conv3\.weight \(6, 6, 3, 3\) of the first network is not there in this one",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_told_before_anything_is_trained(source, text, tmp_path):
+    what = recipe(source={**SOURCE, **source})
+    for work in (
+        lambda: train(what, scheme="repr", seed=0, out=tmp_path),
+        lambda: compare(what, ["standard", "repr"], 1, tmp_path),
+    ):
+        with pytest.raises(UserError, match=text):
+            work()
+    assert not list(tmp_path.rglob("*.pt"))
+
+
+def test_a_part_of_the_network_can_be_the_first_one():
+    torch.manual_seed(0)
+    first = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 3))
+
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cnn = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4))
+            self.head = nn.Linear(4, 7)
+
+    network = Two()
+    head = network.head.weight.clone()
+    assert last_layer(first.state_dict()) == "3"
+    moved = move(network, first.state_dict(), SourceSpec(into="cnn", freeze=True))
+    assert moved.left == ("3.weight", "3.bias")
+    assert moved.taken[0] == "cnn.0.weight"
+    assert torch.equal(network.cnn[0].weight, first[0].weight)
+    assert torch.equal(network.head.weight, head)
+    assert [p.requires_grad for p in network.parameters()] == [False] * 4 + [True] * 2
+    assert moved.frozen == (network.cnn[1],)
