@@ -38,12 +38,12 @@ class DetectorOptions(Settings):
         min_score: a detection scores at least this much. nms: two detections of a class overlap at most this much.
     """
 
-    width: int = Field(default=32, ge=1)
+    width: int = Field(default=24, ge=1)
     stages: int = Field(default=4, ge=1, le=7)
     depth: int = Field(default=2, ge=1, le=100)
     stride: Literal[2, 4, 8, 16, 32] = 4
-    neck: int = Field(default=64, ge=1)
-    head: int = Field(default=2, ge=1, le=100)
+    neck: int = Field(default=48, ge=1)
+    head: int = Field(default=1, ge=1, le=100)
     norm: Literal["batch", "group"] = "batch"
     min_score: float = Field(default=0.02, ge=0, lt=1)
     nms: float = Field(default=0.5, gt=0, lt=1)
