@@ -217,6 +217,8 @@ class _Tracer(fx.Tracer):
             return m.forward(*args, **kwargs)
         if self.is_leaf_module(m, name):
             return super().call_module(m, forward, args, kwargs)
+        # An attribute of a proxy gets its node when it is first asked for: not in here, where nodes may be taken back.
+        tree_map(lambda v: v.node if isinstance(v, fx.Proxy) else v, (args, kwargs))
         before = set(self.graph.nodes)
         try:
             result = self._inside(m, name, args, kwargs)

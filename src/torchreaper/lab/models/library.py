@@ -13,7 +13,8 @@ from torchreaper.lab.objects import call, guess, reason
 
 LIBRARIES = ("timm", "torchvision")
 _LINKS = "hf-hub", "hf_hub", "local-dir"  # in front of timm's names: weights and settings from elsewhere
-_TORCHVISION = "install the build of torchvision that belongs to this torch, see pytorch.org/get-started"
+#: What to do where torchvision, or what is compiled of it, cannot be loaded.
+TORCHVISION = "install the build of torchvision that belongs to this torch, see pytorch.org/get-started"
 
 
 def library_of(name: str) -> str | None:
@@ -32,14 +33,14 @@ def build_from_library(
     """
     library, _, short = name.partition(":")
     if library == "timm":
-        timm = _import("timm", name, argument, "pip install timm")
+        timm = import_library("timm", name, argument, "pip install timm")
         if short.partition(":")[0] in _LINKS or not timm.is_model(short):
             told = guess(short, timm.list_models(), "timm.list_models()")
             raise UserError(f"{argument}={name!r}: timm has no network of that name; {told}")
         offered = {"model_name": short, "pretrained": False, "num_classes": classes, "in_chans": in_channels}
         make = timm.create_model
     else:
-        models = _import("torchvision.models", name, argument, _TORCHVISION)
+        models = import_library("torchvision.models", name, argument, TORCHVISION)
         known = models.list_models(module=models)  # those that classify images
         if short.lower() not in known:
             told = guess(short.lower(), known, "torchvision.models.list_models()")
@@ -61,10 +62,15 @@ def build_from_library(
     return made
 
 
-def _import(module: str, name: str, argument: str, remedy: str) -> Any:
+def import_library(module: str, name: str, argument: str, remedy: str) -> Any:
+    """A module of a library that ``name``, given as ``argument``, needs; ``remedy`` says how to come by it.
+
+    Raises:
+        UserError: it is missing or broken.
+    """
     try:
         return importlib.import_module(module)
     except Exception as error:  # a torchvision of another torch raises RuntimeError
         if "torchvision::" in str(error):  # timm imports it too
-            remedy = _TORCHVISION
+            remedy = TORCHVISION
         raise UserError(f"{argument}={name!r}: {module} cannot be imported ({reason(error)}); {remedy}") from error
