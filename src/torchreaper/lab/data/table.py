@@ -12,7 +12,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from torchreaper.lab.data.memory import check_memory
-from torchreaper.lab.data.opening import open_picture
+from torchreaper.lab.data.opening import measure_picture, open_picture
 from torchreaper.lab.data.parquet import first_line
 from torchreaper.lab.data.picture import GREY, check_mode, pixels
 from torchreaper.lab.errors import UserError
@@ -49,15 +49,22 @@ class Table:
 
         Raises ``UserError`` for one that is missing, cannot be decoded, or is too large; see `open_picture`.
         """
-        feature, stored = self.rows.features[self.image], self.rows.select_columns([self.image])[rows][self.image]
-        for row, one in zip(rows, stored):
+        mode = self.rows.features[self.image].mode
+        return self._each(rows, lambda one, where: open_picture(one, where, mode=mode))
+
+    def sizes(self, rows: list[int]) -> Iterator[tuple[int, int]]:
+        """Height and width of the images at ``rows``, in general without decoding them; errors as of `read`."""
+        return self._each(rows, measure_picture)
+
+    def _each(self, rows: list[int], look: Callable[[Any, str], Any]) -> Iterator[Any]:
+        for row, one in zip(rows, self.rows.select_columns([self.image])[rows][self.image]):
             where = self.where(row)
             if one is None:
                 raise UserError(f"{where} has no image (column {self.image!r})")
             if one["bytes"] is None and not (self.by_path and "://" not in one["path"]):
                 raise UserError(f"{where}: image is elsewhere ({one['path']}) and not read from there; put it in")
             try:
-                yield open_picture(one, where, mode=feature.mode)
+                yield look(one, where)
             except UserError:
                 raise
             except Exception as error:  # a decoder may raise anything
