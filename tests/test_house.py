@@ -73,6 +73,7 @@ LAB = [
         "resuming",
         "teachers",
         "optim",
+        "average_precision",
         "measures",
         "processes",
     ),
