@@ -76,6 +76,7 @@ LAB = [
         "resuming",
         "teachers",
         "optim",
+        "average_precision",
         "measures",
         "processes",
     ),

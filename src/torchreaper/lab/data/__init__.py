@@ -11,6 +11,9 @@ from torchreaper.lab.data.batches import first as first
 from torchreaper.lab.data.batches import judging as judging
 from torchreaper.lab.data.batches import normalise as normalise
 from torchreaper.lab.data.batches import training as training
+from torchreaper.lab.data.boxes import BoxesSpec as BoxesSpec
+from torchreaper.lab.data.boxes import BoxSplit as BoxSplit
+from torchreaper.lab.data.boxes import load_boxes as load_boxes
 from torchreaper.lab.data.load import load as load
 from torchreaper.lab.data.spec import DataSpec as DataSpec
 from torchreaper.lab.data.split import WHOLE as WHOLE

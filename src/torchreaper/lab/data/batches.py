@@ -169,8 +169,9 @@ class FixedBatches:
         labels = self.split.labels
         if self.count is None:
             return torch.arange(len(labels), device=labels.device)
-        classes = labels.cpu() if labels.ndim == 1 else torch.zeros(len(labels), dtype=torch.int64)
-        chosen = choose(classes, self.count, seed=self.seed, balanced=True)
+        # Boxes, say, are no classes to be balanced.
+        kinds = labels.cpu() if labels.ndim == 1 else torch.zeros(len(labels), dtype=torch.int64)
+        chosen = choose(kinds, self.count, seed=self.seed, balanced=True)
         # A data set sorted by class would give batches of one class, and the gradient of one class is no sample.
         order = torch.randperm(self.count, generator=torch.Generator().manual_seed(self.seed))
         return chosen[order].to(labels.device)

@@ -28,14 +28,7 @@ def read_folder(name: str, base: Path, key: str, *, classes: tuple[str, ...] | N
     order; None: those it has.
     Raises ``UserError``, which names ``key``, where there is no such folder, it has no classes, or one without images.
     """
-    where = os.path.expanduser(name)
-    tried = list(dict.fromkeys((base.absolute(), Path.cwd())))
-    path = next((folder / where for folder in tried if (folder / where).exists()), None)
-    if path is None:
-        places = "" if os.path.isabs(where) else f" in {' or '.join(map(str, tried))}"
-        raise UserError(f"{key}={name!r}: no such folder{places}")
-    if not path.is_dir():
-        raise UserError(f"{key}={name!r}: {path} is a file; name a folder with a subfolder of images for each class")
+    path = find_folder(name, base, key, "a folder with a subfolder of images for each class")
     there = tuple(sorted(one.name for one in os.scandir(path) if one.is_dir() and not one.name.startswith(".")))
     if not there:
         raise UserError(
@@ -55,6 +48,22 @@ def read_folder(name: str, base: Path, key: str, *, classes: tuple[str, ...] | N
         files += found
         labels += [known.index(kind)] * len(found)
     return ImageFolder(path, known, tuple(files), tuple(labels))
+
+
+def find_folder(name: str, base: Path, key: str, what: str) -> Path:
+    """The folder ``name``, below ``base`` or else the current one; ``what`` it is to be, for error texts.
+
+    Raises ``UserError``, which names ``key``, where there is none.
+    """
+    where = os.path.expanduser(name)
+    tried = list(dict.fromkeys((base.absolute(), Path.cwd())))
+    path = next((folder / where for folder in tried if (folder / where).exists()), None)
+    if path is None:
+        places = "" if os.path.isabs(where) else f" in {' or '.join(map(str, tried))}"
+        raise UserError(f"{key}={name!r}: no such folder{places}")
+    if not path.is_dir():
+        raise UserError(f"{key}={name!r}: {path} is a file; name {what}")
+    return path
 
 
 def rows_of(folder: ImageFolder) -> Any:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torchreaper.lab.data.digits import CLASSES, digits
 from torchreaper.lab.data.folder import read_folder, rows_of
 from torchreaper.lab.data.gather import gathered, streamed
 from torchreaper.lab.data.hub import read_hub
+from torchreaper.lab.data.keeping import kept, state
 from torchreaper.lab.data.memory import check_memory
 from torchreaper.lab.data.parquet import find_files, read_parquet
 from torchreaper.lab.data.spec import DataSpec
@@ -22,9 +22,6 @@ from torchreaper.lab.data.split import Dataset, Split, channel_moments, divide, 
 from torchreaper.lab.data.stream import Part
 from torchreaper.lab.data.table import Progress, Table, class_names, decode, open_table, read_labels
 from torchreaper.lab.errors import UserError
-
-_KEPT = 2  # data sets kept in memory: a comparison needs one, a test beside it another
-_cache: dict[tuple[DataSpec, str], Dataset] = {}
 
 
 def load(spec: DataSpec, base: Path | str = ".", *, progress: Progress | None = None) -> Dataset:
@@ -37,14 +34,8 @@ def load(spec: DataSpec, base: Path | str = ".", *, progress: Progress | None = 
     or labels out of range, images that cannot be decoded or differ in size, fewer images than asked for, more than
     memory holds, and what `own.open_own` refuses.
     """
-    state, read = _found(spec, Path(base))
-    key = (spec, state)
-    if key not in _cache:
-        dataset = read(progress)
-        while len(_cache) >= _KEPT:
-            del _cache[next(iter(_cache))]
-        _cache[key] = dataset
-    return _cache[key]
+    there, read = _found(spec, Path(base))
+    return kept((spec, there), lambda: read(progress))
 
 
 def _found(spec: DataSpec, base: Path) -> tuple[str, Callable[[Progress | None], Dataset]]:
@@ -57,26 +48,17 @@ def _found(spec: DataSpec, base: Path) -> tuple[str, Callable[[Progress | None],
         case "folder":
             train = read_folder(spec.train or "", base, "data.train")
             test = read_folder(spec.test or "", base, "data.test", classes=train.classes)
-            state = _state(one.path / file for one in (train, test) for file in one.files)
+            there = state(one.path / file for one in (train, test) for file in one.files)
             tables = (
                 lambda: Table(rows_of(train), "image", "label", "data.train", train.files, by_path=True),
                 lambda: Table(rows_of(test), "image", "label", "data.test", test.files, by_path=True),
             )
-            return state, lambda progress: _from_tables(spec, tables[0](), tables[1](), progress)
+            return there, lambda progress: _from_tables(spec, tables[0](), tables[1](), progress)
         case "parquet":
             files = find_files(spec.train or "", base, "data.train"), find_files(spec.test or "", base, "data.test")
-            return _state([*files[0], *files[1]]), partial(_from_parquet, spec, files[0], files[1])
+            return state([*files[0], *files[1]]), partial(_from_parquet, spec, files[0], files[1])
         case _:
             return "", partial(_from_hub, spec)
-
-
-def _state(files: Iterable[Path]) -> str:
-    """Changes when a file does."""
-    digest = hashlib.blake2b()
-    for file in files:
-        about = file.stat()
-        digest.update(f"{file}\0{about.st_size}\0{about.st_mtime_ns}\0".encode())
-    return digest.hexdigest()
 
 
 def _from_parquet(spec: DataSpec, train: list[Path], test: list[Path], progress: Progress | None) -> Dataset:
@@ -161,11 +143,14 @@ def _parts(
     names = spec.classes or classes
     there, mine = of_classes(labels, classes, names)
     test_there, test_mine = of_classes(test_labels, classes, names)
-    kept, held_out = divide(
+    trained, held_out = divide(
         mine, validation=spec.validation, limit=spec.limit, classes=len(names), seed=spec.split_seed
     )
     judged = keep_of_test(test_mine, limit=spec.test_limit, classes=len(names), seed=spec.split_seed)
-    parts = {"train": Part(train, there[kept], mine[kept]), "test": Part(test, test_there[judged], test_mine[judged])}
+    parts = {
+        "train": Part(train, there[trained], mine[trained]),
+        "test": Part(test, test_there[judged], test_mine[judged]),
+    }
     if spec.validation:
         parts["validation"] = Part(train, there[held_out], mine[held_out])
     return parts, names

@@ -38,6 +38,13 @@ def check_memory(count: int, shape: tuple[int, int, int], *, size: int = 1) -> N
         )
 
 
+def check_table(where: str, what: str, needed: int) -> None:
+    """Raise ``UserError`` where a table of ``what`` that takes ``needed`` bytes cannot be held; see ``where``."""
+    there = available_memory()
+    if there is not None and needed > there:
+        raise UserError(f"{where}: {what} take {_gigabytes(needed)}, {_gigabytes(there)} are free; use fewer")
+
+
 def _gigabytes(size: int) -> str:
     return f"{size / 1e9:,.1f} GB"
 

@@ -42,9 +42,32 @@ def open_picture(stored: Any, where: str, *, mode: str | None = None) -> Image:
         UserError: it has more pixels than `most_pixels`, found before any of them is decoded.
         Exception: whatever its bytes make the decoder raise.
     """
-    import PIL.ExifTags
-    import PIL.Image
     import PIL.ImageOps  # needed here only
+
+    with _opened(stored, where) as image:
+        image.load()
+        found: Image = PIL.ImageOps.exif_transpose(image) if _orientation(image) is not None else image
+        return found.convert(mode) if mode and mode != found.mode else found
+
+
+def measure_picture(stored: Any, where: str) -> tuple[int, int]:
+    """Height and width of the picture that `open_picture` gives, from its head as far as that tells; same errors."""
+    with _opened(stored, where) as image:
+        width, height = image.size
+        return (width, height) if _orientation(image) in (5, 6, 7, 8) else (height, width)  # EXIF: on its side
+
+
+def _orientation(image: Image) -> int | None:
+    import PIL.ExifTags
+
+    found: int | None = image.getexif().get(PIL.ExifTags.Base.Orientation)
+    return found
+
+
+@contextmanager
+def _opened(stored: Any, where: str) -> Iterator[Image]:
+    """The picture, not decoded yet, once it is known that it may be."""
+    import PIL.Image
 
     PIL.Image.init()
     known = [name for name in FORMATS if name in PIL.Image.OPEN]
@@ -58,10 +81,7 @@ def open_picture(stored: Any, where: str, *, mode: str | None = None) -> Image:
                 f"{where}: image of {width}x{height} pixels, at most {most:,} are decoded; remove it, or set {LIMIT} "
                 "if it is meant to be that large"
             )
-        image.load()
-        turned = image.getexif().get(PIL.ExifTags.Base.Orientation) is not None
-        found: Image = PIL.ImageOps.exif_transpose(image) if turned else image
-        return found.convert(mode) if mode and mode != found.mode else found
+        yield image
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterable
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
@@ -105,23 +106,40 @@ class DataSpec(Settings):
     @model_validator(mode="after")
     def _together(self) -> DataSpec:
         kind = _OWN if self.own else self.name
-        for key in ("train", "test", "hub", "image", "label", "options", "size", "workers"):
-            value, default = getattr(self, key), type(self).model_fields[key].get_default(call_default_factory=True)
-            if key in _WHERE[kind]:
-                if not value:
-                    raise UserError(f"{key}: is missing; name={self.name!r} needs it")
-            elif value != default and key not in _MAY[kind]:
-                raise UserError(f"{key}={show(value)}: has no effect with name={self.name!r}; leave it out")
+        keys = ("train", "test", "hub", "image", "label", "options", "size", "workers")
+        check_keys(self, self.name, keys, needed=_WHERE[kind], allowed=_MAY[kind])
         if not self.memory and self.name == "digits":
             raise UserError("memory=False: digits are always in memory; leave it out")
-        if self.memory and self.workers != type(self).model_fields["workers"].default and not self.own:
-            raise UserError(
-                f"workers={self.workers}: has no effect with memory=True; leave it out or set memory: false"
-            )
-        chosen = self.limit is not None or self.test_limit is not None or self.validation
-        if self.split_seed and not chosen and not self.own:
-            raise UserError(f"split_seed={self.split_seed}: has no effect without limit, test_limit or validation")
+        if not self.own:
+            check_workers(self)
+        if not self.own:
+            check_split_seed(self)
         return self
 
     def __hash__(self) -> int:
         return hash(self.model_dump_json())
+
+
+def check_keys(
+    section: Settings, name: str, keys: Iterable[str], *, needed: Container[str], allowed: Container[str]
+) -> None:
+    """Raise ``UserError`` for one of ``keys`` that is needed with ``name`` and missing, or given without an effect."""
+    for key in keys:
+        value, default = getattr(section, key), type(section).model_fields[key].get_default(call_default_factory=True)
+        if key in needed:
+            if not value:
+                raise UserError(f"{key}: is missing; name={name!r} needs it")
+        elif value != default and key not in allowed:
+            raise UserError(f"{key}={show(value)}: has no effect with name={name!r}; leave it out")
+
+
+def check_workers(section: Any) -> None:
+    """Raise ``UserError`` where readers are asked for that have nothing to read."""
+    if section.memory and section.workers != type(section).model_fields["workers"].default:
+        raise UserError(f"workers={section.workers}: has no effect with memory=True; leave it out or set memory: false")
+
+
+def check_split_seed(section: Any) -> None:
+    """Raise ``UserError`` where a choice is seeded that is not made."""
+    if section.split_seed and section.limit is None and section.test_limit is None and not section.validation:
+        raise UserError(f"split_seed={section.split_seed}: has no effect without limit, test_limit or validation")

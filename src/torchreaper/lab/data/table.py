@@ -12,7 +12,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from torchreaper.lab.data.memory import check_memory
-from torchreaper.lab.data.opening import open_picture
+from torchreaper.lab.data.opening import measure_picture, open_picture
 from torchreaper.lab.data.parquet import first_line
 from torchreaper.lab.data.picture import GREY, check_mode, pixels
 from torchreaper.lab.errors import UserError
@@ -49,15 +49,22 @@ class Table:
 
         Raises ``UserError`` for one that is missing, cannot be decoded, or is too large; see `open_picture`.
         """
-        feature, stored = self.rows.features[self.image], self.rows.select_columns([self.image])[rows][self.image]
-        for row, one in zip(rows, stored):
+        mode = self.rows.features[self.image].mode
+        return self._each(rows, lambda one, where: open_picture(one, where, mode=mode))
+
+    def sizes(self, rows: list[int]) -> Iterator[tuple[int, int]]:
+        """Height and width of the images at ``rows``, in general without decoding them; errors as of `read`."""
+        return self._each(rows, measure_picture)
+
+    def _each(self, rows: list[int], look: Callable[[Any, str], Any]) -> Iterator[Any]:
+        for row, one in zip(rows, self.rows.select_columns([self.image])[rows][self.image]):
             where = self.where(row)
             if one is None:
                 raise UserError(f"{where} has no image (column {self.image!r})")
             if one["bytes"] is None and not (self.by_path and "://" not in one["path"]):
                 raise UserError(f"{where}: image is elsewhere ({one['path']}) and not read from there; put it in")
             try:
-                yield open_picture(one, where, mode=feature.mode)
+                yield look(one, where)
             except UserError:
                 raise
             except Exception as error:  # a decoder may raise anything
@@ -67,9 +74,24 @@ class Table:
 def open_table(rows: Any, *, image: str | None, label: str | None, key: str, by_path: bool = False) -> Table:
     """Find the image and the label column by name, else by type.
 
-    The image column: the only one of type Image (or a struct of bytes and path, which is how it is stored).
+    The image column: see `image_column`.
     The label column: the only ClassLabel, else the only column called "label" or "labels".
     Raises ``UserError`` where there is none, or several.
+    """
+    import datasets
+
+    features = rows.features
+    image = image_column(rows, image, key)
+    named = [name for name in ("label", "labels") if name in features]
+    by_type = [name for name, f in features.items() if isinstance(f, datasets.ClassLabel)]
+    label = choose_column(features, label, "label", by_type or named, key)
+    return Table(as_stored(rows, image, key), image, label, key, by_path=by_path)
+
+
+def image_column(rows: Any, image: str | None, key: str) -> str:
+    """The column called ``image``, else the only one of type Image (or a struct of bytes and path, as it is stored).
+
+    Raises ``UserError`` where there is none or several, where it holds no images, and where there are no rows.
     """
     import datasets
 
@@ -81,22 +103,26 @@ def open_table(rows: Any, *, image: str | None, label: str | None, key: str, by_
         stored = isinstance(feature, dict) and set(feature) == {"bytes", "path"}
         return isinstance(feature, datasets.Image) or stored
 
-    image = _column(features, image, "image", [name for name, f in features.items() if is_image(f)], key)
+    image = choose_column(features, image, "image", [name for name, f in features.items() if is_image(f)], key)
     if not is_image(features[image]) and features[image] != datasets.Value("binary"):
         raise UserError(f"data.image={image!r}: is not a column of images in {key}, but {features[image]}")
-    named = [name for name in ("label", "labels") if name in features]
-    by_type = [name for name, f in features.items() if isinstance(f, datasets.ClassLabel)]
-    label = _column(features, label, "label", by_type or named, key)
-    mode = getattr(features[image], "mode", None)
+    return image
+
+
+def as_stored(rows: Any, image: str, key: str) -> Any:
+    """The same rows, their images not decoded. Raises ``UserError`` where columns are not what the file says."""
+    import datasets
+
+    mode = getattr(rows.features[image], "mode", None)
     try:
-        rows = rows.cast_column(image, datasets.Image(mode=mode, decode=False))
+        return rows.cast_column(image, datasets.Image(mode=mode, decode=False))
     except (ArithmeticError, TypeError, ValueError) as error:  # it looks at the other columns too
         what = f"its columns are not what the file says of them ({first_line(error)})"
         raise UserError(f"{key}: {what}; mend the labels or the file") from None
-    return Table(rows, image, label, key, by_path=by_path)
 
 
-def _column(features: Any, asked: str | None, what: str, found: Sequence[str], key: str) -> str:
+def choose_column(features: Any, asked: str | None, what: str, found: Sequence[str], key: str) -> str:
+    """The column ``asked`` for by ``data.what``, else the only one ``found``; ``UserError`` where there is none."""
     if asked is not None:
         if asked not in features:
             raise UserError(f"data.{what}={asked!r}: no such column in {key}; it has {', '.join(features)}")
