@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from torchreaper.lab.data import own
+from torchreaper.lab.data.cache import cached, state_of
 from torchreaper.lab.data.digits import CLASSES, digits
 from torchreaper.lab.data.folder import read_folder, rows_of
 from torchreaper.lab.data.gather import gathered, streamed
@@ -22,9 +22,6 @@ from torchreaper.lab.data.split import Dataset, Split, channel_moments, divide, 
 from torchreaper.lab.data.stream import Part
 from torchreaper.lab.data.table import Progress, Table, class_names, decode, open_table, read_labels
 from torchreaper.lab.errors import UserError
-
-_KEPT = 2  # data sets kept in memory: a comparison needs one, a test beside it another
-_cache: dict[tuple[DataSpec, str], Dataset] = {}
 
 
 def load(spec: DataSpec, base: Path | str = ".", *, progress: Progress | None = None) -> Dataset:
@@ -38,13 +35,7 @@ def load(spec: DataSpec, base: Path | str = ".", *, progress: Progress | None = 
     memory holds, and what `own.open_own` refuses.
     """
     state, read = _found(spec, Path(base))
-    key = (spec, state)
-    if key not in _cache:
-        dataset = read(progress)
-        while len(_cache) >= _KEPT:
-            del _cache[next(iter(_cache))]
-        _cache[key] = dataset
-    return _cache[key]
+    return cached(spec, state, partial(read, progress))
 
 
 def _found(spec: DataSpec, base: Path) -> tuple[str, Callable[[Progress | None], Dataset]]:
@@ -57,7 +48,7 @@ def _found(spec: DataSpec, base: Path) -> tuple[str, Callable[[Progress | None],
         case "folder":
             train = read_folder(spec.train or "", base, "data.train")
             test = read_folder(spec.test or "", base, "data.test", classes=train.classes)
-            state = _state(one.path / file for one in (train, test) for file in one.files)
+            state = state_of(one.path / file for one in (train, test) for file in one.files)
             tables = (
                 lambda: Table(rows_of(train), "image", "label", "data.train", train.files, by_path=True),
                 lambda: Table(rows_of(test), "image", "label", "data.test", test.files, by_path=True),
@@ -65,18 +56,9 @@ def _found(spec: DataSpec, base: Path) -> tuple[str, Callable[[Progress | None],
             return state, lambda progress: _from_tables(spec, tables[0](), tables[1](), progress)
         case "parquet":
             files = find_files(spec.train or "", base, "data.train"), find_files(spec.test or "", base, "data.test")
-            return _state([*files[0], *files[1]]), partial(_from_parquet, spec, files[0], files[1])
+            return state_of([*files[0], *files[1]]), partial(_from_parquet, spec, files[0], files[1])
         case _:
             return "", partial(_from_hub, spec)
-
-
-def _state(files: Iterable[Path]) -> str:
-    """Changes when a file does."""
-    digest = hashlib.blake2b()
-    for file in files:
-        about = file.stat()
-        digest.update(f"{file}\0{about.st_size}\0{about.st_mtime_ns}\0".encode())
-    return digest.hexdigest()
 
 
 def _from_parquet(spec: DataSpec, train: list[Path], test: list[Path], progress: Progress | None) -> Dataset:
@@ -136,20 +118,37 @@ def _from_own(spec: DataSpec, base: Path, progress: Progress | None) -> Dataset:
 def _from_tables(spec: DataSpec, train: Table, test: Table, progress: Progress | None) -> Dataset:
     classes = class_names(train)
     parts = _parts(spec, train, read_labels(train, classes), test, read_labels(test, classes), len(classes))
-    if not spec.memory:
-        return streamed(parts, classes, size=spec.size, workers=spec.workers)
-    if spec.size is not None:  # else the size is known when the first image is
-        check_memory(sum(len(part.rows) for part in parts.values()), (3, spec.size, spec.size))
+    return images_of(parts, classes, size=spec.size, memory=spec.memory, workers=spec.workers, progress=progress)
+
+
+def images_of(
+    parts: Mapping[str, Part],
+    classes: tuple[str, ...],
+    *,
+    size: int | None,
+    memory: bool,
+    workers: int,
+    progress: Progress | None = None,
+) -> Dataset:
+    """The pictures of ``parts`` ("train", "test", and "validation" if any) in memory, or to be read when needed.
+
+    ``size``, ``memory``, ``workers``: as of ``DataSpec``.
+    Raises ``UserError`` for pictures that cannot be decoded or differ in size, and for more than memory holds.
+    """
+    if not memory:
+        return streamed(parts, classes, size=size, workers=workers)
+    if size is not None:  # else the size is known when the first image is
+        check_memory(sum(len(part.rows) for part in parts.values()), (3, size, size))
     decoded = {}
     for what in ("train", "validation", "test"):
         if what in parts:
-            table = test if what == "test" else train
-            decoded[what] = decode(table, parts[what].rows, what=what, size=spec.size, progress=progress)
-    size = decoded["train"][0].shape[2:]
+            part = parts[what]
+            decoded[what] = decode(part.source, part.rows, what=what, size=size, progress=progress)
+    sides = decoded["train"][0].shape[2:]
     for what, (images, _) in decoded.items():
-        if images.shape[2:] != size:
+        if images.shape[2:] != sides:
             raise UserError(
-                f"data.{what}: images of {_by(images.shape[2:])} pixels, those of data.train have {_by(size)}; set "
+                f"data.{what}: images of {_by(images.shape[2:])} pixels, those of data.train have {_by(sides)}; set "
                 "data.size to bring all to one size"
             )
     # Grey images count as grey only where all are: one network reads them all.
