@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from torchreaper.lab.data import own
+from torchreaper.lab.data.cache import cached, state_of
 from torchreaper.lab.data.digits import CLASSES, digits
 from torchreaper.lab.data.folder import read_folder, rows_of
 from torchreaper.lab.data.gather import gathered, streamed
 from torchreaper.lab.data.hub import read_hub
-from torchreaper.lab.data.keeping import kept, state
 from torchreaper.lab.data.memory import check_memory
 from torchreaper.lab.data.parquet import find_files, read_parquet
 from torchreaper.lab.data.spec import DataSpec
@@ -34,8 +34,8 @@ def load(spec: DataSpec, base: Path | str = ".", *, progress: Progress | None = 
     or labels out of range, images that cannot be decoded or differ in size, fewer images than asked for, more than
     memory holds, and what `own.open_own` refuses.
     """
-    there, read = _found(spec, Path(base))
-    return kept((spec, there), lambda: read(progress))
+    state, read = _found(spec, Path(base))
+    return cached(spec, state, partial(read, progress))
 
 
 def _found(spec: DataSpec, base: Path) -> tuple[str, Callable[[Progress | None], Dataset]]:
@@ -48,15 +48,15 @@ def _found(spec: DataSpec, base: Path) -> tuple[str, Callable[[Progress | None],
         case "folder":
             train = read_folder(spec.train or "", base, "data.train")
             test = read_folder(spec.test or "", base, "data.test", classes=train.classes)
-            there = state(one.path / file for one in (train, test) for file in one.files)
+            state = state_of(one.path / file for one in (train, test) for file in one.files)
             tables = (
                 lambda: Table(rows_of(train), "image", "label", "data.train", train.files, by_path=True),
                 lambda: Table(rows_of(test), "image", "label", "data.test", test.files, by_path=True),
             )
-            return there, lambda progress: _from_tables(spec, tables[0](), tables[1](), progress)
+            return state, lambda progress: _from_tables(spec, tables[0](), tables[1](), progress)
         case "parquet":
             files = find_files(spec.train or "", base, "data.train"), find_files(spec.test or "", base, "data.test")
-            return state([*files[0], *files[1]]), partial(_from_parquet, spec, files[0], files[1])
+            return state_of([*files[0], *files[1]]), partial(_from_parquet, spec, files[0], files[1])
         case _:
             return "", partial(_from_hub, spec)
 
@@ -111,20 +111,37 @@ def _from_tables(spec: DataSpec, train: Table, test: Table, progress: Progress |
     classes = class_names(train)
     known = read_labels(train, classes), read_labels(test, classes)
     parts, classes = _parts(spec, train, known[0], test, known[1], classes)
-    if not spec.memory:
-        return streamed(parts, classes, size=spec.size, workers=spec.workers)
-    if spec.size is not None:  # else the size is known when the first image is
-        check_memory(sum(len(part.rows) for part in parts.values()), (3, spec.size, spec.size))
+    return images_of(parts, classes, size=spec.size, memory=spec.memory, workers=spec.workers, progress=progress)
+
+
+def images_of(
+    parts: Mapping[str, Part],
+    classes: tuple[str, ...],
+    *,
+    size: int | None,
+    memory: bool,
+    workers: int,
+    progress: Progress | None = None,
+) -> Dataset:
+    """The pictures of ``parts`` ("train", "test", and "validation" if any) in memory, or to be read when needed.
+
+    ``size``, ``memory``, ``workers``: as of ``DataSpec``.
+    Raises ``UserError`` for pictures that cannot be decoded or differ in size, and for more than memory holds.
+    """
+    if not memory:
+        return streamed(parts, classes, size=size, workers=workers)
+    if size is not None:  # else the size is known when the first image is
+        check_memory(sum(len(part.rows) for part in parts.values()), (3, size, size))
     decoded = {}
     for what in ("train", "validation", "test"):
         if what in parts:
-            table = test if what == "test" else train
-            decoded[what] = decode(table, parts[what].rows, what=what, size=spec.size, progress=progress)
-    size = decoded["train"][0].shape[2:]
+            part = parts[what]
+            decoded[what] = decode(part.source, part.rows, what=what, size=size, progress=progress)
+    sides = decoded["train"][0].shape[2:]
     for what, (images, _) in decoded.items():
-        if images.shape[2:] != size:
+        if images.shape[2:] != sides:
             raise UserError(
-                f"data.{what}: images of {_by(images.shape[2:])} pixels, those of data.train have {_by(size)}; set "
+                f"data.{what}: images of {_by(images.shape[2:])} pixels, those of data.train have {_by(sides)}; set "
                 "data.size to bring all to one size"
             )
     # Grey images count as grey only where all are: one network reads them all.

@@ -15,6 +15,7 @@ from torchreaper.lab.data.memory import check_memory
 from torchreaper.lab.data.opening import measure_picture, open_picture
 from torchreaper.lab.data.parquet import first_line
 from torchreaper.lab.data.picture import GREY, check_mode, pixels
+from torchreaper.lab.data.stream import Source
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.settings import show
 
@@ -194,7 +195,7 @@ def _range(table: Table, row: int, value: object, allowed: str) -> str:
 
 
 def decode(
-    table: Table,
+    table: Source,
     indices: Int64[Tensor, " n"],
     *,
     what: str,

@@ -18,10 +18,10 @@ from torchreaper.lab.data.boxes.geometry import FILLING, padded
 from torchreaper.lab.data.boxes.photographs import Letterboxed, Photographs
 from torchreaper.lab.data.boxes.spec import BoxesSpec
 from torchreaper.lab.data.boxes.split import BoxSplit
+from torchreaper.lab.data.cache import cached, state_of
 from torchreaper.lab.data.folder import find_folder
 from torchreaper.lab.data.gather import SAMPLE, gathered
 from torchreaper.lab.data.hub import read_hub
-from torchreaper.lab.data.keeping import kept, state
 from torchreaper.lab.data.memory import check_table
 from torchreaper.lab.data.parquet import find_files, read_parquet
 from torchreaper.lab.data.split import Dataset, choose, divide, histogram, keep_of_test, moments_of
@@ -44,7 +44,7 @@ def load_boxes(spec: BoxesSpec, base: Path | str = ".", *, progress: Progress | 
     Raises ``UserError``, with file, image and box, for what is missing, not readable, or makes no sense.
     """
     there, read = _found(spec, Path(base))
-    return kept((spec, there), lambda: _load(spec, *read(), progress))
+    return cached(spec, there, lambda: _load(spec, *read(), progress))
 
 
 def _found(spec: BoxesSpec, base: Path) -> tuple[str, Callable[[], tuple[Photographs, Photographs]]]:
@@ -57,14 +57,14 @@ def _found(spec: BoxesSpec, base: Path) -> tuple[str, Callable[[], tuple[Photogr
     train, test = (find_files(name or "", base, key) for name, key in zip((spec.train, spec.test), keys))
     if spec.name == "parquet":
         tables = (read_parquet(files, key, memory=spec.memory) for files, key in zip((train, test), keys))
-        return state([*train, *test]), lambda: _columns(spec, *tables)
+        return state_of([*train, *test]), lambda: _columns(spec, *tables)
     first, second = (
         find_folder(name or "", base, f"{key}_images", "the folder of the pictures")
         for name, key in zip((spec.train_images, spec.test_images), keys)
     )
     pictures = [file for folder in dict.fromkeys((first, second)) for file in _files(folder)]
     return (
-        state([*train, *test, *pictures]),
+        state_of([*train, *test, *pictures]),
         lambda: (read_coco(train, first, keys[0]), read_coco(test, second, keys[1])),
     )
 
