@@ -76,7 +76,7 @@ def markdown(runs: Sequence[dict[str, Any]], where: dict[str, Any]) -> str:
             f"# {NAME}",
             markdown_table(COLUMNS, rows),
             "\n".join(f"- {one['example']}: {one['verdict']}" for one in rows),
-            "- Scores are means over the seeds with their 95 % t-intervals, the difference is of pairs, p of the paired "
+            "- Scores are means over the seeds with 95 % t-intervals, the difference is of pairs, p of the paired "
             "t-test. Ratios of epochs: of every RePr run those of its median epochs, by wall clock; their median "
             "[smallest, largest].",
             f"{where['cpu']}, {where['threads']} threads, torch {where['torch']}, torchreaper {where['torchreaper']} "
