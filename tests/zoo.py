@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import torchreaper as tr
+from torchreaper.flow.operations import CONVOLUTIONS
 
 CLASSES = 10
 FRACTION = 0.30
@@ -272,7 +273,7 @@ def _check(entry: Entry, seed: int, found: dict[str, Any]) -> None:
     model = entry.build(seed)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01)
     found["parameters"] = sum(p.numel() for p in model.parameters())
-    found["convolutions"] = sum(isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) for m in model.modules())
+    found["convolutions"] = sum(isinstance(m, CONVOLUTIONS) for m in model.modules())
     train_step(model, optimizer, entry, 0)  # a momentum for the drop to keep
     bank = tr.find_filters(model, entry.inputs()[0], skip="first", seed=seed)
     routes = [layer.route for layer in bank.ranked]
@@ -329,8 +330,10 @@ def _phase(
             weight = bank[layer].module.weight
             if layer in bank.flow.kept_values:  # the weight is computed from it: zeros would not be finite
                 continue
-            assert not weight[list(indices)].any(), f"{mode}: {layer} still holds dropped filters"
-            own.setdefault(f"{layer}.weight", torch.zeros_like(weight, dtype=torch.bool))[list(indices)] = True
+            dim = 1 if bank[layer].module.transposed else 0
+            rows = (slice(None),) * dim + (list(indices),)
+            assert not weight[rows].any(), f"{mode}: {layer} still holds dropped filters"
+            own.setdefault(f"{layer}.weight", torch.zeros_like(weight, dtype=torch.bool))[rows] = True
         check_absent(model, entry, own)
     seen: dict[str, dict[str, Tensor]] = {}
     seen["outputs in training"] = train_step(model, optimizer, entry, 1)

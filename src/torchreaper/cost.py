@@ -45,10 +45,10 @@ def network_cost(model: nn.Module, flow: Flow, ids: Int[Tensor, " ids"]) -> Cost
         weight = tensor_of(layer, "weight")
         if weight is None and isinstance(layer, CONVOLUTIONS):  # computed from other parameters; nothing of it can go
             kernel = prod(layer.kernel_size)
-            multiply_adds += positions * layer.out_channels * layer.in_channels // layer.groups * kernel
+            multiply_adds += flow.applications[name] * layer.out_channels * layer.in_channels // layer.groups * kernel
         elif weight is not None and weight.ndim > 1:
             shares = flow.shares.get(name, {}).get("weight", ())
-            multiply_adds += positions * _left(weight, shares, gone.get(name, {}).get("weight"))
+            multiply_adds += flow.applications[name] * _left(weight, shares, gone.get(name, {}).get("weight"))
         site = flow.sites.get(name)
         lost = int(mine[site.origin].sum()) if site is not None else 0
         activations += positions * (flow.widths[name] - lost)

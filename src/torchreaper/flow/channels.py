@@ -117,6 +117,8 @@ class Flow:
         outputs: convolutions with a channel that reaches an output of the model.
         shared: modules with a parameter that is used in more than one place.
         positions: output positions per sample of every convolution, norm and Linear, over all its calls.
+        applications: how often per sample each applies its weight: at every output position, where it is transposed at
+            every input position.
         widths: output channels of the same modules.
     """
 
@@ -136,6 +138,7 @@ class Flow:
     outputs: set[str] = field(default_factory=set)
     shared: set[str] = field(default_factory=set)
     positions: dict[str, int] = field(default_factory=dict)
+    applications: dict[str, int] = field(default_factory=dict)
     widths: dict[str, int] = field(default_factory=dict)
 
     @property

@@ -96,17 +96,21 @@ class Ledger:
         if (line := channels.line) is not None and not self.is_opaque(name):
             self.flow.dropouts[name] = Site(*line)
 
-    def count_output(self, name: str, value: Tensor, dim: int, add: bool = True) -> None:
+    def count_output(
+        self, name: str, value: Tensor, dim: int, add: bool = True, applied_to: Tensor | None = None
+    ) -> None:
         """Note how many positions a sample has at a module's output, for the cost of the network.
 
         Args:
             add: whether this is one more call of the module, or only counts where none is noted yet.
+            applied_to: the input, where the kernel is applied once at each of its positions (transposed convolutions).
         """
-        flow = self.flow
-        per_sample = prod(value.shape[1:]) if value.ndim > -dim else value.numel()
-        flow.widths[name] = value.shape[dim]
-        positions = per_sample // value.shape[dim]
-        flow.positions[name] = flow.positions.get(name, 0) + positions if add else flow.positions.get(name, positions)
+        self.flow.widths[name] = value.shape[dim]
+        applied = value if applied_to is None else applied_to
+        for counts, tensor in ((self.flow.positions, value), (self.flow.applications, applied)):
+            per_sample = prod(tensor.shape[1:]) if tensor.ndim > -dim else tensor.numel()
+            positions = per_sample // tensor.shape[dim]
+            counts[name] = counts.get(name, 0) + positions if add else counts.get(name, positions)
 
     def share(self, name: str, module: nn.Module, tensor: str, dim: int, origin: Origin, role: Role) -> None:
         """A tensor of the module, where it has it, belongs to filters."""

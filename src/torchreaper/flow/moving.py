@@ -106,7 +106,7 @@ class Moving(Walking):
     def slice(self, node: fx.Node, module: Any, value: Any, entering: list[Channels]) -> Found:
         """A part of a tensor, or of a tuple of tensors."""
         of = node.args[0]
-        index = argument(node, 1, "dim")
+        index = 0 if argument(node, 1, "dim") == "values" else argument(node, 1, "dim")
         whole = self.channels.get(of) if isinstance(of, fx.Node) else None
         if isinstance(whole, tuple):
             return whole[index] if isinstance(index, int) else self.barrier(node, entering)
@@ -153,17 +153,24 @@ class Moving(Walking):
         return self.wide(node, Channels(laid(mixed, line[1], value.ndim), channels.since))
 
     def reduce(self, node: fx.Node, module: Any, value: Tensor, entering: list[Channels]) -> Channels | None:
-        """A mean, sum or maximum over positions; over channels it needs them all."""
-        channels = self._one(node, entering)
-        dims, keepdim = argument(node, 1, "dim"), argument(node, 2, "keepdim", False)
-        listed = [dims] if isinstance(dims, int) else list(dims or ())
-        if channels is None or not listed or not all(isinstance(d, int) for d in listed):
+        """A mean, sum, spread or maximum over positions; over channels it needs them all."""
+        channels, dims = self._one(node, entering), argument(node, 1, "dim")
+        listed = list(dims) if isinstance(dims, (tuple, list)) else [dims]
+        if channels is None or not listed or not all(type(d) is int for d in listed):
             return self.barrier(node, entering)
+        keepdim = value.ndim == channels.origin.ndim  # its place among the arguments differs
         gone = {d % channels.origin.ndim for d in listed}
         if gone & set(channels.dims):
             return self.barrier(node, entering)
         left = [size for d, size in enumerate(channels.origin.shape) if keepdim or d not in gone]
         return self.through(node, channels.at(channels.origin.reshape(left)))
+
+    def extremum(self, node: fx.Node, module: Any, value: Any, entering: list[Channels]) -> Found:
+        """The largest or smallest over positions, where nobody asks at which; of two tensors it needs them all."""
+        if isinstance(value, Tensor) or not all(_takes_values(user) for user in node.users):
+            return self.barrier(node, entering)
+        found = self.reduce(node, module, value[0], entering)
+        return None if found is None else (found, None)
 
     def add(self, node: fx.Node, module: Any, value: Tensor, entering: list[Channels]) -> Channels | None:
         """A sum: of the same channels it is theirs; with a number or a parameter, an offset; else nobody's."""
@@ -304,6 +311,12 @@ def _only_adds_dimensions(node: fx.Node) -> bool:
     index = node.args[1] if node.target is operator.getitem else ()
     parts = index if isinstance(index, tuple) else (index,)
     return bool(parts) and all(part is None or part is Ellipsis or part == slice(None) for part in parts)
+
+
+def _takes_values(user: fx.Node) -> bool:
+    """Whether the user of an extremum takes the values, or takes where they stand and makes nothing of it."""
+    part = argument(user, 1, "") if user.target in (operator.getitem, getattr) else None
+    return part in (0, "values") or (part in (1, "indices") and not user.users)
 
 
 def _aligned(origin: Int[Tensor, "..."], ndim: int) -> Int[Tensor, "..."]:

@@ -45,7 +45,9 @@ class Kind(Enum):
     SHUFFLE = auto()
     """Channel shuffle."""
     REDUCE = auto()
-    """A mean, sum or maximum over given dimensions."""
+    """A mean, sum, spread or maximum over given dimensions."""
+    EXTREMUM = auto()
+    """The largest or smallest along a dimension, and where it stands: two tensors."""
     MUL = auto()
     ADD = auto()
     CAT = auto()
@@ -67,7 +69,8 @@ _OFFSET_MODULES = "Sigmoid Hardsigmoid Softplus LogSigmoid"
 _SPATIAL_MODULES = (
     "MaxPool1d MaxPool2d MaxPool3d AvgPool1d AvgPool2d AvgPool3d AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveAvgPool3d "
     "AdaptiveMaxPool1d AdaptiveMaxPool2d AdaptiveMaxPool3d ZeroPad1d ZeroPad2d ZeroPad3d ReflectionPad1d "
-    "ReflectionPad2d ReplicationPad1d ReplicationPad2d Upsample UpsamplingNearest2d UpsamplingBilinear2d"
+    "ReflectionPad2d ReflectionPad3d ReplicationPad1d ReplicationPad2d ReplicationPad3d CircularPad1d CircularPad2d "
+    "CircularPad3d Upsample UpsamplingNearest2d UpsamplingBilinear2d"
 )
 _NONLINEAR_FUNCTIONS = (
     "relu relu_ relu6 leaky_relu leaky_relu_ elu elu_ celu selu gelu silu mish tanh hardswish softsign"
@@ -128,7 +131,8 @@ _FUNCTIONS: dict[Callable[..., Any], Kind] = {
     torch.channel_shuffle: Kind.SHUFFLE,
     **dict.fromkeys(_named(torch, "chunk split"), Kind.SPLIT),
     **dict.fromkeys((operator.getitem, torch.narrow), Kind.SLICE),
-    **dict.fromkeys(_named(torch, "mean sum amax"), Kind.REDUCE),
+    **dict.fromkeys(_named(torch, "mean sum amax amin var std"), Kind.REDUCE),
+    **dict.fromkeys(_named(torch, "max min"), Kind.EXTREMUM),
     **dict.fromkeys(_named(torch, "cat concat concatenate"), Kind.CAT),
     **dict.fromkeys((operator.add, operator.iadd, torch.add, *_SUBTRACTIONS[:3]), Kind.ADD),
     **dict.fromkeys((operator.mul, operator.imul, torch.mul, torch.multiply, *_DIVISIONS[:3]), Kind.MUL),
@@ -143,7 +147,8 @@ _METHODS: dict[str, Kind] = {
     **dict.fromkeys(["permute", "transpose", "swapaxes", "movedim", "flip"], Kind.PERMUTE),
     **dict.fromkeys(["chunk", "split"], Kind.SPLIT),
     "narrow": Kind.SLICE,
-    **dict.fromkeys(["mean", "sum", "amax"], Kind.REDUCE),
+    **dict.fromkeys(["mean", "sum", "amax", "amin", "var", "std"], Kind.REDUCE),
+    **dict.fromkeys(["max", "min"], Kind.EXTREMUM),
     **dict.fromkeys(["add", "add_", "sub", "sub_"], Kind.ADD),
     **dict.fromkeys(["mul", "mul_", "div", "div_"], Kind.MUL),
 }
@@ -234,6 +239,8 @@ def kind_of(node: fx.Node, module: nn.Module | None) -> Kind:
     if node.target is F.hardtanh:
         low, high = argument(node, 1, "min_val", -1.0), argument(node, 2, "max_val", 1.0)
         return Kind.KEEP if low <= 0 <= high else Kind.OFFSET
+    if node.target is getattr and argument(node, 1, "") == "values":  # of an extremum
+        return Kind.SLICE
     if node.target is operator.pow:  # below 1 the slope at 0 is infinite
         exponent = argument(node, 1, "")
         return Kind.KEEP if isinstance(exponent, (int, float)) and exponent >= 1 else Kind.BARRIER

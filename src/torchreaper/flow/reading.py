@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from torchreaper.flow.channels import Origin, Role
 from torchreaper.flow.following import Channels, laid, nobody
-from torchreaper.flow.operations import CONVOLUTIONS, TRANSPOSED, is_known_module
+from torchreaper.flow.operations import CONVOLUTIONS, TRANSPOSED, argument, is_known_module
 from torchreaper.flow.walking import Walking
 
 NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
@@ -25,7 +25,8 @@ class Reading(Walking):
         if not isinstance(module, CONVOLUTIONS) or name not in self.ledger.flow.start:
             return self.barrier(node, entering)
         spatial = len(module.kernel_size)
-        self._count_output(name, value, -1 - spatial)
+        taken = self.values.get(argument(node, 0, "input")) if isinstance(module, TRANSPOSED) else None
+        self._count_output(name, value, -1 - spatial, taken)
         plain = owns_weight(module) and (node.op != "call_module" or is_known_module(module))
         if plain and is_depthwise(module) and name not in self.ledger.decided.apart:
             if entering:
@@ -67,7 +68,9 @@ class Reading(Walking):
             return self.barrier(node, entering)
         self.ledger.settle(entering[0])
         rows = origin.repeat_interleave(module.out_channels // module.groups)
-        self._share(name, module, ("weight", "bias"), rows, "follower")
+        # A transposed one holds a weight [in, out / groups, *kernel].
+        self._share(name, module, ("weight",), origin if isinstance(module, TRANSPOSED) else rows, "follower")
+        self._share(name, module, ("bias",), rows, "follower")
         if node.op == "call_module":
             self.ledger.flow.grouped[name] = origin
         else:  # whether the function takes the number of groups from the module cannot be seen
@@ -129,9 +132,9 @@ class Reading(Walking):
         self.ledger.use(name, Channels(nobody(width) if origin is None else origin))
         return None if self.ledger.is_opaque(name) else origin
 
-    def _count_output(self, name: str, value: Tensor, dim: int) -> None:
+    def _count_output(self, name: str, value: Tensor, dim: int, applied_to: Tensor | None = None) -> None:
         """Positions are those of training; evaluation adds what training does not have."""
-        self.ledger.count_output(name, value, dim, add=self.mode == "train")
+        self.ledger.count_output(name, value, dim, self.mode == "train", applied_to)
 
     def _share(
         self, name: str, module: nn.Module, tensors: tuple[str, ...], origin: Origin, role: Role, dim: int = 0
@@ -152,8 +155,4 @@ def computes_tensors(module: nn.Module) -> bool:
 
 def is_depthwise(module: nn.Module) -> bool:
     """Whether every input channel is convolved by itself."""
-    return (
-        isinstance(module, CONVOLUTIONS)
-        and not isinstance(module, TRANSPOSED)
-        and 1 < module.groups == module.in_channels
-    )
+    return isinstance(module, CONVOLUTIONS) and 1 < module.groups == module.in_channels

@@ -133,7 +133,8 @@ class _Recording:
 
 def _write_convolution(ledger: Ledger, call: _Call, why: str, count: bool) -> None:
     module, channels = call.module, _own_channels(ledger, call)
-    ledger.count_output(call.name, call.output, -1 - len(module.kernel_size), count)
+    applied_to = call.input if module.transposed else None
+    ledger.count_output(call.name, call.output, -1 - len(module.kernel_size), count, applied_to)
     ledger.wide(why, ledger.site(call.name, channels))
     if owns_weight(module) and is_known_module(module):
         origin = channels.origin.flatten()

@@ -52,7 +52,7 @@ class Walk(Reading, Moving):
             **{Kind.SLOPE: self.slope, Kind.KEEP: self.keep, Kind.OFFSET: self.offset, Kind.RESHAPE: self.reshape},
             **{Kind.VIEW: self.view, Kind.EXPAND: self.expand, Kind.PERMUTE: self.permute, Kind.SLICE: self.slice},
             **{Kind.SPLIT: self.split, Kind.SHUFFLE: self.shuffle, Kind.REDUCE: self.reduce, Kind.MUL: self.mul},
-            **{Kind.ADD: self.add, Kind.CAT: self.cat},
+            **{Kind.ADD: self.add, Kind.CAT: self.cat, Kind.EXTREMUM: self.extremum},
         }
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -109,7 +109,7 @@ class Walk(Reading, Moving):
             self.passed.discard(node)
             return self.barrier(node, entering + ([own] if own else []))
         rule = self.leave if node.target is leaving else self._rules.get(kind)
-        if rule is None or hooked or not (isinstance(value, Tensor) or kind in (Kind.SPLIT, Kind.SLICE)):
+        if rule is None or hooked or not (isinstance(value, Tensor) or kind in _TUPLES):
             return self.barrier(node, entering)
         if not entering and kind not in _WITHOUT_CHANNELS_TOO:
             return None
@@ -146,5 +146,7 @@ class Walk(Reading, Moving):
                         self.barrier(node, [gone])
 
 
+_TUPLES = (Kind.SPLIT, Kind.SLICE, Kind.EXTREMUM)
+"""What may hand out, or take a part of, several tensors."""
 _WITHOUT_CHANNELS_TOO = (Kind.CONVOLUTION, Kind.LINEAR, Kind.NORM, Kind.SLOPE, Kind.MUL)
 """What counts, starts channels, or may find a gate also where none enter."""
