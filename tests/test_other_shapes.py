@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-
-import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import Phase, example, given, settings
-from hypothesis import strategies as st
-from torch import Tensor, nn
 
-import torchreaper as tr
 from tests import zoo
 from tests.shapes import Shape, shapes
 

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import torchreaper as tr
 from torchreaper.bank import Preview
 from torchreaper.lab import data, models, objects
 from torchreaper.lab.errors import UserError
+from torchreaper.lab.models import ModelSpec
 from torchreaper.lab.recipe import Recipe
 from torchreaper.lab.schemes import RePrSpec
+from torchreaper.lab.settings import parse
+from torchreaper.lab.tasks import TASKS, Loaded
 from torchreaper.lab.yaml_text import YAMLProblem, parse_yaml
 
 Size = tuple[int, int, int]
+#: Of a network that answers questions, where no data say it: words it knows, and the longest question.
+_WORDS, _LONGEST = 100, 10
 _CHOICE = ("fraction", "criterion", "images", "min_filters", "max_per_layer")
 
 
@@ -48,33 +56,77 @@ def inspect(
     choice |= {key: value for key, value in asked.items() if value is not None}
     criterion, images = choice.pop("criterion", "orthogonality"), choice.pop("images", None)
     reads = tr.criteria.needs_data(criterion) or objects.is_object(criterion)
-    if recipe is None:
-        if reads:
-            raise UserError(f"criterion={criterion!r}: may read images; name a recipe instead of {model}")
-        name, options, size, classes = model, options or {}, size or (3, 32, 32), classes or 10
+    if recipe is not None:
+        network, example = _of_recipe(recipe, size, classes, seed)
+    elif reads:
+        raise UserError(f"criterion={criterion!r}: may read images; name a recipe instead of {model}")
     else:
-        name, options = recipe.model.name, recipe.model.options
-        if size is None or classes is None:
-            found = _shape_of_data(recipe)
-            size, classes = size or found[0], classes or found[1]
+        network, example = _named(model, options or {}, size or (3, 32, 32), classes or 10, seed)
+    which = {key: own[key] for key in ("skip", "include", "scope") if key in own}
+    bank = tr.find_filters(network, example, seed=seed, **which)
+    if recipe is not None and reads:
+        criterion = _ranking(recipe, criterion, images, network, seed)
+    return bank, bank.preview(criterion=criterion, **choice)
+
+
+def _ranking(
+    recipe: Recipe, criterion: str, images: int | None, network: nn.Module, seed: int
+) -> tr.criteria.Criterion:
+    """The criterion with the images that the run of this seed would read."""
+    task = TASKS[recipe.task]
+    dataset = task.load(recipe.data, recipe.base)
+    batches = data.FixedBatches.held_out(
+        dataset.train,
+        dataset.validation,
+        mean=dataset.mean,
+        std=dataset.std,
+        arguments=partial(task.arguments, network) if task.needs_targets(network) else None,
+    )
+    return RePrSpec(criterion=criterion, images=images).ranking(
+        batches,
+        seed=data.epoch_seed(seed, 0, "scheme"),
+        base=recipe.base,
+        loss_fn=partial(task.loss, network),
+        answers=task.answers,
+    )
+
+
+def _named(
+    model: str,
+    options: Mapping[str, Any],
+    size: Size,
+    classes: int,
+    seed: int,
+    task: str = "",
+    base: Path | None = None,
+) -> tuple[nn.Module, Any]:
+    """A network for images of this size, and inputs of it."""
+    task = task or next(iter(parse(ModelSpec, {"name": model, "options": dict(options)}, at="model").tasks), "")
+    more = {"vocabulary": _WORDS, "words": _LONGEST} if task == "vqa" else {}
     network = models.build(
-        name,
+        model,
         options,
         in_channels=size[0],
         classes=classes,
         image_size=size[1:],
         generator_seed=seed,
-        base=None if recipe is None else recipe.base,
+        base=base,
+        task=task,
+        **more,
     )
-    which = {key: own[key] for key in ("skip", "include", "scope") if key in own}
-    bank = tr.find_filters(network, torch.zeros(2, *size), seed=seed, **which)
-    if recipe is not None and reads:
-        dataset = data.load(recipe.data, recipe.base)
-        batches = data.FixedBatches.held_out(dataset.train, dataset.validation, mean=dataset.mean, std=dataset.std)
-        # The images that the run of this seed would read.
-        spec = RePrSpec(criterion=criterion, images=images)
-        criterion = spec.ranking(batches, seed=data.epoch_seed(seed, 0, "scheme"), base=recipe.base)
-    return bank, bank.preview(criterion=criterion, **choice)
+    images = torch.zeros(2, *size)
+    return network, (images, torch.ones(2, _LONGEST, dtype=torch.int64)) if task == "vqa" else images
+
+
+def _of_recipe(recipe: Recipe, size: Size | None, classes: int | None, seed: int) -> tuple[nn.Module, Any]:
+    """The network of a recipe, and inputs of it; for other images than the recipe's where that is asked for."""
+    if size is None or classes is None:
+        task, dataset = TASKS[recipe.task], _some_of(recipe)
+        if size is None and classes is None:
+            network = task.build(recipe.model, dataset, seed=seed, base=recipe.base)
+            return network, data.first(dataset.train, 2, dataset.mean, dataset.std)
+        size, classes = size or dataset.train.shape, classes or len(dataset.classes)
+    return _named(recipe.model.name, recipe.model.options, size, classes, seed, recipe.task, recipe.base)
 
 
 def _of_repr(scheme: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -97,12 +149,10 @@ def options_of_network(overrides: Iterable[str], argument: str = "set") -> dict[
     return options
 
 
-def _shape_of_data(recipe: Recipe) -> tuple[Size, int]:
-    """Image size [channels, height, width] and number of classes of the recipe's data."""
-    try:  # a few images tell it; decoding the others takes most of the time
-        found = data.load(
-            recipe.data.model_copy(update={"limit": 1000, "test_limit": 1000, "validation": 0}), recipe.base
-        )
+def _some_of(recipe: Recipe) -> Loaded:
+    """The recipe's data; a few images tell what a network has to be like, and decoding the others takes the time."""
+    load = TASKS[recipe.task].load
+    try:
+        return load(recipe.data.model_copy(update={"limit": 1000, "test_limit": 1000, "validation": 0}), recipe.base)
     except UserError:  # fewer images, more classes, or what is wrong with the data
-        found = data.load(recipe.data, recipe.base)
-    return found.train.shape, len(found.classes)
+        return load(recipe.data, recipe.base)

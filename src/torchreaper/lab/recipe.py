@@ -13,7 +13,7 @@ from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_
 
 from torchreaper.lab import objects
 from torchreaper.lab import schemes as lab_schemes
-from torchreaper.lab.data import SPECS, Augmentation, DataSpec
+from torchreaper.lab.data import AUGMENTATIONS, SPECS, Augmentation, BoxesSpec, DataSpec, QuestionsSpec
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.models import ModelSpec
 from torchreaper.lab.published import Published
@@ -65,7 +65,7 @@ class Recipe(Settings):
     task: TaskName = "classification"
     epochs: int = Field(ge=1)
     batch: int = Field(ge=1)
-    data: DataSpec
+    data: DataSpec | BoxesSpec | QuestionsSpec
     model: ModelSpec
     optim: OptimSpec
     schedule: ScheduleSpec = ScheduleSpec()
@@ -130,6 +130,8 @@ class Recipe(Settings):
     def _together(self) -> Recipe:
         if self.report == "validation" and not self.data.validation:
             raise UserError("report='validation': needs images to validate on; set data.validation")
+        if self.task != "classification" and self.augment not in (good := AUGMENTATIONS[self.task]):
+            raise UserError(f"augment={self.augment!r}: cannot be used with task {self.task}; use {' or '.join(good)}")
         if self.augment == "resized-crop" and (self.data.size is None or self.data.memory):
             raise UserError("augment='resized-crop': cuts images as stored; set data.size and data.memory: false")
         if self.schedule.warmup >= self.epochs:

@@ -359,7 +359,7 @@ class Run:
         self.fabric.backward(loss)
         return batch, loss
 
-    def _judged(self, split: data.Readable, epoch: int, what: str) -> tasks.Judged:
+    def _judged(self, split: data.Readable, epoch: int, what: str, most: int | None = None) -> tasks.Judged:
         judged = self.judged
         found = self.task.judge(
             self.fabric,
@@ -367,15 +367,18 @@ class Run:
             self.model if judged is self.module and self.share.of == 1 else judged,
             judged,
             split,
+            classes=self.dataset.classes,
             mean=self.mean,
             std=self.std,
             batch=self.recipe.eval_batch,
+            most=most,
         )
         check_loss(found.loss, epoch, what)
         return found
 
     def _on_training(self, epoch: int) -> float:
-        return self._judged(self.task.training_share(self.train, self.test), epoch, "training").score
+        most = self.task.judged_of_training(self.train, self.test)
+        return self._judged(self.train, epoch, "training", most).score
 
     def _choose(self, epoch: int, validation: float | None, test: tasks.Judged) -> None:
         """Remember this epoch if it is the best so far on the validation images; of equals, the first."""

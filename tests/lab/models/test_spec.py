@@ -77,7 +77,8 @@ def test_every_network_is_among_those_tested_here_or_is_a_deeper_one_of_them():
         builder = models.MODELS[name]
         return builder.options, getattr(builder.build, "func", builder.build)
 
-    assert {family(name) for name in models.MODELS} == {family(name) for name, _, _ in SMALL}
+    named = [name for name, builder in models.MODELS.items() if builder.task == "classification"]
+    assert {family(name) for name in named} == {family(name) for name, _, _ in SMALL}
 
 
 def test_every_model_builds_and_its_spec_reads_itself_back():

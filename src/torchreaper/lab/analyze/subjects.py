@@ -51,6 +51,11 @@ class Source:
     @cached_property
     def dataset(self) -> data.Dataset:
         """The images; loaded once for all runs on them."""
+        if not isinstance(self.recipe.data, data.DataSpec):
+            raise UserError(
+                f"{self.path}: was trained for the task {self.recipe.task}; what filters are worth is asked of "
+                "classification only, so far"
+            )
         return data.load(self.recipe.data, self.recipe.base)
 
     def build(self) -> nn.Module:

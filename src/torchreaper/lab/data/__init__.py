@@ -15,6 +15,10 @@ from torchreaper.lab.data.boxes import BoxesSpec as BoxesSpec
 from torchreaper.lab.data.boxes import BoxSplit as BoxSplit
 from torchreaper.lab.data.boxes import load_boxes as load_boxes
 from torchreaper.lab.data.load import load as load
+from torchreaper.lab.data.questions import Questions as Questions
+from torchreaper.lab.data.questions import QuestionsData as QuestionsData
+from torchreaper.lab.data.questions import QuestionsSpec as QuestionsSpec
+from torchreaper.lab.data.questions import load_questions as load_questions
 from torchreaper.lab.data.spec import DataSpec as DataSpec
 from torchreaper.lab.data.split import WHOLE as WHOLE
 from torchreaper.lab.data.split import Dataset as Dataset
@@ -23,5 +27,15 @@ from torchreaper.lab.data.split import Share as Share
 from torchreaper.lab.data.split import Split as Split
 from torchreaper.lab.data.table import Progress as Progress
 
+#: What images may go through without their targets becoming wrong, by task.
+AUGMENTATIONS: dict[str, tuple[Augmentation, ...]] = {
+    "classification": ("none", "flip", "crop-flip", "resized-crop"),
+    "detection": ("none", "flip"),
+    "vqa": ("none",),
+}
 #: The `data:` section of a recipe, by its task.
-SPECS: dict[str, type[DataSpec]] = {"classification": DataSpec}
+SPECS: dict[str, type[DataSpec | BoxesSpec | QuestionsSpec]] = {
+    "classification": DataSpec,
+    "detection": BoxesSpec,
+    "vqa": QuestionsSpec,
+}

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import UInt8
 from torch import Tensor
 
-Augmentation = Literal["none", "crop-flip", "resized-crop"]
+Augmentation = Literal["none", "flip", "crop-flip", "resized-crop"]
 _MARGIN = 4  # pixels, of the crop (He et al. 2016)
 
 
@@ -39,6 +39,7 @@ def augment(
 ) -> UInt8[Tensor, "n channels height width"]:
     """Change each image at random, all at once, on the images' device.
 
+    "flip": its mirror image with probability 1/2.
     "crop-flip": a crop of the image's own size out of the image with 4 black pixels added on each side, then
     its mirror image with probability 1/2. Others leave the images as they are, and nothing is drawn: "resized-crop"
     is made while images are read, see `torchreaper.lab.data.picture`.
@@ -46,10 +47,13 @@ def augment(
     Where the images are only ``part`` of a batch ``of`` so many, their numbers are those they have in the whole one.
     Source: He et al. 2016, section 4.2.
     """
-    if kind != "crop-flip":
+    if kind not in ("flip", "crop-flip"):
         return images
     _, channels, height, width = images.shape
     n, device = len(images) if of is None else of, images.device
+    if kind == "flip":
+        chances = torch.rand(n, generator=generator, device=generator.device)[part].to(device, non_blocking=True)
+        return torch.where((chances < 0.5)[:, None, None, None], images.flip(3), images)
     # Not blocking: waiting for the copies would be waiting, in every step, for all that the device has still to do.
     corners = torch.randint(0, 2 * _MARGIN + 1, (2, n), generator=generator, device=generator.device)
     top, left = corners[:, part].to(device, non_blocking=True).unbind()

@@ -63,9 +63,13 @@ def judging(
     *,
     batch: int,
     share: Share = WHOLE,
+    most: int | None = None,
 ) -> Iterator[tuple[Any, Tensor]]:
-    """All inputs of a split in its own order, or a share of each batch, normalised, and their targets."""
-    for images, labels in split.read(batches(split, batch=batch, seed=0, epoch=0, shuffle=False), share=share):
+    """All inputs of a split in its own order, or the first ``most``, or a share of each batch; and their targets."""
+    order = batches(split, batch=batch, seed=0, epoch=0, shuffle=False)
+    if most is not None:
+        order = iter(torch.split(torch.arange(most, device=split.labels.device), batch))
+    for images, labels in split.read(order, share=share):
         if len(labels):
             yield prepared(images, mean, std), labels
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -34,11 +34,14 @@ WHOLE = Share()
 
 
 class Readable(Protocol):
-    """Images and their classes, in memory or not: what training, judging and criteria read."""
+    """Images and their targets, in memory or not: what training, judging and criteria read.
+
+    Targets are classes, boxes or answers; what is read may be images, or a tuple that begins with them.
+    """
 
     @property
-    def labels(self) -> Int64[Tensor, " n"]:
-        """The class of each image, on the device where images are read to."""
+    def labels(self) -> Tensor:
+        """The target of each image [n, ...], on the device where images are read to."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -64,8 +67,8 @@ class Readable(Protocol):
         seed: int = 0,
         epoch: int = 0,
         share: Share = WHOLE,
-    ) -> Iterator[tuple[Images, Int64[Tensor, " batch"]]]:
-        """The images at the indices of each batch of ``order``, and their classes; of each batch one ``share``.
+    ) -> Iterator[tuple[Any, Tensor]]:
+        """The images at the indices of each batch of ``order``, and their targets; of each batch one ``share``.
 
         What is drawn at random depends on (seed, epoch) and on the order only, not on the share.
         """

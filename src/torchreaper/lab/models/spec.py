@@ -12,10 +12,13 @@ from torch import nn
 
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.models.callable_ import EXAMPLE, build_callable
-from torchreaper.lab.models.checking import check_logits
+from torchreaper.lab.models.checking import check_detector, check_logits
 from torchreaper.lab.models.cnet import CNetOptions, cnet
 from torchreaper.lab.models.densenet import DEPTHS as DENSENETS
 from torchreaper.lab.models.densenet import DenseNet5Options, DenseNetOptions, densenet
+from torchreaper.lab.models.detector import DetectorOptions, detector
+from torchreaper.lab.models.faster_rcnn import VARIANTS as FASTER_RCNNS
+from torchreaper.lab.models.faster_rcnn import FasterRCNNOptions, faster_rcnn
 from torchreaper.lab.models.imagenet_resnet import BLOCKS as IMAGENET_RESNETS
 from torchreaper.lab.models.imagenet_resnet import ImageNetResNetOptions, imagenet_resnet
 from torchreaper.lab.models.inception import InceptionV1Options, InceptionV2Options, inception_v1, inception_v2
@@ -52,6 +55,8 @@ MODELS: dict[str, Builder] = {
     "inception-v1": Builder(InceptionV1Options, inception_v1),
     "inception-v2": Builder(InceptionV2Options, inception_v2),
     "mobilenet_v2": Builder(MobileNetV2Options, mobilenet_v2),
+    "detector": Builder(DetectorOptions, detector, "detection"),
+    **{name: Builder(FasterRCNNOptions, partial(faster_rcnn, variant=name), "detection") for name in FASTER_RCNNS},
 }
 
 
@@ -110,22 +115,31 @@ def build(
     image_size: tuple[int, int],
     generator_seed: int,
     base: Path | None = None,
+    task: str = "classification",
+    **more: int,
 ) -> nn.Module:
     """Make the network ``name`` for images [n, in_channels, *image_size] and ``classes`` classes.
 
     All weights are drawn on the CPU from ``generator_seed`` alone; the global random state is left as it was.
     A ``package.module:callable`` is looked for in ``base`` and the current folder too. It gets, beside its options,
-    what its signature names of ``classes``, ``num_classes``, ``in_channels``, ``in_chans`` and ``image_size``.
+    what its signature names of ``classes``, ``num_classes``, ``in_channels``, ``in_chans``, ``image_size`` and
+    ``more``: for the task vqa ``vocabulary`` and ``words``. ``task`` says what it has to give then.
     Raises ``UserError`` for an unknown name, unknown or wrong options, images too small for the network, sizes that
-    no machine holds, and for a network that is not the zoo's if it gives no logits.
+    no machine holds, and for a network that is not the zoo's if it gives no logits, or is no detector.
     """
     spec = parse(ModelSpec, {"name": name, "options": dict(options)}, at="model")
     if spec.name in MODELS:
         builder = MODELS[spec.name]
         try:
             with drawing(generator_seed):
+                # Of another network of the user's own, that this one is built around.
+                where = {"base": base, **more} if builder.task == "vqa" else {}
                 return builder.build(
-                    builder.options(**spec.options), in_channels=in_channels, classes=classes, image_size=image_size
+                    builder.options(**spec.options),
+                    in_channels=in_channels,
+                    classes=classes,
+                    image_size=image_size,
+                    **where,
                 )
         except (MemoryError, OverflowError, RuntimeError, TypeError) as error:  # of sizes that no machine has
             asked = f"{in_channels}x{'x'.join(map(str, image_size))} pixels, {classes} classes, {show(spec.options)}"
@@ -148,12 +162,12 @@ def build(
             "in_channels": in_channels,
             "in_chans": in_channels,
             "image_size": image_size,
+            **more,
         }
         model = build_callable(
             spec.name, spec.options, argument="model.name", base=base, offered=offered, seed=generator_seed
         )
+    look = check_detector if task == "detection" else partial(check_logits, words=more.get("words"))
     with drawing(generator_seed):
-        check_logits(
-            model, f"model.name={spec.name!r}", in_channels=in_channels, classes=classes, image_size=image_size
-        )
+        look(model, f"model.name={spec.name!r}", in_channels=in_channels, classes=classes, image_size=image_size)
     return model

@@ -12,7 +12,7 @@ from torchreaper.lab import objects, settings
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.schemes.averaging import EMASpec, SWASpec
 from torchreaper.lab.schemes.ban import BANSpec
-from torchreaper.lab.schemes.base import Attached, Batch, Phase, Setup, Spec
+from torchreaper.lab.schemes.base import Attached, Batch, Phase, Setup, Spec, drawing_aside
 from torchreaper.lab.schemes.distillation import KDSpec
 from torchreaper.lab.schemes.dropout import DropoutSpec
 from torchreaper.lab.schemes.dsd import DSDSpec
@@ -42,6 +42,7 @@ __all__ = [
     "StandardSpec",
     "TogetherSpec",
     "describe",
+    "drawing_aside",
     "imported",
     "options_of",
     "parse",

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from jaxtyping import Float
 from lightning_fabric import Fabric
@@ -31,6 +31,34 @@ class Judged:
     parts: Mapping[str, float] = field(default_factory=dict)
 
 
+class Loaded(Protocol):
+    """What a run is trained and judged on; see `data.Dataset`."""
+
+    @property
+    def train(self) -> data.Readable:
+        """What is trained on."""
+
+    @property
+    def validation(self) -> data.Readable | None:
+        """What chooses an epoch, and what criteria read."""
+
+    @property
+    def test(self) -> data.Readable:
+        """What is judged on."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of classes or answers, by number."""
+
+    @property
+    def mean(self) -> Float[Tensor, " channels"]:
+        """Of the training images, 0 to 1."""
+
+    @property
+    def std(self) -> Float[Tensor, " channels"]:
+        """Of the training images, 0 to 1."""
+
+
 class Task(ABC):
     """How networks are trained and judged on one kind of data; it holds nothing itself.
 
@@ -46,10 +74,10 @@ class Task(ABC):
     answers: ClassVar[str] = "logits"
 
     @abstractmethod
-    def load(self, spec: Any, base: Path, *, progress: data.Progress | None = None) -> data.Dataset:
+    def load(self, spec: Any, base: Path, *, progress: data.Progress | None = None) -> Loaded:
         """The images of a recipe's `data:` section, or what reads them; `UserError` as `data.load`."""
 
-    def build(self, model: ModelSpec, dataset: data.Dataset, *, seed: int, base: Path | None) -> nn.Module:
+    def build(self, model: ModelSpec, dataset: Loaded, *, seed: int, base: Path | None) -> nn.Module:
         """The network of a recipe's `model:` section for these data; `UserError` as `models.build`."""
         channels, height, width = dataset.train.shape
         return models.build(
@@ -60,6 +88,7 @@ class Task(ABC):
             image_size=(height, width),
             generator_seed=seed,
             base=base,
+            task="detection" if self.answers == "boxes" else "classification",
         )
 
     def arguments(self, network: nn.Module, inputs: Any, targets: Tensor) -> tuple[Any, ...]:
@@ -86,16 +115,18 @@ class Task(ABC):
         network: nn.Module,
         split: data.Readable,
         *,
+        classes: Sequence[str],
         mean: Float[Tensor, " channels"],
         std: Float[Tensor, " channels"],
         batch: int,
+        most: int | None = None,
     ) -> Judged:
-        """Judge a network in evaluation mode, `batch` images at a time.
+        """Judge a network in evaluation mode, `batch` images at a time, on all images or on the first `most` of them.
 
         `call` is `network`, or what wraps it for the precision that it is trained in. Several processes each get what
         all have found.
         """
 
-    def training_share(self, train: data.Readable, test: data.Readable) -> data.Readable:
-        """The training images that a trained network is judged on, for the gap: all of them."""
-        return train
+    def judged_of_training(self, train: data.Readable, test: data.Readable) -> int | None:
+        """How many training images a trained network is judged on, for the gap; None: all of them."""
+        return None

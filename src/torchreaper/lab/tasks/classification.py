@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,13 @@ from torch import Tensor, nn
 
 from torchreaper.lab import data
 from torchreaper.lab.measures import evaluate
-from torchreaper.lab.tasks.base import Judged, Task
+from torchreaper.lab.tasks.base import Judged, Loaded, Task
 
 
 class Classification(Task):
     """Targets are classes [n], or where images are mixed the probability of each class [n, classes]."""
 
-    def load(self, spec: Any, base: Path, *, progress: data.Progress | None = None) -> data.Dataset:
+    def load(self, spec: Any, base: Path, *, progress: data.Progress | None = None) -> Loaded:
         """Images and their classes."""
         return data.load(spec, base, progress=progress)
 
@@ -39,9 +40,11 @@ class Classification(Task):
         network: nn.Module,
         split: data.Readable,
         *,
+        classes: Sequence[str],
         mean: Float[Tensor, " channels"],
         std: Float[Tensor, " channels"],
         batch: int,
+        most: int | None = None,
     ) -> Judged:
         """Cross entropy and accuracy."""
         return Judged(*evaluate(fabric, call, split, mean=mean, std=std, batch=batch))

@@ -6,6 +6,5 @@ from torchreaper.lab.data.boxes.geometry import letterbox as letterbox
 from torchreaper.lab.data.boxes.geometry import mirror as mirror
 from torchreaper.lab.data.boxes.load import load_boxes as load_boxes
 from torchreaper.lab.data.boxes.spec import BoxesSpec as BoxesSpec
-from torchreaper.lab.data.boxes.split import BoxAugmentation as BoxAugmentation
 from torchreaper.lab.data.boxes.split import BoxSplit as BoxSplit
 from torchreaper.lab.data.boxes.split import check_box_augmentation as check_box_augmentation

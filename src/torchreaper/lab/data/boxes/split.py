@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from torchreaper.lab.data.augment import epoch_generator
+from torchreaper.lab.data.augment import Augmentation, epoch_generator
 from torchreaper.lab.data.boxes.geometry import in_photographs, mirror
 from torchreaper.lab.data.split import WHOLE, Index, Share, Split
 from torchreaper.lab.data.stream import Streamed
 from torchreaper.lab.errors import UserError
-
-BoxAugmentation = Literal["none", "flip", "crop-flip", "resized-crop"]
-"""Those of all tasks; boxes can be flipped."""
 
 
 def check_box_augmentation(kind: str) -> None:
@@ -87,7 +83,7 @@ class BoxSplit:
         self,
         order: Iterable[Index],
         *,
-        augmentation: BoxAugmentation = "none",
+        augmentation: Augmentation = "none",
         seed: int = 0,
         epoch: int = 0,
         share: Share = WHOLE,

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from torchreaper.lab.data.spec import check_split_seed, check_workers
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.settings import Settings, did_you_mean, show
 
@@ -79,10 +80,6 @@ class QuestionsSpec(Settings):
                 raise UserError(f"{key}={show(value)}: has no effect with name={self.name!r}; leave it out")
             if not value and belongs and (key != "path" or value == ""):
                 raise UserError(f"{key}: is missing; name={self.name!r} needs it")
-        if self.memory and self.workers != type(self).model_fields["workers"].default:
-            raise UserError(
-                f"workers={self.workers}: has no effect with memory=True; leave it out or set memory: false"
-            )
-        if self.split_seed and self.limit is None and self.test_limit is None and not self.validation:
-            raise UserError(f"split_seed={self.split_seed}: has no effect without limit, test_limit or validation")
+        check_workers(self)
+        check_split_seed(self)
         return self
