@@ -298,7 +298,7 @@ def test_whatever_stands_in_the_file_it_is_read_or_refused_in_one_line(tmp_path,
     spoilt = copy.deepcopy(content)
     for _ in range(data.draw(st.integers(1, 2))):
         path = data.draw(st.sampled_from([path for path in places(spoilt) if path]))
-        change(path, data.draw(STRANGE))(spoilt)
+        change(path, copy.deepcopy(data.draw(STRANGE)))(spoilt)
     (tmp_path / "train.json").write_text(json.dumps(spoilt))
     text, boxes = "", torch.zeros(0, 5)
     try:
