@@ -25,7 +25,9 @@ def test_a_rectangle_is_found_again_in_the_letterbox(height, width, size, data):
     assert high == size[0] or wide == size[1]
     assert 1 <= high <= size[0]
     assert 1 <= wide <= size[1]
-    assert max(height * scale - high, width * scale - wide) < 1
+    for side, covered in ((height, high), (width, wide)):
+        assert covered <= max(1, side * scale + 1e-9), "no pixel is stretched"
+        assert side * scale - covered < 1
     x1, y1 = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
     x2, y2 = data.draw(st.integers(x1 + 1, width)), data.draw(st.integers(y1 + 1, height))
     pixels = np.zeros((height, width, 3), np.uint8)
@@ -112,9 +114,8 @@ def test_clipped_boxes_lie_inside_and_are_the_common_part(boxes, height, width):
     assert (inside[:, [1, 3]] <= height).all()
     assert np.array_equal(clip(inside, height, width), inside)
     common = (np.minimum(boxes[:, 2:], [width, height]) - np.maximum(boxes[:, :2], 0)).clip(min=0)
-    area = np.where((common > 0).all(1), common.prod(1), 0)
-    np.testing.assert_allclose((inside[:, 2:] - inside[:, :2]).prod(1), area)
-    assert np.array_equal(has_area(torch.from_numpy(inside)).numpy(), area > 0)
+    np.testing.assert_allclose((inside[:, 2:] - inside[:, :2]), common, atol=1e-12)
+    assert np.array_equal(has_area(torch.from_numpy(inside)).numpy(), (inside[:, 2:] > inside[:, :2]).all(1))
 
 
 def test_boxes_come_back_in_pixels_of_their_photographs():
