@@ -233,7 +233,8 @@ def test_without_a_network_one_clear_line(refused, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["coco", "parquet"])
-def test_neither_memory_nor_workers_change_a_number(kind, coco, table, load):
+def test_neither_memory_nor_workers_change_a_number(kind, coco, table, load, monkeypatch):
+    monkeypatch.setattr(data.gather, "_BATCH", 2)  # several batches to gather
     values = {**(coco() if kind == "coco" else table()), "size": [24, 40], "validation": 3, "limit": 5, "split_seed": 1}
     held = load(values)
     assert isinstance(held.train.inner, Split)
