@@ -54,7 +54,8 @@ def measure_picture(stored: Any, where: str) -> tuple[int, int]:
     """Height and width of the picture that `open_picture` gives, from its head as far as that tells; same errors."""
     with _opened(stored, where) as image:
         width, height = image.size
-        return (width, height) if _orientation(image) in (5, 6, 7, 8) else (height, width)  # EXIF: on its side
+        on_its_side = _orientation(image) in (5, 6, 7, 8) and image.format != "TIFF"  # whose size tells it already
+        return (width, height) if on_its_side else (height, width)
 
 
 def _orientation(image: Image) -> int | None:

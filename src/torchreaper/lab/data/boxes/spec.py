@@ -67,6 +67,8 @@ class BoxesSpec(Settings):
     @classmethod
     def _square(cls, size: Any) -> Any:
         if type(size) is int:
+            if size < 1:
+                raise ValueError("must be at least 1")
             return size, size
         if not isinstance(size, list | tuple) or len(size) != 2:
             raise ValueError("must be [height, width] in pixels, or one whole number for both")
