@@ -165,9 +165,10 @@ INTRODUCTION = """# Architectures
 <!-- Written by benchmarks/sweep.py; change it there. -->
 
 {fine} of the {total} published convnets that were run pass the check below. The list (`tests/zoo.py`) has every
-classification convnet of torchvision, and of timm at least one of each family of convnets (a few with attention among
-them); what has not been run yet is named. `python benchmarks/sweep.py` runs it (these {total} took {minutes:.0f}
-minutes on one core); `--only timm:dla34` makes one row anew.
+classification convnet of torchvision, its convnets that segment pictures or see films, and of timm at least one of
+each family of convnets (a few with attention among them); what has not been run yet is named. `python
+benchmarks/sweep.py` runs it (these {total} took {minutes:.0f} minutes on one core); `--only timm:dla34` makes one row
+anew.
 
 **What is done to each.** The network is built by its package, in float64, with small pictures, random weights and
 random norm entries, layer scales and gains, so that nothing hides behind a 0; Dropout and stochastic depth are off.

@@ -38,7 +38,7 @@ class Causal(nn.Module):
 
 
 class Sequences(nn.Module):
-    """Dilations of 1, 2, 4, 8 and 16: the last step has seen all 64; then a mean over the steps."""
+    """Dilations of 1 to 32, so that the last step has seen all 64; then a mean over the steps."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

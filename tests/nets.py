@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.shapes import Sequence, Shape, UNet
+
 
 def plain(norm: bool = True, widths: tuple[int, ...] = (4, 6, 5)) -> nn.Sequential:
     """Convolutions with optional BatchNorm, a pool, and a Linear on the flattened map; input [n, 3, 8, 8]."""
@@ -80,7 +82,14 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "conv1d": Signal,
 }
 
+OTHER_SHAPES: dict[str, Callable[[], nn.Module]] = {
+    "u-net": lambda: UNet(Shape(head="mean", bias=True)),
+    "u-net sums": lambda: UNet(Shape(skip="sum", up="linear", down="stride", head="max")),
+    "causal": lambda: nn.Sequential(nn.Flatten(2), Sequence(Shape("sequence", 1, 3, 4, "causal", True, head="last"))),
+}
+
 SPECIAL: dict[str, Callable[[], nn.Module]] = {
+    **OTHER_SHAPES,
     "dropout": lambda: nn.Sequential(*plain()[:6], nn.Dropout(0.3), *plain()[6:]),
 }
 

@@ -57,6 +57,17 @@ def test_the_zoo_holds_every_classification_convnet_of_torchvision():
     assert convnets == {name for name in ZOO if name.startswith("torchvision:")}
 
 
+def test_the_zoo_holds_every_convnet_of_torchvision_that_segments_or_sees_films():
+    zoo.torchvision_importable()
+    from torchvision import models
+
+    for home in ("segmentation", "video"):
+        names = [
+            name for name in models.list_models(module=getattr(models, home)) if not name.startswith(("mvit", "swin"))
+        ]
+        assert set(names) == {entry.name.split(":")[1] for entry in zoo.OTHERS if f".{home}:" in entry.name}
+
+
 def test_the_zoo_holds_many_of_timm_once_each():
     zoo.torchvision_importable()
     import timm

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import torchreaper as tr
-from tests.nets import LOOPS, NETS, OPTIMIZERS, build, inputs, looped, train_step
+from tests.nets import LOOPS, NETS, OPTIMIZERS, OTHER_SHAPES, build, inputs, looped, train_step
 from tests.twins import full_gradients
 from torchreaper.filters import cuts, dropped_ids
 from torchreaper.geometry import unit_rows
@@ -260,6 +260,10 @@ def check_frozen(net: str, optimizer: str, loop: str, mode: str) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_a_returning_filter_is_orthogonal_and_fresh(net, optimizer, loop, mode):
     """Invariant 4."""
+    check_returning(net, optimizer, loop, mode)
+
+
+def check_returning(net: str, optimizer: str, loop: str, mode: str) -> None:
     model, opt, scheme, called = in_a_phase(net, optimizer, loop, subnetwork=mode)
     parameters, keys = list(model.parameters()), {k: v.shape for k, v in model.state_dict().items()}
     whole = {k: v.clone() for k, v in model.state_dict().items()}  # old values of the dropped, in place
@@ -276,7 +280,8 @@ def test_a_returning_filter_is_orthogonal_and_fresh(net, optimizer, loop, mode):
     for name, indices in dropped.items():
         layer, chosen = scheme.bank[name], list(indices)
         reference = layer.rows.double().clone()
-        reference[chosen] = whole[f"{name}.weight"].flatten(1).double()[chosen]
+        old = whole[f"{name}.weight"].double()
+        reference[chosen] = (old.transpose(0, 1) if layer.module.transposed else old).flatten(1)[chosen]
         new, unit = unit_rows(layer.rows[chosen]), unit_rows(reference)
         if layer.dims - torch.linalg.matrix_rank(unit) >= len(chosen):
             assert (new @ unit.T).abs().max() < 1e-5
@@ -407,6 +412,14 @@ def check_resume(net: str, optimizer: str, stop: int, loop: str, mode: str) -> N
         for entry, value in state.items():
             other = opt2.state_dict()["state"][key][entry]
             assert torch.equal(torch.as_tensor(value), torch.as_tensor(other)), (key, entry)
+
+
+@pytest.mark.parametrize(("net", "mode"), [("u-net", "masked"), *((net, "compact") for net in OTHER_SHAPES)])
+def test_other_shapes_than_classifiers_of_pictures(net, mode):
+    """Invariants 2, 4 and 6; the others are asked of random shapes in test_other_shapes.py."""
+    check_frozen(net, "adamw", "plain", mode)
+    check_returning(net, "momentum", "plain", mode)
+    check_resume(net, "adamw", 3, "plain", mode)
 
 
 @pytest.mark.parametrize("mode", MODES)

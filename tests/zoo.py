@@ -58,14 +58,16 @@ class Entry:
     """One architecture.
 
     Attributes:
-        name: "torchvision:resnet18", "timm:dla34".
+        name: "torchvision:resnet18", "timm:dla34"; "torchvision.segmentation:" and "torchvision.video:".
         size: height and width of the pictures, the smallest that makes sense.
         batch: pictures in a batch.
+        frames: of a film, before height and width; 0: pictures.
     """
 
     name: str
     size: int = 64
     batch: int = 4
+    frames: int = 0
 
     def build(self, seed: int = 0) -> nn.Module:
         """The network in float64 and train mode: random weights, every shift on, no chance in its steps."""
@@ -73,7 +75,7 @@ class Entry:
         package, name = self.name.split(":")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = _torchvision(name) if package == "torchvision" else _timm(name)
+            model = _timm(name) if package == "timm" else _torchvision(name)
             without_chance(model)
             with_every_shift(model)
         _refuse_too_large(model)
@@ -81,14 +83,19 @@ class Entry:
 
     def inputs(self, seed: int = 0) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(seed)
-        images = torch.randn(self.batch, 3, self.size, self.size, generator=generator, dtype=torch.float64)
+        sizes = [self.frames] * (self.frames > 0) + [self.size, self.size]
+        images = torch.randn(self.batch, 3, *sizes, generator=generator, dtype=torch.float64)
         return images, torch.randint(CLASSES, (self.batch,), generator=generator)
 
 
 def _torchvision(name: str) -> nn.Module:
     from torchvision.models import get_model
 
-    settings = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    settings: dict[str, Any] = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    if name.startswith(("fcn", "deeplab", "lraspp")):
+        settings = (
+            {"weights_backbone": None} if name.startswith("lraspp") else {"weights_backbone": None, "aux_loss": True}
+        )
     return get_model(name, weights=None, num_classes=CLASSES, **settings)
 
 
@@ -202,7 +209,15 @@ TIMM = [
     *_entries("timm", "nasnetalarge pnasnet5large", size=96, batch=2),
 ]
 
-ZOO: dict[str, Entry] = {entry.name: entry for entry in [*TORCHVISION, *TIMM]}
+OTHERS = [
+    *_entries("torchvision.segmentation", "fcn_resnet50 fcn_resnet101", batch=2),
+    *_entries("torchvision.segmentation", "deeplabv3_resnet50 deeplabv3_resnet101", batch=2),
+    *_entries("torchvision.segmentation", "deeplabv3_mobilenet_v3_large lraspp_mobilenet_v3_large", batch=2),
+    *_entries("torchvision.video", "r3d_18 mc3_18 r2plus1d_18", size=32, batch=2, frames=4),
+    *_entries("torchvision.video", "s3d", batch=2, frames=16),
+]
+
+ZOO: dict[str, Entry] = {entry.name: entry for entry in [*TORCHVISION, *TIMM, *OTHERS]}
 
 
 @dataclass(frozen=True)
@@ -384,12 +399,19 @@ def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, entry: Entry,
     images, labels = entry.inputs(seed)
     optimizer.zero_grad()
     outputs = [o for o in tree_leaves(model.train()(images)) if isinstance(o, Tensor)]
-    loss = sum(F.cross_entropy(o / o.detach().abs().amax().clamp(min=1e-300), labels) for o in outputs)
+    loss = sum(F.cross_entropy(o / o.detach().abs().amax().clamp(min=1e-300), _everywhere(labels, o)) for o in outputs)
     assert isinstance(loss, Tensor)
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     return {f"output {k}": o.detach() for k, o in enumerate(outputs)}
+
+
+def _everywhere(labels: Tensor, output: Tensor) -> Tensor:
+    """A label for every position of the output, where it has positions and there is one for each sample."""
+    if labels.ndim > 1:
+        return labels
+    return labels.view(-1, *[1] * (output.ndim - 2)).expand(len(output), *output.shape[2:])
 
 
 @torch.no_grad()
