@@ -176,6 +176,19 @@ class _Tracer(fx.Tracer):
             name for name in arguments if kinds[name] in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
         ]
         self._example = _Example(model, arguments)
+        # Of a module that holds buffers alone, as a frozen BatchNorm does, they are values like parameters.
+        self._values = {
+            id(buffer)
+            for module in model.modules()
+            if not module._parameters and not module._modules
+            for buffer in module._buffers.values()
+            if isinstance(buffer, Tensor) and buffer.ndim == 1 and buffer.is_floating_point()
+        }
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """A parameter, and some buffers, are nodes of the graph; all else is what it is."""
+        self.proxy_buffer_attributes = id(attr_val) in self._values
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return is_known_module(m) or super().is_leaf_module(m, module_qualified_name)
