@@ -552,3 +552,27 @@ def test_attributes_between_boxes():
     flow = find_flow(TakesAttributes(), inputs()[0])
     assert set(flow.untraced) == {"first", "second"}
     assert flow.barriers["conv"] == ["first"]
+
+
+class Keeps(nn.Module):
+    """Cannot be traced, not even on stand-ins for tensors, and keeps what it computed at its first call."""
+
+    kept: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.kept is None:
+            self.kept = torch.ones_like(x)
+        y = x * self.kept
+        return y[: len(x)] * len(y.nonzero())
+
+
+def test_a_box_keeps_nothing_of_how_it_was_looked_at():
+    """Else the second trace would take proxies of the first, and the real run what the run on stand-ins left."""
+    model = sequential(Keeps())
+    flow = find_flow(model, inputs()[0])
+    assert (set(flow.untraced), flow.barriers["0"]) == ({"1"}, ["1"])
+    assert model[1].kept is None
+    model(inputs()[0])
+    kept = model[1].kept
+    assert find_flow(model, inputs()[0]).barriers["0"] == ["1"]
+    assert model[1].kept is kept
