@@ -257,8 +257,50 @@ class Wide(Headed):
         return x + self.norm2(self.conv2(x))
 
 
+class FrozenNorm(nn.Module):
+    """BatchNorm whose entries are constants, written out as detectors have it."""
+
+    def __init__(self, width: int, seed: int) -> None:
+        super().__init__()
+        draw = torch.Generator().manual_seed(seed)
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            self.register_buffer(name, torch.rand(width, generator=draw) + 0.5)
+
+    def scale(self) -> Tensor:
+        return self.weight.reshape(1, -1, 1, 1) * (self.running_var.reshape(1, -1, 1, 1) + 1e-5).rsqrt()
+
+    def mapped(self, x: Tensor, scale: Tensor) -> Tensor:
+        return x * scale + (self.bias.reshape(1, -1, 1, 1) - self.running_mean.reshape(1, -1, 1, 1) * scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mapped(x, self.scale())
+
+
+class Straying(FrozenNorm):
+    """The same, and what it has computed of its entries goes elsewhere too, at full width."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.scale()
+        return self.mapped(x, scale) * scale.mean()
+
+
+class Frozen(Headed):
+    """Frozen norms: in a block, before a sum, and one whose entries something else reads."""
+
+    width = 5
+
+    def make(self) -> None:
+        self.conv1, self.norm1 = nn.Conv2d(6, 7, 3, padding=1, bias=False), FrozenNorm(7, 1)
+        self.conv2, self.norm2 = nn.Conv2d(7, 6, 3, padding=1, bias=False), FrozenNorm(6, 2)
+        self.conv3, self.norm3 = nn.Conv2d(6, 5, 1, bias=False), Straying(5, 3)
+
+    def body(self, x: Tensor) -> Tensor:
+        x = F.relu(x + self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))))))
+        return F.relu(self.norm3(self.conv3(x)))
+
+
 FAMILIES: dict[str, Callable[[], nn.Module]] = {
     **{"pre-activation": PreActivation, "mobile": Mobile, "followers": Followers, "offsets": Offsets},
     **{"shuffle": Shuffle, "u-net": UNet, "computed": Computed, "boxed": Boxed, "untraceable": Untraceable},
-    **{"shared": Shared, "wide": Wide},
+    **{"shared": Shared, "wide": Wide, "frozen": Frozen},
 }

@@ -49,6 +49,7 @@ EXPECTED = {
     "untraceable": dict.fromkeys(["stem", "before", "box.conv", "box.back", "after"], "masked"),
     "shared": {"stem": "masked", "twice": "masked", "wide": "narrow", "read": "masked", "aux": "narrow"},
     "wide": {"stem": "narrow", "conv1": "scatter", "conv2": "scatter"},
+    "frozen": {"stem": "masked", "conv1": "narrow", "conv2": "masked", "conv3": "masked"},
 }
 
 

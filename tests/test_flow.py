@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import functools
 import random
+from typing import NamedTuple
 
 import numpy
 import pytest
@@ -12,10 +13,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 import torchreaper as tr
+from tests.families import Frozen
 from tests.nets import NETS, Residual, inputs, plain
 from torchreaper.flow import find_flow
 from torchreaper.flow.channels import NOBODY
 from torchreaper.flow.following import reshaped
+
+
+class Named(NamedTuple):
+    once: torch.Tensor
+    twice: torch.Tensor
 
 
 def sequential(*modules: nn.Module) -> nn.Sequential:
@@ -506,3 +513,66 @@ def test_what_cannot_be_traced_is_said_in_one_line(model, example, message):
         find_flow(model, example)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_frozen_norm_goes_with_its_channels():
+    """All it computes is computed of its own entries, one by one: they leave with the filter, and keep their values."""
+    flow = find_flow(Frozen(), inputs()[0])
+    assert {name for name, places in flow.barriers.items() if places} == {"stem", "conv2", "conv3"}
+    for norm, width, mine in (("norm1", 7, "conv1"), ("norm2", 6, "conv2")):
+        first = flow.start[mine]
+        assert set(flow.shares[norm]) == {"weight", "bias", "running_mean", "running_var"}
+        for shares in flow.shares[norm].values():
+            assert {(one.dim, one.role) for one in shares} == {(0, "follower")}
+            assert all(one.origin.tolist() == list(range(first, first + width)) for one in shares)
+    assert "norm1" in flow.sites, "the mask stands behind the shift"
+    assert "norm3" not in flow.shares, "what reads entries at full width keeps them all"
+
+
+class Pair(nn.Module):
+    """Cannot be traced, and hands out a tuple with names."""
+
+    def forward(self, x: torch.Tensor) -> Named:
+        twice = x * 2
+        return Named(x, twice[: len(x)])
+
+
+class TakesAttributes(nn.Module):
+    """An attribute of what one box hands out is first asked for by another one, which cannot be traced either."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.first, self.second, self.fc = nn.Conv2d(3, 4, 3), Pair(), Pair(), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.second(self.first(self.conv(x)).twice).twice.mean((2, 3)))
+
+
+def test_attributes_between_boxes():
+    flow = find_flow(TakesAttributes(), inputs()[0])
+    assert set(flow.untraced) == {"first", "second"}
+    assert flow.barriers["conv"] == ["first"]
+
+
+class Keeps(nn.Module):
+    """Cannot be traced, not even on stand-ins for tensors, and keeps what it computed at its first call."""
+
+    kept: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.kept is None:
+            self.kept = torch.ones_like(x)
+        y = x * self.kept
+        return y[: len(x)] * len(y.nonzero())
+
+
+def test_a_box_keeps_nothing_of_how_it_was_looked_at():
+    """Else the second trace would take proxies of the first, and the real run what the run on stand-ins left."""
+    model = sequential(Keeps())
+    flow = find_flow(model, inputs()[0])
+    assert (set(flow.untraced), flow.barriers["0"]) == ({"1"}, ["1"])
+    assert model[1].kept is None
+    model(inputs()[0])
+    kept = model[1].kept
+    assert find_flow(model, inputs()[0]).barriers["0"] == ["1"]
+    assert model[1].kept is kept

@@ -48,7 +48,7 @@ INSIDE = {
     "integrations": ["__init__", *STACKS, "adapter"],
     "flow": [
         *("__init__", "find", "rows", "recording", "heads", "walk", "moving", "reading", "walking", "ledger"),
-        *("following", "channels", "tracing", "operations"),
+        *("following", "channels", "tracing", "putting_back", "operations"),
     ],
 }
 LAB = [

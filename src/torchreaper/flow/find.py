@@ -178,13 +178,21 @@ def _note_shared(model: nn.Module, walks: Sequence[Walk], ledger: Ledger) -> Non
             # `weight.dtype` and the like take nothing of the weight.
             users = [user for user in node.users if user.target is not getattr]
             owner, _, tensor = str(node.target).rpartition(".")
-            apart = any((node, user) not in walk.understood for user in users)
+            apart = _strays(node, users, walk)
             if users and (apart or owner in called):
                 shared.add(owner)
                 if tensor in ledger.flow.shares.get(owner, {}):
                     ledger.decisions.opaque.add(("module", str(node.target)))
     ledger.flow.shared |= shared
     ledger.decisions.opaque |= {("module", name) for name in shared if name in ledger.flow.shares}
+
+
+def _strays(node: fx.Node, users: Iterable[fx.Node], walk: Walk) -> bool:
+    """Whether a parameter, or what is computed of it alone, goes where nothing is known of its entries."""
+    return any(
+        (node, user) not in walk.understood or (user in walk.between and _strays(user, user.users, walk))
+        for user in users
+    )
 
 
 def _find_computed(model: nn.Module, flow: Flow) -> None:

@@ -182,8 +182,8 @@ class Moving(Walking):
         if len(mine) == 2 and mine[0] and mine[1] and agree(mine[0], mine[1]):
             return self.through(node, Channels(mine[0].origin, mine[0].since or mine[1].since))
         if len(mine) == 2 and (tracked := mine[0] or mine[1]) and not (mine[0] and mine[1]):
-            parameter = tensors[0] if tracked is mine[1] else tensors[1]
-            if self.key(node) not in self.ledger.decided.opaque and self._scale(node, parameter, tracked):
+            shift = tensors[0] if tracked is mine[1] else tensors[1]
+            if self.key(node) not in self.ledger.decided.opaque and self._scale(node, shift, tracked):
                 return self._shifted(node, tracked)
         return self.barrier(node, entering)
 
@@ -214,25 +214,61 @@ class Moving(Walking):
             return self.through(node, tracked)
         return self.wide(node, tracked)
 
-    def _scale(self, node: fx.Node, parameter: Any, channels: Channels) -> bool:
-        """A parameter with one entry a channel: its entries are the channels'."""
+    def _scale(self, node: fx.Node, scale: Any, channels: Channels) -> bool:
+        """A parameter or buffer with one entry a channel, or what is computed of some entry by entry.
+
+        The entries are the channels' (a layer scale; the gain, shift and statistics of a frozen BatchNorm).
+        """
         line = channels.line
-        if not isinstance(parameter, fx.Node) or parameter.op != "get_attr" or line is None:
+        if line is None or not isinstance(scale, fx.Node) or not self._has_entries(scale, *line):
             return False
-        tensor = self.values[parameter]
-        dims = [d for d, size in enumerate(tensor.shape) if size > 1]
-        if len(dims) != 1 or dims[0] > 1 or dims[0] - tensor.ndim != line[1] or tensor.shape[dims[0]] != len(line[0]):
+        uses = self._tensors_of(scale, node)
+        if uses is None:
             return False
-        owner, _, name = str(parameter.target).rpartition(".")
-        holder = self.model.get_submodule(owner)
-        if holder._parameters.get(name, holder._buffers.get(name)) is None:  # a constant: it cannot become smaller
+        for tensor, _ in uses:
+            self.ledger.use(str(tensor.target), Channels(line[0]))
+        if any(self.ledger.is_opaque(str(tensor.target)) for tensor, _ in uses):
             return False
-        self.ledger.use(str(parameter.target), Channels(line[0]))
-        if self.ledger.is_opaque(str(parameter.target)):
-            return False
-        self.understood.add((parameter, node))
-        self.ledger.share(owner, holder, name, dims[0], line[0], "follower")
+        for tensor, user in uses:
+            self.understood.add((tensor, user))
+            owner, _, name = str(tensor.target).rpartition(".")
+            dim = next(d for d, size in enumerate(self.values[tensor].shape) if size > 1)
+            self.ledger.share(owner, self.model.get_submodule(owner), name, dim, line[0], "follower")
         return True
+
+    def _has_entries(self, node: fx.Node, origin: Origin, dim: int | None = None) -> bool:
+        """Whether a tensor has one entry a channel and nothing else, in dimension ``dim`` or any one."""
+        shape = self.values[node].shape
+        dims = [d for d, size in enumerate(shape) if size > 1]
+        return len(dims) == 1 and dim in (None, dims[0] - len(shape)) and shape[dims[0]] == len(origin)
+
+    def _tensors_of(self, node: fx.Node, user: fx.Node) -> list[tuple[fx.Node, fx.Node]] | None:
+        """The parameters and buffers that ``node`` is computed of, entry by entry, each with what takes it."""
+        if node.op == "get_attr":
+            owner, _, name = str(node.target).rpartition(".")
+            holder = self.model.get_submodule(owner)
+            held = holder._parameters.get(name, holder._buffers.get(name))
+            # Of a constant nothing can become smaller; of a tensor the first two dimensions can.
+            return [(node, user)] if held is not None and any(size > 1 for size in held.shape[:2]) else None
+        if not self._entrywise(node):
+            return None
+        parts = [self._tensors_of(one, node) for one in node.all_input_nodes]
+        found = [use for part in parts if part for use in part]
+        if not all(parts):
+            return None
+        self.between.add(node)
+        self.understood.add((node, user))
+        return found
+
+    def _entrywise(self, node: fx.Node) -> bool:
+        """Whether each entry of the result comes from the same entry of what enters, at any number of entries."""
+        if node.op not in ("call_function", "call_method"):
+            return False
+        kind = kind_of(node, None)
+        if kind is Kind.VIEW:
+            return all(size in (1, -1) for size in _listed(node.args[1:]))
+        known = kind in (Kind.KEEP, Kind.OFFSET, Kind.MUL, Kind.ADD, Kind.RESHAPE) or node.target in _ROOTS
+        return known and not spatial_dims(node, None, self.values[node].ndim)
 
     def _gated(self, node: fx.Node, tensors: list[Any], mine: list[Channels | None], value: Tensor) -> bool:
         """Whether one factor holds one number a channel, made by rows that can follow the other's channels."""
@@ -303,6 +339,7 @@ class Moving(Walking):
         return None if channels is None else Channels(_aligned(channels.origin, ndim), channels.since)
 
 
+_ROOTS = ("sqrt", "rsqrt", torch.sqrt, torch.rsqrt)
 _GATE_KINDS = (Kind.KEEP, Kind.OFFSET, Kind.RESHAPE, Kind.VIEW, Kind.EXPAND, Kind.NORM, Kind.MUL, Kind.ADD)
 
 

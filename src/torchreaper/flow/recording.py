@@ -17,6 +17,7 @@ from torchreaper.flow.channels import Flow
 from torchreaper.flow.following import Channels, laid, nobody
 from torchreaper.flow.ledger import Decisions, Ledger
 from torchreaper.flow.operations import CONVOLUTIONS, NORMS, is_known_module
+from torchreaper.flow.putting_back import attributes_put_back
 from torchreaper.flow.reading import NORM_TENSORS, owns_weight
 from torchreaper.flow.tracing import first_line, held_buffers, training_mode, with_buffers
 from torchreaper.flow.walk import Box
@@ -35,7 +36,8 @@ def run_box(model: nn.Module, ledger: Ledger, count: bool) -> Box:
         box = model.get_submodule(name)
 
         def recorded(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            with _Recording(box, f"{name}.") as recording:
+            # What it keeps for its next call may be a fake tensor.
+            with attributes_put_back(box), _Recording(box, f"{name}.") as recording:
                 result = box.forward(*args, **kwargs)
             recording.write(ledger, f"inside {name}, which cannot be traced", count)
             return result

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -18,6 +17,7 @@ from torch.utils._pytree import tree_map
 
 from torchreaper.errors import ReaperError
 from torchreaper.flow.operations import CONVOLUTIONS, NORMS, Kind, argument, is_known_module, kind_of
+from torchreaper.flow.putting_back import attributes_put_back, random_states_put_back
 
 ExampleInputs = Union[Tensor, Sequence[Any], Mapping[str, Any]]
 
@@ -176,6 +176,19 @@ class _Tracer(fx.Tracer):
             name for name in arguments if kinds[name] in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
         ]
         self._example = _Example(model, arguments)
+        # Of a module that holds buffers alone, as a frozen BatchNorm does, they are values like parameters.
+        self._values = {
+            id(buffer)
+            for module in model.modules()
+            if not module._parameters and not module._modules
+            for buffer in module._buffers.values()
+            if isinstance(buffer, Tensor) and buffer.ndim == 1 and buffer.is_floating_point()
+        }
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """A parameter, and some buffers, are nodes of the graph; all else is what it is."""
+        self.proxy_buffer_attributes = id(attr_val) in self._values
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return is_known_module(m) or super().is_leaf_module(m, module_qualified_name)
@@ -274,10 +287,11 @@ def trace(model: nn.Module, arguments: dict[str, Any]) -> Traced:
     defaults = {name: value for name, value in arguments.items() if not holds_tensor(value)}
     tracer = _Tracer(model, arguments)
     try:
-        graph = tracer.trace(model, concrete_args=defaults or None)
+        with attributes_put_back(model):  # a model may keep what it computes, here proxies of this very graph
+            graph = fx.GraphModule(model, tracer.trace(model, concrete_args=defaults or None))
     except Exception as error:  # fx raises whatever the model's own code raises on a proxy
         return Traced(None, {"": first_line(error)}, set())
-    return Traced(fx.GraphModule(model, graph), tracer.untraced, tracer.several)
+    return Traced(graph, tracer.untraced, tracer.several)
 
 
 def first_line(error: Exception) -> str:
@@ -288,40 +302,14 @@ def first_line(error: Exception) -> str:
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Whatever the model's own code does in the block is undone: attributes, buffers, every global random state."""
-    with _random_states_put_back():
-        before = [(module, dict(module.__dict__), _copies(module.__dict__)) for module in model.modules()]
+    with random_states_put_back(), attributes_put_back(model):
         buffers = [(buffer, buffer._version, buffer.detach().clone()) for buffer in model.buffers()]
         try:
             yield
         finally:
-            for module, attributes, containers in before:
-                module.__dict__.clear()
-                module.__dict__.update(attributes)
-                for name, content in containers.items():
-                    container = module.__dict__[name]
-                    container.clear()
-                    container.update(content)
             for buffer, version, value in buffers:
                 if buffer._version != version:
                     buffer.detach().copy_(value)
-
-
-def _copies(attributes: Mapping[str, Any]) -> dict[str, dict[Any, Any]]:
-    """The module's own registries (parameters, buffers, children), which are changed in place."""
-    return {name: dict(attributes[name]) for name in ("_parameters", "_buffers", "_modules")}
-
-
-@contextmanager
-def _random_states_put_back() -> Iterator[None]:
-    numpy = sys.modules.get("numpy")
-    python, arrays = random.getstate(), numpy.random.get_state() if numpy else None
-    try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_available() else []):
-            yield
-    finally:
-        random.setstate(python)
-        if numpy:
-            numpy.random.set_state(arrays)
 
 
 class OwnHook:

@@ -35,6 +35,7 @@ class Walking(fx.Interpreter):
         passed: nodes that work at any width of the channels that pass them.
         starts: nodes at which a convolution starts channels of its own, and its name.
         understood: (parameter node, user) pairs whose use of the parameter is accounted for.
+        between: nodes that compute a per-channel value of parameters; their own uses are among the pairs.
     """
 
     def __init__(self, model: nn.Module, graph: fx.GraphModule, ledger: Ledger, mode: str) -> None:
@@ -47,6 +48,7 @@ class Walking(fx.Interpreter):
         self.passed: set[fx.Node] = set()
         self.starts: dict[fx.Node, str] = {}
         self.understood: set[tuple[fx.Node, fx.Node]] = set()
+        self.between: set[fx.Node] = set()
         self._sizes: dict[fx.Node, tuple[Channels, int | None]] = {}
 
     def key(self, node: fx.Node) -> Key:

@@ -70,7 +70,7 @@ def one_by_one(logits: Tensor, predicted: Tensor, rows: list[list[float]], strid
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.integers(0, 10**6), st.lists(st.integers(0, 5), min_size=1, max_size=3))
+@given(st.integers(0, 10**6), st.lists(st.integers(0, 6), min_size=1, max_size=3))
 def test_the_loss_is_that_of_points_one_by_one(seed, counts):
     model, draw = made(), torch.Generator().manual_seed(seed)
     outputs = tuple(torch.randn(len(counts), c, 6, 6, generator=draw, dtype=torch.float64) for c in (3, 4))
@@ -84,6 +84,18 @@ def test_the_loss_is_that_of_points_one_by_one(seed, counts):
         for logits, predicted, rows in zip(*outputs, targets, strict=True)
     ]
     assert float(model.loss(outputs, targets)) == pytest.approx(sum(expected) / len(expected), rel=1e-6)
+
+
+def test_the_reached_overlap_is_a_target_not_a_way_to_move_boxes():
+    """Boxes learn from GIoU alone: their gradient is the same whatever the classes say."""
+    model, targets = made(), pictures()[1]
+    draw, gradients = torch.Generator().manual_seed(0), []
+    boxes = torch.randn(2, 4, 8, 10, generator=draw, dtype=torch.float64).requires_grad_()
+    for _ in range(2):
+        logits = torch.randn(2, 3, 8, 10, generator=draw, dtype=torch.float64)
+        gradients += torch.autograd.grad(model.loss((logits, boxes), targets), boxes)
+    assert gradients[0].any()
+    torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.parametrize("most", [0, 3])

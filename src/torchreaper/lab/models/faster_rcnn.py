@@ -108,6 +108,21 @@ class Regions(nn.Module):
         return Sampled(found, sizes, labels, list(wanted), {"objectness": of_objects, "rpn_box": of_boxes})
 
 
+class Pooled(nn.Module):
+    """What is seen in the regions: torchvision's ``roi_align`` on the maps; no parameters."""
+
+    def __init__(self, roi_align: Any) -> None:
+        super().__init__()
+        self.roi_align = roi_align
+
+    def forward(self, maps: list[Tensor], boxes: list[Tensor], sizes: list[tuple[int, int]]) -> Tensor:
+        """Maps [n, channels, h, w], boxes [k, 4] of every picture -> [regions, channels, 7 or 14, 7 or 14]."""
+        # Lists, which a tracer cannot make of what it knows nothing of: it must not go on into torchvision's code.
+        named = OrderedDict((str(k), one) for k, one in enumerate(maps))
+        seen: Tensor = self.roi_align(named, list(boxes), list(sizes))
+        return seen
+
+
 class Outputs(NamedTuple):
     """Of every region logits [regions, 1 + classes] and moves [regions, 4 * (1 + classes)], and which these are."""
 
@@ -117,7 +132,7 @@ class Outputs(NamedTuple):
 
 
 class FasterRCNN(nn.Module):
-    """Children ``backbone``, ``rpn_head``, ``regions``, ``roi_align``, ``box_head`` and ``box_predictor``.
+    """Children ``backbone``, ``rpn_head``, ``regions``, ``pooled``, ``box_head`` and ``box_predictor``.
 
     Torchvision's own order of things, taken apart so that all that has weights can be traced. Its frame that resizes
     and normalises is left out: pictures come ready and all of one size, boxes are pixels of the input. With targets
@@ -129,7 +144,7 @@ class FasterRCNN(nn.Module):
     def __init__(self, whole: Any, detection: Any) -> None:
         super().__init__()
         self.backbone, self.rpn_head = whole.backbone, whole.rpn.head
-        self.roi_align = whole.roi_heads.box_roi_pool
+        self.pooled = Pooled(whole.roi_heads.box_roi_pool)
         self.box_head, self.box_predictor = whole.roi_heads.box_head, whole.roi_heads.box_predictor
         self.regions = Regions(whole.rpn, whole.roi_heads, detection)
         self._second_loss = detection.roi_heads.fastrcnn_loss
@@ -139,8 +154,7 @@ class FasterRCNN(nn.Module):
         maps = list(self.backbone(images).values())
         objectness, moves = self.rpn_head(maps)
         sampled = self.regions(images, objectness, moves, targets)
-        features = {str(k): one for k, one in enumerate(maps)}
-        seen = self.box_head(self.roi_align(features, sampled.boxes, sampled.sizes))
+        seen = self.box_head(self.pooled(maps, sampled.boxes, sampled.sizes))
         return Outputs(self.box_predictor.cls_score(seen), self.box_predictor.bbox_pred(seen), sampled)
 
     def loss(self, outputs: Outputs, targets: Tensor) -> Tensor:
