@@ -1,4 +1,5 @@
 import copy
+import importlib.util
 
 import pytest
 import torch
@@ -10,6 +11,9 @@ from tests.zoo import torchvision_importable
 from torch import nn
 
 import torchreaper as tr
+from torchreaper.lab.data import epoch_generator
+from torchreaper.lab.data.batches import normalise
+from torchreaper.lab.data.questions import KINDS, QuestionsSpec, accuracy, load_questions
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.models import MODELS
 from torchreaper.lab.models import build as build_classifier
@@ -233,6 +237,46 @@ def test_it_learns_what_needs_both_sides(fusion):
         nn.functional.cross_entropy(logits, which ^ asked).backward()
         optimizer.step()
     assert (logits.argmax(1) == which ^ asked).float().mean() > 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seen", [True, False])
+def test_easy_vqa_is_learned_by_looking(seen):
+    """The defaults, 8,000 of its questions, seven epochs: about a minute; without pictures it is language alone."""
+    if importlib.util.find_spec("easy_vqa") is None:
+        pytest.skip("easy-vqa is not installed")
+    data = load_questions(QuestionsSpec(name="easy-vqa", limit=8000, test_limit=2000))
+    with drawing(0):
+        model = vqa(
+            VQAOptions(),
+            in_channels=3,
+            classes=len(data.classes),
+            image_size=data.train.shape[1:],
+            vocabulary=len(data.vocabulary),
+            words=data.words,
+        )
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+
+    def batches(split, order):
+        for (images, questions), targets in split.read(order):
+            yield normalise(images, data.mean, data.std) * seen, questions, targets
+
+    for epoch in range(7 if seen else 2):
+        order = torch.randperm(len(data.train), generator=epoch_generator(0, epoch)).split(32)
+        for images, questions, targets in batches(data.train, order):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(images, questions), targets[:, 0]).backward()
+            optimizer.step()
+    with torch.no_grad():
+        found = [
+            accuracy(model(images, questions).argmax(1), targets)
+            for images, questions, targets in batches(data.test, torch.arange(len(data.test)).split(250))
+        ]
+    right = torch.cat(found)
+    other = right[data.test.kinds == KINDS.index("other")].mean()
+    print(f"seen {seen}: all {right.mean():.4f}, other {other:.4f}")
+    assert right.mean() > 0.76 if seen else right.mean() < 0.7
+    assert other > 0.6 if seen else other < 0.3
 
 
 def test_all_weights_come_from_the_global_random_state():

@@ -24,5 +24,5 @@ def accuracy(
     if people == 1:
         return count
     # One of the `count` is left out `count` times of `people`.
-    without, within = ((count - 1) / _AGREE).clamp(0, 1), (count / _AGREE).clamp(max=1)
+    without, within = ((count - 1) / _AGREE).clamp(max=1), (count / _AGREE).clamp(max=1)
     return (count * without + (people - count) * within) / people
