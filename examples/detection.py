@@ -1,12 +1,14 @@
 """RePr on a detector: torchvision's Faster R-CNN, or a small one, on photographs with boxes in COCO's format.
 
-    python examples/detection.py --train instances_train.json --train-images train \\
-        --test instances_val.json --test-images val                 standard training of Faster R-CNN, ResNet-50 with FPN
-    python examples/detection.py ... --repr                         with RePr on the whole detector
-    python examples/detection.py ... --repr --scope backbone        on its backbone only
-    python examples/detection.py --hub cppe-5 --model detector --size 240 320 --repr --full 4 --sub 2 --cycles 1 --epochs 10
+    python examples/detection.py --train train.json --train-images train --test val.json --test-images val
 
-Needs ``pip install torchreaper[lab]``, for reading pictures and for COCO's average precision; the loop is plain PyTorch.
+trains Faster R-CNN (ResNet-50, FPN) the standard way; --repr: with RePr on all of it, --scope backbone: on its
+backbone. From huggingface.co, with a small detector and a short schedule:
+
+    python examples/detection.py --hub cppe-5 --model detector --size 240 320 --repr --full 4 --sub 2 --epochs 15
+
+Needs the lab (pip install 'torchreaper[lab]') for reading pictures and COCO's average precision; the loop is plain
+PyTorch.
 """
 
 from __future__ import annotations
