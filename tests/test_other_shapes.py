@@ -43,7 +43,7 @@ def test_every_promise_holds_whatever_the_shape(shape: Shape):
 
 
 @pytest.mark.slow
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(shapes)
 def test_every_promise_holds_whatever_the_shape_many_times(shape: Shape):
     check_promises(shape)
