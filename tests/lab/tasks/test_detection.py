@@ -1,0 +1,182 @@
+"""Detectors in the lab: trained, judged, compared, gone on with; and one line for what does not fit the task."""
+
+import json
+
+import pytest
+import torch
+from tests.lab.schemes.test_resume import StopAfter, Stopped
+from tests.vision_ops import with_operators
+from torch import nn
+
+from torchreaper.lab import inspection
+from torchreaper.lab.average_precision import average_precision
+from torchreaper.lab.compare import compare
+from torchreaper.lab.environment import make_fabric
+from torchreaper.lab.errors import UserError
+from torchreaper.lab.run import train
+from torchreaper.lab.runs import read_events, read_metrics
+from torchreaper.lab.tasks import TASKS
+from torchreaper.lab.training import Run
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(autouse=True)
+def measured():
+    pytest.importorskip("pycocotools")
+
+
+def test_a_run_tells_average_precision_in_its_parts_and_goes_on_to_the_same_bits(boxes, tmp_path):
+    whole = train(boxes(), scheme="repr", seed=0, out=tmp_path / "whole")
+    assert whole["metric"] == "mAP"
+    assert {"AP50", "AP75", "AP small", "AP cat", "AP dog"} <= whole["parts"].keys()
+    for epoch in (1, 2):  # before and inside the sub-network phase
+        with pytest.raises(Stopped):
+            train(boxes(), scheme="repr", seed=0, out=tmp_path / "cut", progress=StopAfter(epoch))
+    again = train(boxes(), scheme="repr", seed=0, out=tmp_path / "cut")
+    assert (again["fingerprint"], again["parts"]) == (whole["fingerprint"], whole["parts"])
+    lines = read_metrics(tmp_path / "cut" / "tiny" / "repr" / "seed-0")
+    assert [line["phase"] for line in lines] == ["full", "sub", "full", "full"]
+    assert {line["metric"] for line in lines} == {"mAP"}
+    assert {line["train_accuracy"] for line in lines} == {None}
+    (drop, _) = read_events(tmp_path / "cut" / "tiny" / "repr" / "seed-0")
+    assert drop["filters"]
+    assert not any(name.endswith("out") for name in drop["filters"])  # what says class and box
+
+
+def test_it_is_judged_in_pixels_of_the_photographs(boxes):
+    recipe = boxes()
+    run = Run(recipe, recipe.training_spec("standard"), seed=0, device="cpu")
+    truths, crowds, classes = run.test.truths(), run.test.crowds(), run.dataset.classes
+    assert min(run.test.scale) < 1
+
+    class Knowing(nn.Module):
+        """Finds all that is there, in pixels of the input."""
+
+        takes_targets, at = False, 0
+
+        def forward(self, images):
+            return images.mean()
+
+        def loss(self, outputs, targets):
+            return torch.tensor(0.5)
+
+        def detections(self, outputs):
+            scales = run.test.scale[self.at : self.at + 3]
+            found = []
+            for truth, scale in zip(truths[self.at : self.at + 3], scales):
+                found.append(torch.cat([truth[:, :4] * scale, torch.ones(len(truth), 1), truth[:, 4:]], 1))
+            self.at += 3
+            return found
+
+    how = {"classes": classes, "mean": run.mean, "std": run.std, "batch": 3}
+    knowing = Knowing()
+    judged = TASKS["detection"].judge(make_fabric("cpu", "32-true"), knowing, knowing, run.test, **how)
+    assert (judged.loss, judged.score) == (0.5, pytest.approx(1.0))
+    half = [torch.cat([t[:, :4] * 2, torch.ones(len(t), 1), t[:, 4:]], 1) for t in truths]
+    assert average_precision(half, truths, classes, crowd=crowds)["mAP"] < 0.5
+
+
+def test_judging_leaves_training_alone(boxes):
+    """Not a bit of the weights may depend on how often a network is judged, nor on what it draws then."""
+    recipe = boxes(scheme={"name": "standard"})
+    run = Run(recipe, recipe.training_spec("standard"), seed=0, device="cpu")
+    before, state = torch.random.get_rng_state(), json.dumps(str(run.module.state_dict()))
+    first = run._judged(run.test, 1, "test")
+    second = run._judged(run.test, 1, "test")
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert (first.loss, first.score) == (second.loss, second.score)
+    assert json.dumps(str(run.module.state_dict())) == state
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "mean-activation", "oracle"])
+def test_criteria_read_photographs_with_the_networks_own_loss(boxes, criterion):
+    scheme = {"name": "repr", "full": 1, "sub": 1, "cycles": 1, "criterion": criterion, "images": 6}
+    bank, preview = inspection.inspect(boxes(scheme=scheme))
+    assert {layer.name.split(".")[0] for layer in bank.ranked} == {"backbone", "neck", "head"}
+    assert sum(map(len, preview.filters.values())) == int(0.3 * sum(layer.filters for layer in bank.ranked))
+
+
+def test_scope_is_the_part_that_repr_may_touch(boxes, tmp_path):
+    train(boxes(scheme={"name": "repr", "full": 1, "sub": 1, "cycles": 1, "scope": "backbone"}), scheme="repr",
+          seed=0, out=tmp_path)  # fmt: skip
+    (drop, _) = read_events(tmp_path / "tiny" / "repr" / "seed-0")
+    assert {name.split(".")[0] for name in drop["filters"]} == {"backbone"}
+
+
+def test_a_comparison_speaks_of_map_and_has_its_parts(boxes, tmp_path):
+    comparison = compare(boxes(epochs=3), ["standard", "repr"], 2, tmp_path)
+    assert comparison.metric == "mAP"
+    text = (tmp_path / "tiny" / "comparison.md").read_text()
+    assert "test mAP %" in text
+    assert "accuracy" not in text
+    assert "| AP dog | repr |" in text
+    (contrast,) = comparison.contrasts
+    assert contrast.parts["AP dog"].n == 2
+    head, *rows = (tmp_path / "tiny" / "comparison.csv").read_text().splitlines()
+    assert "AP dog" in head.split(",")
+    assert len(rows) == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"augment": "crop-flip"}, "augment='crop-flip': cannot be used with task detection; use none or flip"),
+        ({"model": {"name": "resnet20"}}, "model.name='resnet20': is a network for classification, the recipe's task "),
+        ({"model": {"name": "timm:resnet18"}}, "model.name='timm:resnet18': is a network for classification, the "),
+        ({"scheme": {"name": "mixup"}}, "scheme='mixup': is not for the task detection; leave it out"),
+        ({"scheme": {"name": "ema+cutmix"}}, "scheme='ema+cutmix': is not for the task detection"),
+        ({"task": "vqa"}, "data.train: unknown key; known: name, path, train_questions"),
+        ({"task": "segmentation"}, "task='segmentation': must be 'classification', 'detection' or 'vqa'"),
+        ({"data": {"name": "digits"}}, "data.name='digits': must be 'coco', 'parquet' or 'hub'"),
+    ],
+)
+def test_what_does_not_fit_the_task_is_one_line(boxes, changes, text):
+    with pytest.raises(UserError) as error:
+        boxes(**changes)
+    assert str(error.value).startswith(text)
+    assert "\n" not in str(error.value)
+
+
+def test_a_network_of_the_users_own_has_to_be_a_detector(boxes, tmp_path, monkeypatch):
+    (tmp_path / "mynets.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Plain(nn.Module):\n"
+        "    def __init__(self, classes, image_size):\n        super().__init__()\n"
+        "        self.conv, self.size = nn.Conv2d(3, 4, 3), image_size\n"
+        "    def forward(self, images):\n        return self.conv(images)\n"
+        "class Vague(Plain):\n"
+        "    def loss(self, outputs, targets):\n        return outputs.mean()\n"
+        "    def detections(self, outputs):\n        return outputs\n"
+        "class Whole(Vague):\n"
+        "    def detections(self, outputs):\n"
+        "        return [torch.tensor([[1.0, 1.0, 9.0, 9.0, 0.5, 0.0]]) for _ in outputs]\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def run(name):
+        recipe = boxes(model={"name": f"mynets:{name}"}, scheme={"name": "standard"})
+        return train(recipe, scheme="standard", seed=0, out=tmp_path / "out")
+
+    with pytest.raises(UserError, match=r"^model\.name='mynets:Plain': has no loss; must be a module with loss\("):
+        run("Plain")
+    with pytest.raises(UserError, match=r"its detections in 2 images are torch\.float32 of shape .*; must be a list"):
+        run("Vague")
+    assert run("Whole")["metric"] == "mAP"
+
+
+@pytest.mark.slow
+def test_faster_rcnn_trains_in_a_run_with_its_backbone_alone(boxes, tmp_path):
+    with_operators()
+    model = {
+        "name": "faster-rcnn-fpn",
+        "options": {"backbone": "resnet18", "anchor": 8, "proposals": 30, "samples": 16},
+    }
+    scheme = {"name": "repr", "full": 1, "sub": 1, "cycles": 1, "scope": "backbone", "criterion": "taylor", "images": 4}
+    recipe = boxes(model=model, scheme=scheme, epochs=3, batch=2, optim={"name": "sgd", "lr": 1e-3}, grad_clip=10.0)
+    whole = train(recipe, scheme="repr", seed=0, out=tmp_path / "whole")
+    with pytest.raises(Stopped):
+        train(recipe, scheme="repr", seed=0, out=tmp_path / "cut", progress=StopAfter(2))
+    assert train(recipe, scheme="repr", seed=0, out=tmp_path / "cut")["fingerprint"] == whole["fingerprint"]
+    (drop, _) = read_events(tmp_path / "cut" / "tiny" / "repr" / "seed-0")
+    assert {name.split(".")[0] for name in drop["filters"]} == {"backbone"}
