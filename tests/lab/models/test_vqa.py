@@ -227,7 +227,7 @@ def test_it_learns_what_needs_both_sides(fusion):
     model = make(fusion=fusion, classes=2, vocabulary=4, mlp=16)
     generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    for _ in range(80):
+    for _ in range(120):
         which, asked = torch.randint(0, 2, (2, 32), generator=generator)
         images = torch.randn(32, 3, 12, 12, generator=generator) * 0.1
         images[:, 0] += which[:, None, None]
@@ -261,7 +261,7 @@ def test_easy_vqa_is_learned_by_looking(seen):
         for (images, questions), targets in split.read(order):
             yield normalise(images, data.mean, data.std) * seen, questions, targets
 
-    for epoch in range(7 if seen else 2):
+    for epoch in range(7 if seen else 3):
         order = torch.randperm(len(data.train), generator=epoch_generator(0, epoch)).split(32)
         for images, questions, targets in batches(data.train, order):
             optimizer.zero_grad()
@@ -275,7 +275,7 @@ def test_easy_vqa_is_learned_by_looking(seen):
     right = torch.cat(found)
     other = right[data.test.kinds == KINDS.index("other")].mean()
     print(f"seen {seen}: all {right.mean():.4f}, other {other:.4f}")
-    assert right.mean() > 0.76 if seen else right.mean() < 0.7
+    assert right.mean() > 0.78 if seen else right.mean() < 0.73
     assert other > 0.6 if seen else other < 0.3
 
 
