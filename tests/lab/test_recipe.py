@@ -201,7 +201,7 @@ def test_every_scheme_is_named_once(path):
         ("schedule.warmup=100", "schedule.warmup=100: must be less than epochs=100"),
         ("report=validation", "report='validation': needs images to validate on; set data.validation"),
         ("report=best", "report='best': must be 'last' or 'validation'"),
-        ("augment=flip", "augment='flip': must be 'none', 'crop-flip' or 'resized-crop'"),
+        ("augment=mirror", "augment='mirror': must be 'none', 'flip', 'crop-flip' or 'resized-crop'"),
         ("precision=16", "precision=16: must be '32-true', 'bf16-mixed' or '64-true'"),
         ("grad_clip=0", "grad_clip=0: must be greater than 0"),
         ("snapshots=0", "snapshots=0: must be at least 1"),

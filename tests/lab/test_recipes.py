@@ -86,11 +86,27 @@ IN_PERCENT_ERROR = {
     },
     ("schemes-resnet20", None): {"standard": 8.4, "dsd": 7.8, "ban": 8.2, "repr-weight-norm": 7.7, "repr": 6.9},
 }
+# Other tasks, in full and in profiles.
+OTHER_TASKS = {
+    ("detection", None): ("mAP %", {"standard": 38.2, "repr": 42.3}),
+    ("detection", "2x"): ("mAP %", {"standard": 38.2, "repr": 42.3}),
+    ("detection", "c4"): ("mAP %", {"standard": 38.1, "repr": 41.1}),
+    ("detection", "resnet101"): ("mAP %", {"standard": 41.7, "repr": 44.5}),
+    ("detection", "resnet101-c4"): ("mAP %", {"standard": 40.7, "repr": 43.5}),
+    ("vqa", "v1"): ("accuracy %", {"standard": 60.3, "repr": 64.6}),
+}
+VQA_PARTS = {
+    "yes/no": {"standard": 81.4, "repr": 83.4},
+    "number": {"standard": 37.2, "repr": 37.2},
+    "other": {"standard": 47.6, "repr": 54.5},
+}
 NUMBERS = {
+    **OTHER_TASKS,
     **{place: ("error %", values) for place, values in IN_PERCENT_ERROR.items()},
     **{place: ("accuracy %", values) for place, values in OTHERS.items()},
 }
-DATA = {None: "CIFAR-10", "cifar100": "CIFAR-100"}
+DATA = {None: "CIFAR-10", "cifar100": "CIFAR-100", "detection": "COCO", "vqa": "VQA v1"}
+CLASSIFY = [name for name in NAMES if name not in ("detection", "vqa")]
 ANOTHER_SETTING = {"momentum", "adam", "adamw", "rmsprop", "step", "cyclic", "restarts"}
 NO_NUMBERS = {"ablation-cycles-c3-32", "ablation-s1-s2-c3-32", "figure-cca-c2-32", "figure-oracle-c2-32"}
 
@@ -113,7 +129,7 @@ def test_the_first_lines_say_which_table_or_figure_it_is_and_how_it_is_run(name)
     about = " ".join(re.match(r"(# .*\n)+", TEXTS[name])[0].replace("# ", "").split())
     assert re.search(r"\(Prakash et al\. 2019, [^()]*(table|figure|heat maps|distributions)", about)
     if name not in NO_NUMBERS and not name.startswith("ablation"):
-        assert re.search(r"Published (test error|test accuracy|top-1 error) in %", about)
+        assert re.search(r"Published (test error|test accuracy|top-1 error|mAP|accuracy) in %", about)
     commands = re.findall(r"^#   (reaper compare \S+(?: --\S+ \S+)*)", TEXTS[name], re.M)
     assert commands
     assert all(command.split()[2] == f"recipes/paper/{name}.yaml" for command in commands)
@@ -135,7 +151,8 @@ def test_every_row_of_the_papers_tables_has_a_recipe():
 def test_published_numbers_are_the_papers(name, profile):
     found = load(name, profile).published
     assert (found.unit, found.values) == NUMBERS[name, profile]
-    assert found.data == ("ImageNet" if name.endswith("imagenet") else DATA[profile])
+    assert found.data == ("ImageNet" if name.endswith("imagenet") else DATA[name if name in DATA else profile])
+    assert found.parts == (VQA_PARTS if name == "vqa" else {})
     assert re.fullmatch(r"Prakash et al\. 2019, tables? of .+", found.source)
 
 
@@ -144,6 +161,7 @@ def test_published_numbers_belong_to_settings_and_schemes_that_there_are(name, p
     recipe = load(name, profile)
     other = (profile or "").removesuffix("-quick") in ANOTHER_SETTING
     other |= name.endswith("imagenet") and profile == "quick"  # on CIFAR-10
+    other |= name not in CLASSIFY and (name, profile) not in NUMBERS
     assert (recipe.published is None) == (other or name in NO_NUMBERS)
     if recipe.published:
         assert set(recipe.published.values) <= set(recipe.every_scheme())
@@ -186,7 +204,7 @@ def test_quick_says_at_which_step_the_last_filters_return(name, profile):
     )
     assert len(said) == 1
     each, at, of = (int(number.replace(",", "")) if number else None for number in said[0])
-    steps = recipe.data.limit // recipe.batch
+    steps = (recipe.data.limit or 205) // recipe.batch  # photographs of blood cells
     last = max(ends(recipe.scheme_spec(key), recipe.epochs) for key in recipe.every_scheme())
     assert (each, at) == (steps, last * steps)
     assert of in (None, recipe.epochs * steps)
@@ -231,7 +249,9 @@ def kinds(recipe):
     return found.values()
 
 
-@pytest.mark.parametrize(("name", "profile"), [place for place in QUICK if not DEEP.match(place[0])])
+@pytest.mark.parametrize(
+    ("name", "profile"), [place for place in QUICK if place[0] in CLASSIFY and not DEEP.match(place[0])]
+)
 def test_every_scheme_of_a_quick_profile_can_begin(name, profile, tiny, one_thread):
     recipe = load(name, profile, *tiny(load(name, profile)))
     for key in kinds(recipe):
@@ -241,7 +261,7 @@ def test_every_scheme_of_a_quick_profile_can_begin(name, profile, tiny, one_thre
 
 
 # Profiles that change nothing of the network or the schemes would only repeat what their recipe has shown.
-FULL = [(name, None) for name in NAMES if not name.endswith("imagenet")] + [("c3-32-cifar10", "release")]
+FULL = [(name, None) for name in CLASSIFY if not name.endswith("imagenet")] + [("c3-32-cifar10", "release")]
 
 
 @pytest.mark.parametrize(("name", "profile"), [place for place in FULL if not DEEP.match(place[0])])
@@ -249,6 +269,35 @@ def test_in_full_the_recipes_own_scheme_can_begin(name, profile, tiny, one_threa
     recipe = load(name, profile, *tiny(load(name, profile)))
     run = Run(recipe, recipe.scheme_spec("repr"), seed=0, device="cpu")
     assert any(layer.ranked for layer in run.scheme.bank.layers)
+
+
+def test_detectors_can_begin_on_the_blood_cells(one_thread):
+    if not (PAPER / ".." / ".." / ".." / "shared" / "data" / "bccd").exists():
+        pytest.skip("no ../shared/data/bccd")
+    recipe = load("detection", "quick", "data.limit=20", "data.test_limit=5")
+    for key in kinds(recipe):
+        run = Run(recipe, recipe.scheme_spec(key), seed=0, device="cpu")
+        ranked = (
+            {layer.name.split(".")[0] for layer in run.scheme.bank.layers if layer.ranked} if key != "standard" else ()
+        )
+        assert key == "standard" or ranked == ({"backbone"} if key == "repr-backbone" else {"backbone", "neck", "head"})
+
+
+def test_questions_can_be_asked_of_easy_vqa(one_thread):
+    pytest.importorskip("easy_vqa")
+    recipe = load("vqa", "quick", "data.limit=50", "data.test_limit=20", "batch=10")
+    run = Run(recipe, recipe.scheme_spec("repr"), seed=0, device="cpu")
+    assert {layer.name for layer in run.scheme.bank.layers if layer.ranked} == {f"cnn.conv{k}" for k in (2, 3, 4)}
+    assert run.steps == 5
+
+
+@pytest.mark.parametrize("profile", ["frozen", "quick-frozen", "v1", "v2"])
+def test_frozen_features_are_learnt_by_the_scheme_before(profile):
+    recipe = load("vqa", profile)
+    assert (recipe.source.into, recipe.source.freeze) == ("cnn", True)
+    assert recipe.first().model.name == recipe.model.options["cnn"]["name"]
+    assert recipe.training_spec("repr").name == "standard"
+    assert recipe.first().training_spec("repr").name == "repr"
 
 
 @pytest.mark.parametrize(("name", "profile"), [place for place in EVERY if DEEP.match(place[0])])

@@ -146,7 +146,7 @@ def test_a_damaged_one_is_trained_to_its_end_again_and_never_taken_for_the_one_b
         ({"model": {"name": "cnet", "wdth": 1}}, "scheme.teacher: model.wdth: unknown key"),
         ({**TEACHER, "epochs": 0}, "scheme.teacher: epochs=0: must be at least 1"),
         ({**TEACHER, "optim": {"name": "adam", "lr": -1}}, "scheme.teacher: optim.lr=-1: must be greater than 0"),
-        ({**TEACHER, "augment": "flip"}, "scheme.teacher: augment='flip': must be "),
+        ({**TEACHER, "augment": "mirror"}, "scheme.teacher: augment='mirror': must be "),
         ({**TEACHER, "schedule": {"name": "step", "milestones": [3]}}, "scheme.teacher: schedule.milestones: 3 has no"),
     ],
 )

@@ -23,6 +23,8 @@ from torchreaper.lab.yaml_text import LONGEST, YAMLProblem, parse_yaml
 
 #: What stands for every scheme of a recipe in ``reaper compare --schemes``; no scheme can be called that.
 ALL = "all"
+# Sections whose other keys belong to their name; that of data has keys that go with any.
+_NAMED = ("model", "scheme", "cnn")
 # Names that become folders, on Windows too: there some are devices, whatever follows a dot, and a last dot is lost.
 _DEVICE = r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)"
 _SAFE = re.compile(rf"(?!{_DEVICE})[a-z0-9][a-z0-9._+-]{{0,99}}(?<!\.)", re.IGNORECASE | re.ASCII)
@@ -237,8 +239,8 @@ class Recipe(Settings):
 def load_recipe(path: str | Path, *, profile: str | None = None, overrides: Iterable[str] = ()) -> Recipe:
     """Read a recipe: the file, then the profile's changes, then ``overrides`` such as ``"optim.lr=0.1"``.
 
-    A profile is merged key by key; where it changes ``model.name`` or ``scheme.name`` that section starts
-    afresh, as options belong to a name. Unless it sets a name, ``-<profile>`` is added to the recipe's, so that
+    A profile is merged key by key; where it changes the name of a model or a scheme, that section starts afresh, as
+    options belong to a name. Unless it sets a name, ``-<profile>`` is added to the recipe's, so that
     its runs get a folder of their own. An override replaces one value, given as YAML. The recipe must be whole
     by itself and with each of its profiles, chosen or not.
     Raises ``UserError``, one line that names the full key, its value and the remedy.
@@ -295,10 +297,6 @@ def _with_profile(values: dict[str, Any], name: str, changes: dict[str, Any]) ->
     if "profiles" in changes:
         raise UserError("profiles: a profile cannot have profiles")
     merged = _merge(values, changes)
-    for section in ("model", "scheme"):
-        before, after = values.get(section), changes.get(section)
-        if isinstance(before, dict) and isinstance(after, dict) and before.get("name") != merged[section].get("name"):
-            merged[section] = after
     if "name" not in changes and isinstance(values.get("name"), str):
         merged["name"] = f"{values['name']}-{name}"
     return merged
@@ -308,7 +306,11 @@ def _merge(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     merged = dict(values)
     for key, change in changes.items():
         old = values.get(key)
-        merged[key] = _merge(old, change) if isinstance(old, dict) and isinstance(change, dict) else change
+        merged[key] = change
+        if isinstance(old, dict) and isinstance(change, dict):
+            # Options belong to a name: with another one they start afresh.
+            another = key in _NAMED and change.get("name", old.get("name")) != old.get("name")
+            merged[key] = change if another else _merge(old, change)
     return merged
 
 

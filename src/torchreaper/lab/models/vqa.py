@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from pathlib import Path
 from typing import Literal
@@ -10,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from torchreaper.lab.errors import UserError
 from torchreaper.lab.models.headless import without_classifier
 from torchreaper.lab.models.spec import ModelSpec, build
 from torchreaper.lab.settings import Settings
@@ -120,15 +122,18 @@ def vqa(
     Source: the RePr paper, section 6; Antol et al., VQA (2015), section 4.2.
     """
     seed = int(torch.randint(2**31, ()))
-    network = build(
-        options.cnn.name,
-        options.cnn.options,
-        in_channels=in_channels,
-        classes=2,  # of a layer that is taken off
-        image_size=image_size,
-        generator_seed=seed,
-        base=base,
-    )
+    try:
+        network = build(
+            options.cnn.name,
+            options.cnn.options,
+            in_channels=in_channels,
+            classes=2,  # of a layer that is taken off
+            image_size=image_size,
+            generator_seed=seed,
+            base=base,
+        )
+    except UserError as error:  # it does not know where its section stands
+        raise UserError(re.sub(r"^model\.", "model.options.cnn.", str(error))) from error
     named = f"model.options.cnn.name={options.cnn.name!r}"
     cnn, features = without_classifier(network, named, in_channels=in_channels, image_size=image_size)
     return VQA(options, cnn, features, answers=classes, vocabulary=vocabulary)
