@@ -171,6 +171,9 @@ def test_a_whole_detector_is_masked_and_trains():
     assert {layer.route for layer in scheme.bank.ranked} == {"masked"}
     assert "cannot be traced" in scheme.bank["backbone.fpn.inner_blocks.0.0"].reason
     assert {layer.reason for layer in scheme.bank.layers if layer.name.startswith("rpn.")} == {"outside scope"}
+    bank = tr.find_filters(model, (images, targets))
+    left = {layer.name for layer in bank.layers if not layer.ranked}
+    assert left == {"backbone.body.conv1", "rpn.head.cls_logits", "rpn.head.bbox_pred"}, "classes and boxes"
     kinds = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
