@@ -206,7 +206,7 @@ def test_compact_is_masked_on_c4():
     )
 
 
-@pytest.mark.parametrize("scope", ["backbone", "backbone.body.layer[34]"])
+@pytest.mark.parametrize("scope", ["backbone", pytest.param("backbone.body.layer[34]", marks=pytest.mark.slow)])
 def test_nothing_outside_the_scope_goes(scope):
     bank = tr.find_filters(made(), batch()[0], scope=scope)
     dropped = bank.preview(0.3, "random").filters
