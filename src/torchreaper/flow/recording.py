@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -58,7 +58,8 @@ def record(model: nn.Module, arguments: Mapping[str, Any], start: dict[str, int]
     """The flow of a model that cannot be traced at all: every convolution is masked at its own norm."""
     ledger = Ledger(Flow(start, total, untraced={"": why}), Decisions())
     for training in (True, False):
-        with training_mode(model, training), torch.no_grad():
+        # With gradients, which tell what is read later on; no backward follows.
+        with training_mode(model, training), torch.enable_grad():
             with _Recording(model, "") as recording:
                 try:
                     outputs = model.forward(**arguments)
@@ -73,13 +74,19 @@ def record(model: nn.Module, arguments: Mapping[str, Any], start: dict[str, int]
 
 @dataclass(frozen=True, eq=False)
 class _Call:
-    """One call of a convolution, norm or Linear layer, with how often its tensors had been written to by then."""
+    """One call of a convolution, norm or Linear layer.
+
+    Attributes:
+        versions: how often its tensors had been written to by then.
+        nodes: what had made them, for autograd.
+    """
 
     name: str
     module: Any
     input: Tensor
     output: Tensor
     versions: tuple[int, int]
+    nodes: tuple[Any, Any]
 
 
 class _Recording:
@@ -102,7 +109,9 @@ class _Recording:
 
     def _watcher(self, name: str) -> Callable[..., None]:
         def saw(module: Any, inputs: tuple[Any, ...], output: Any) -> None:
-            self._calls.append(_Call(name, module, inputs[0], output, (inputs[0]._version, output._version)))
+            given = inputs[0]
+            versions, nodes = (given._version, output._version), (given.grad_fn, output.grad_fn)
+            self._calls.append(_Call(name, module, given, output, versions, nodes))
 
         return saw
 
@@ -126,11 +135,28 @@ class _Recording:
         return None
 
     def outputs(self, returned: Any) -> set[str]:
-        """Convolutions that make the model's output: it is theirs, or no other layer follows them."""
+        """Convolutions that make the model's output: it is theirs, or no other layer takes what comes of them.
+
+        One whose output autograd does not follow may be read all the same.
+        """
         readers = [call for call in self._calls if not isinstance(call.module, NORMS)]
         returned = [leaf for leaf in tree_leaves(returned) if isinstance(leaf, Tensor)]
         made = [call for call in readers if any(call.output is tensor for tensor in returned)]
+        read = _ancestors(call.nodes[0] for call in readers)
+        made += [call for call in readers if call.nodes[1] is not None and call.nodes[1] not in read]
         return {call.name for call in [*made, *readers[-1:]] if isinstance(call.module, CONVOLUTIONS)}
+
+
+def _ancestors(nodes: Iterable[Any]) -> set[Any]:
+    """All that autograd comes by on its way back from these nodes, they themselves too."""
+    found: set[Any] = set()
+    left = [node for node in nodes if node is not None]
+    while left:
+        node = left.pop()
+        if node not in found:
+            found.add(node)
+            left += [before for before, _ in node.next_functions if before is not None]
+    return found
 
 
 def _write_convolution(ledger: Ledger, call: _Call, why: str, count: bool) -> None:

@@ -199,9 +199,9 @@ class Detector(nn.Module):
         limits = torch.tensor([wide, high, wide, high], device=boxes.device, dtype=boxes.dtype)
         boxes = boxes.clamp(min=0).minimum(limits)
         labels = order % classes
-        # What may not appear must not push out others either: better boxes are only of scores that appear too.
         shown = (scores >= self.min_score) & (area(boxes) > 0)
-        stays = suppress(boxes, labels.masked_fill(~shown, -1), self.nms) & shown
+        # What is not shown pushes out nothing: it is worse than all that is shown, or has no area.
+        stays = suppress(boxes, labels, self.nms) & shown
         rows = torch.cat([boxes, scores[..., None], labels[..., None].to(boxes)], dim=-1)
         return [found[keep][:MOST] for found, keep in zip(rows, stays, strict=True)]
 
