@@ -16,6 +16,7 @@ from torchreaper.lab.comparison import (
     duration,
     markdown,
     notes,
+    parts_table,
     read_curves,
     runs_csv,
     summarise,
@@ -338,3 +339,56 @@ def test_the_summary_has_a_line_per_scheme_with_the_numbers_of_the_json(results)
         "seeds_needed": contrast.seeds_needed,
     }.items():
         assert float(second[key]) == value
+
+
+def with_parts(results, metric="mAP"):
+    """The same results, judged by another metric, with two further shares; one of them not in every run."""
+    return {
+        scheme: {
+            seed: {
+                **run,
+                "metric": metric,
+                "parts": {"AP cat": run["test_accuracy"] / 2, **({"odd": 0.1} if seed else {})},
+            }
+            for seed, run in runs.items()
+        }
+        for scheme, runs in results.items()
+    }
+
+
+def test_further_shares_have_a_table_of_their_own_with_their_differences(results):
+    found = summarise(with_parts(results))
+    assert found.metric == "mAP"
+    for summary in found.schemes:
+        assert list(summary.parts) == ["AP cat"]  # what some runs lack cannot be averaged
+        assert summary.parts["AP cat"].mean == pytest.approx(summary.accuracy.mean / 2)
+    (contrast,) = found.contrasts
+    assert contrast.parts["AP cat"].mean == pytest.approx(contrast.accuracy.mean / 2)
+    heads, rows = parts_table(found)
+    assert heads == ["of it", "scheme", "%", "minus standard", "p uncorrected"]
+    assert [row[:2] for row in rows] == [["AP cat", summary.scheme] for summary in found.schemes]
+    assert rows[0][3:] == ["", ""]
+    text = markdown(found)
+    assert "## In parts" in text
+    assert "test mAP %" in text
+    assert "accuracy" not in text
+    assert parts_table(summarise(results))[1] == []
+    assert "## In parts" not in markdown(summarise(results))
+
+
+def test_published_shares_stand_beside_them(results):
+    paper = Published(
+        unit="error %", source="a paper", values={"standard": 40.0}, parts={"AP cat": {"standard": 30.0, "repr": 20.5}}
+    )
+    found = summarise(with_parts(results), published=paper)
+    assert [one.published_parts for one in found.schemes] == [{"AP cat": 70.0}, {"AP cat": 79.5}]
+    assert [row[2] for row in parts_table(found)[1]] == ["70.0", "79.5"]
+
+
+def test_what_was_trained_before_costs_time_too(results):
+    slow = {
+        s: {k: {**run, "source_seconds": 9 * run["seconds"]} for k, run in runs.items()} for s, runs in results.items()
+    }
+    before, after = summarise(results), summarise({"standard": results["standard"], "repr": slow["repr"]})
+    assert after.schemes[1].seconds == pytest.approx(10 * before.schemes[1].seconds)
+    assert after.contrasts[0].wall_clock == pytest.approx(10 * before.contrasts[0].wall_clock)

@@ -438,3 +438,29 @@ def test_an_analysis_is_on_the_page(compared):
     assert base64.b64encode(b"a file that only has such a name").decode() not in page
     assert "<td>x &lt;i&gt;y</td>" in page
     assert "<h4>standard</h4>" in page
+
+
+# --- what is not judged by accuracy
+
+
+def test_another_metric_is_called_by_its_name_and_has_its_parts(compared):
+    path, _ = compared
+    results = {}
+    for file in sorted(path.glob("*/*/result.json")):
+        one = {**json.loads(file.read_text()), "metric": "mAP", "parts": {"AP <b>": 0.25}}
+        file.write_text(json.dumps(one))
+        results.setdefault(one["scheme"], {})[one["seed"]] = one
+        lines = [json.loads(line) for line in (file.parent / "metrics.jsonl").read_text().splitlines()]
+        text = "".join(json.dumps({**line, "metric": "mAP", "train_accuracy": None}) + "\n" for line in lines)
+        (file.parent / "metrics.jsonl").write_text(text)
+    found = summarise({scheme: results[scheme] for scheme in ("standard", "repr")}, recipe="made-up")
+    write(found, results, path)
+    folder = reading.read(path)
+    html = rendering.render([folder])
+    for text in ("Test mAP", "test mAP (%)", "test mAP, %", "In parts", "AP &lt;b&gt;"):
+        assert text in html, text
+    shown = re.sub(r"<script.*?</script>", "", html, flags=re.S)
+    assert "est accuracy" not in shown
+    assert 'value="gap"' not in html  # there is none to be drawn
+    assert tables.parts_table(folder.found).rows[0][:3] == ["AP <b>", "standard", "25.00"]
+    assert tables.parts_table({}).rows == []

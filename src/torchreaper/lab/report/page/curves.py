@@ -50,9 +50,11 @@ METRICS = (
 )  # fmt: skip
 
 
-def named(name: str) -> tuple[Metric, ...]:
-    """What can be drawn where accuracies are called ``name``."""
-    return tuple(replace(one, title=one.title.format(name), axis=one.axis.replace("{}", name)) for one in METRICS)
+def named(name: str, plots: Json) -> tuple[Metric, ...]:
+    """What can be drawn, where accuracies are called ``name``; not what no run has, as the gap of detectors."""
+    means = [scheme["means"] for scheme in plots["schemes"]]
+    there = [one for one in METRICS if not means or any(any(y is not None for y in m[one.key]["mean"]) for m in means)]
+    return tuple(replace(one, title=one.title.format(name), axis=one.axis.replace("{}", name)) for one in there)
 
 
 def plots(folder: Folder) -> Json:

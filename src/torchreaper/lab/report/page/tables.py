@@ -70,6 +70,29 @@ def comparison_table(found: Json) -> Table:
     )
 
 
+def parts_table(found: Json) -> Table:
+    """A line per further share and scheme, as average precision of each class; no lines where there are none."""
+    baseline = str(found.get("baseline", "the baseline"))
+    contrasts = {part.get("scheme"): _inner(part, "parts") for part in parts(found, "contrasts")}
+    schemes = {str(one.get("scheme", "")): one for one in parts(found, "schemes")}
+    names = dict.fromkeys(name for one in schemes.values() for name in _inner(one, "parts"))
+    rows = []
+    for name in names:
+        for scheme, one in schemes.items():
+            here, minus = _inner(one, "parts").get(name), _inner(contrasts.get(scheme, {}), name)
+            paper: Any = _inner(one, "published_parts").get(name)
+            if here is not None:
+                told = percent(paper) if _is_number(paper) else ""
+                rows.append([name, scheme, told, interval(here), interval(minus, signed=True), _p(minus.get("p"))])
+    heads = ["of it", "scheme", "paper, %", "%", f"minus {baseline}, points", "p"]
+    kept = [place for place in range(len(heads)) if any(row[place] for row in rows)]
+    return Table(
+        "In parts, with 95 % intervals; not corrected for how many there are",
+        [heads[place] for place in kept],
+        [[row[place] for place in kept] for row in rows],
+    )
+
+
 def every_number(found: Json) -> Table:
     """All that ``comparison.json`` says of the schemes, a column for each."""
     schemes = parts(found, "schemes")
