@@ -42,6 +42,30 @@ def test_every_choice_is_a_whole_recipe(here, model, data):
     assert (found.name, found.model.name, found.data.name) == ("My-first", model, data)
 
 
+@pytest.mark.parametrize(
+    ("data", "model", "task", "made"),
+    [
+        ("coco", None, "detection", "detector"),
+        ("coco", "faster-rcnn-c4", "detection", "faster-rcnn-c4"),
+        ("coco", "mynets:make", "detection", "mynets:make"),
+        ("easy-vqa", None, "vqa", "vqa"),
+    ],
+)
+def test_other_tasks_have_theirs(here, data, model, task, made):
+    done = reaper("new", "mine.yaml", "--data", data, *(["--model", model] if model else []))
+    assert done.exit_code == 0, done.output
+    if model == "mynets:make":  # nobody knows its options
+        return
+    found = load_recipe(here / "mine.yaml")
+    assert (found.task, found.model.name, found.data.name) == (task, made, data)
+    text = (here / "mine.yaml").read_text()
+    for section in ("data", "model"):
+        part = text[text.index(f"\n{section}:") :].split("\n\n")[0]
+        for other in re.findall(r"^#   (\{.*\})", part, re.MULTILINE):
+            (here / "other.yaml").write_text(yaml.safe_dump({**yaml.safe_load(text), section: yaml.safe_load(other)}))
+            load_recipe(here / "other.yaml")
+
+
 @pytest.mark.parametrize("name", ["2024", "yes", "1e3", "null"])
 def test_a_name_stays_a_name(here, name):
     assert reaper("new", f"{name}.yaml").exit_code == 0
@@ -63,7 +87,7 @@ def test_what_is_commented_out_is_right_too(here):
 
 
 def test_no_line_is_wider_than_the_others():
-    for data in ("digits", "folder", "parquet", "hub"):
+    for data in ("digits", "folder", "parquet", "hub", "coco", "easy-vqa"):
         assert max(map(len, recipe_text("recipe.yaml", data=data).splitlines())) <= 120
 
 
@@ -81,6 +105,11 @@ def test_a_file_that_is_there_is_left_alone(here):
         (["--model", "resnet_20"], "model.name='resnet_20': unknown model; did you mean 'resnet20'?"),
         (["--model", "a/b:c"], "model.name='a/b:c': must be package.module:callable, such as mynets.small:make"),
         (["--data", "folders"], "data.name='folders': unknown data; did you mean 'folder'?"),
+        (
+            ["--data", "coco", "--model", "resnet20"],
+            "model='resnet20': is not for data='coco'; choose detector, faster-",
+        ),
+        (["--model", "vqa"], "model='vqa': is a network for vqa; give --data easy-vqa with it"),
         (["recipe.txt"], "file='recipe.txt': must end in .yaml"),
         (["no/where.yaml"], "file='no/where.yaml': cannot be written (No such file or directory); choose another"),
     ],

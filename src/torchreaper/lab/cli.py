@@ -118,7 +118,11 @@ def new(
         typer.Option(metavar="NAME", help="Network: of the zoo, timm:NAME, torchvision:NAME, package.module:callable."),
     ] = "cnet",
     data: Annotated[
-        str, typer.Option(metavar="NAME", help="Images: digits, folder, parquet, hub, package.module:callable.")
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Images: digits, folder, parquet, hub, package.module:callable; with boxes: coco; questions: easy-vqa.",
+        ),
     ] = "digits",
     debug: Debug = False,
 ) -> None:

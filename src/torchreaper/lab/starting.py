@@ -105,22 +105,130 @@ seeds: 3              # trainings per scheme, from different random starts; one 
 report: last          # judge by the last epoch; validation: by the best one on data.validation held-out images
 """
 
+_BOXES = """\
+# What to compare, and how. `reaper compare {file}` trains the detector with every scheme and seed named below
+# and says whether they differ, in mean average precision; `reaper inspect {file}` shows first which filters there are.
+name: {stem}  # the runs go to <out>/{stem}/<scheme>/seed-<k>
+task: detection
 
-def recipe_text(file: str, *, model: str = "cnet", data: str = "digits") -> str:
+data:
+  name: coco          # COCO's JSON beside a folder of the pictures; paths start at this file's folder
+  train: annotations/train.json
+  train_images: train
+  test: annotations/test.json
+  test_images: test
+  size: [240, 320]    # height and width of the input; photographs keep their proportions, the rest is grey
+# Other data; `limit`, `test_limit` and `validation` work with all of them:
+#   {{name: parquet, train: train-*.parquet, test: test-*.parquet, size: 320}}  # a column of pictures, one of objects
+#   {{name: hub, hub: cppe-5, size: 320}}                                       # downloaded from huggingface.co
+#   memory: false     # read photographs when they are needed, if all together do not fit
+
+model:
+  name: {model}
+  options: {{}}         # its options; leave them out for the defaults
+# Other detectors:
+#   {{name: detector, options: {{width: 16}}}}                                      # small; trains on a CPU
+#   {{name: faster-rcnn-fpn, options: {{backbone: resnet50, weights: imagenet}}}}   # downloads torchvision's weights
+#   {{name: mypackage.mymodule:make}}                                             # your own: docs/other-tasks.md
+
+epochs: 30            # times that training goes through all photographs, for every scheme alike
+batch: 8              # photographs in one step
+augment: flip         # mirror images; or none
+eval_batch: 8         # photographs at a time when the detector is judged
+
+optim:
+  name: adamw         # or adam, sgd, rmsprop
+  lr: 0.002           # learning rate; torchvision's detectors: 0.0002
+  weight_decay: 0.0001
+
+schedule:
+  name: cosine        # to 0 at the last epoch
+  warmup: 1
+
+scheme:               # how `reaper train` trains; `reaper compare` adds "standard", the usual way
+  name: repr
+  full: 6             # epochs with the whole network; then the filters that overlap most are dropped,
+  sub: 3              # epochs without them; then they come back, pointing where no other filter points
+  cycles: 2           # how often; a whole network must be left at the end, with some epochs to settle
+  fraction: 0.3       # share of the filters that goes each time
+  scope: null         # or backbone: touch that part only
+  max_per_layer: 0.5  # leave half of every layer: narrow ones would nearly vanish
+
+seeds: 3              # trainings per scheme, from different random starts; one alone would prove nothing
+report: last          # judge by the last epoch; validation: by the best one on data.validation held-out images
+"""
+_QUESTIONS = """\
+# What to compare, and how. `reaper compare {file}` trains the network with every scheme and seed named below
+# and says whether they differ, in all and by kind of answer; `reaper inspect {file}` shows which filters there are.
+name: {stem}  # the runs go to <out>/{stem}/<scheme>/seed-<k>
+task: vqa
+
+data:
+  name: easy-vqa      # pictures of shapes and questions about them; pip install easy-vqa
+  limit: 10000        # learn from so many questions only; leave it out for all
+# Other data:
+#   {{name: easy-vqa, path: mine}}   # your own, in the same form: train and test, each with questions.json and images/
+# VQA v1 and v2 by path: see `reaper recipes`, profile v1 of paper/vqa
+
+model:
+  name: {model}
+  options:
+    cnn: {{name: cnet, options: {{depth: 4, width: 16, pool: true}}}}  # what looks at the picture: any classifier
+
+epochs: 12            # times that training goes through all questions, for every scheme alike
+batch: 32             # questions in one step
+eval_batch: 250       # questions at a time when the network is judged
+
+optim:
+  name: adam          # or adamw, sgd, rmsprop
+  lr: 0.001           # learning rate
+
+schedule:
+  name: constant      # or: step with milestones: [8, 10]; cosine
+
+scheme:               # how `reaper train` trains; `reaper compare` adds "standard", the usual way
+  name: repr
+  full: 2             # epochs with the whole network; then the filters that overlap most are dropped,
+  sub: 1              # epochs without them; then they come back, pointing where no other filter points
+  cycles: 2           # how often; a whole network must be left at the end, with some epochs to settle
+  fraction: 0.3       # share of the filters that goes each time
+  scope: cnn          # the part that looks at the picture
+
+seeds: 3              # trainings per scheme, from different random starts; one alone would prove nothing
+report: last          # judge by the last epoch; validation: by the best one on data.validation held-out questions
+"""
+#: Data of other tasks than classification: the text of a recipe, and the network where none is named.
+_OTHER_TASKS = {"coco": (_BOXES, "detector"), "easy-vqa": (_QUESTIONS, "vqa")}
+DEFAULT = "cnet"
+
+
+def recipe_text(file: str, *, model: str = DEFAULT, data: str = "digits") -> str:
     """A recipe for the file ``file``, with this network and these data.
 
     Raises:
         UserError: no such network, or no such data.
     """
-    parse(ModelSpec, {"name": model}, at="model")
+    spec = parse(ModelSpec, {"name": model}, at="model")
+    stem = re.sub(r"[^A-Za-z0-9._-]", "-", Path(file).stem).lstrip("._-") or "recipe"
+    stem = stem if stem[0].isalpha() and yaml.safe_load(stem) == stem else f"'{stem}'"  # 2024.yaml, yes.yaml
+    if data in _OTHER_TASKS:
+        text, usual = _OTHER_TASKS[data]
+        model = usual if model == DEFAULT else model
+        task = MODELS[usual].task
+        if model in MODELS and MODELS[model].task != task:
+            near = ", ".join(name for name, builder in MODELS.items() if builder.task == task)
+            raise UserError(f"model={model!r}: is not for data={data!r}; choose {near}, or package.module:callable")
+        return text.format(file=shlex.quote(file), stem=stem, model=model)
     own = ":" in data
     if own or data not in _DATA:
         parse(DataSpec, {"name": data}, at="data")
-    stem = re.sub(r"[^A-Za-z0-9._-]", "-", Path(file).stem).lstrip("._-") or "recipe"
+    if spec.tasks not in ((), ("classification",)):
+        (other,) = (name for name, (_, usual) in _OTHER_TASKS.items() if MODELS[usual].task in spec.tasks)
+        raise UserError(f"model={model!r}: is a network for {spec.tasks[0]}; give --data {other} with it")
     template = _MODEL.get(model, _ZOO_MODEL if model in MODELS else _OTHER_MODEL)
     return _TEXT.format(
         file=shlex.quote(file),
-        stem=stem if stem[0].isalpha() and yaml.safe_load(stem) == stem else f"'{stem}'",  # 2024.yaml, yes.yaml
+        stem=stem,
         data=_OWN_DATA.format(name=data) if own else _DATA[data],
         model=template if model in _MODEL else template.format(name=model),
         zoo=f"{', '.join(list(MODELS)[1:3])}, densenet40, vgg16, ...",
@@ -128,7 +236,7 @@ def recipe_text(file: str, *, model: str = "cnet", data: str = "digits") -> str:
     )
 
 
-def start(path: Path, *, model: str = "cnet", data: str = "digits") -> None:
+def start(path: Path, *, model: str = DEFAULT, data: str = "digits") -> None:
     """Write such a recipe to ``path``.
 
     Raises:
