@@ -121,7 +121,7 @@ def new(
         str,
         typer.Option(
             metavar="NAME",
-            help="Images: digits, folder, parquet, hub, package.module:callable; with boxes: coco; questions: easy-vqa.",
+            help="Images: digits, folder, parquet, hub, package.module:callable; boxes: coco; questions: easy-vqa.",
         ),
     ] = "digits",
     debug: Debug = False,

@@ -107,7 +107,7 @@ report: last          # judge by the last epoch; validation: by the best one on 
 
 _BOXES = """\
 # What to compare, and how. `reaper compare {file}` trains the detector with every scheme and seed named below
-# and says whether they differ, in mean average precision; `reaper inspect {file}` shows first which filters there are.
+# and says whether they differ, in average precision; `reaper inspect {file}` shows first which filters there are.
 name: {stem}  # the runs go to <out>/{stem}/<scheme>/seed-<k>
 task: detection
 
@@ -159,7 +159,7 @@ report: last          # judge by the last epoch; validation: by the best one on 
 """
 _QUESTIONS = """\
 # What to compare, and how. `reaper compare {file}` trains the network with every scheme and seed named below
-# and says whether they differ, in all and by kind of answer; `reaper inspect {file}` shows which filters there are.
+# and says whether they differ; `reaper inspect {file}` shows first which filters there are.
 name: {stem}  # the runs go to <out>/{stem}/<scheme>/seed-<k>
 task: vqa
 
