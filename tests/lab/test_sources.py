@@ -8,14 +8,14 @@ from tests.lab.schemes.test_resume import StopAfter, Stopped
 from tests.lab.tiny import TINY
 from torch import nn
 
-from torchreaper.lab import settings
+from torchreaper.lab import inspection, settings
 from torchreaper.lab.compare import compare
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.recipe import Recipe
 from torchreaper.lab.run import train
 from torchreaper.lab.runs import folder_of, read_events, read_metrics
 from torchreaper.lab.sections import SourceSpec
-from torchreaper.lab.sources import last_layer, move
+from torchreaper.lab.sources import frozen_mode, last_layer, move
 from torchreaper.loading import load
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -173,4 +173,64 @@ def test_a_part_of_the_network_can_be_the_first_one():
     assert torch.equal(network.cnn[0].weight, first[0].weight)
     assert torch.equal(network.head.weight, head)
     assert [p.requires_grad for p in network.parameters()] == [False] * 4 + [True] * 2
-    assert moved.frozen == (network.cnn[1],)
+    assert moved.frozen == (network.cnn,)
+
+
+def test_a_part_taken_over_whole_stays_as_in_evaluation_its_dropout_too():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cnn = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5))
+            self.head = nn.Linear(4, 7)
+
+    first = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 3))
+    network = Two().train()
+    frozen_mode(move(network, first.state_dict(), SourceSpec(into="cnn", freeze=True)).frozen)
+    assert torch.equal(network.cnn(torch.ones(1, 4)), network.cnn(torch.ones(1, 4)))
+    assert network.head.training
+    # Of a whole network, a Dropout in front of the fresh layer is that layer's.
+    again = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 3)).train()
+    frozen_mode(move(again, {**again.state_dict()}, SourceSpec(freeze=True)).frozen)
+    assert [module.training for module in again] == [False, False, False, True, True]
+
+
+def test_in_double_precision_not_a_bit_of_the_first_network_is_lost(tmp_path):
+    what = recipe(epochs=1, precision="64-true", source={**SOURCE, "freeze": True})
+    train(what, scheme="standard", seed=0, out=tmp_path)
+    before, after = weights(first_of(what, "standard", tmp_path)), weights(tmp_path / "tiny" / "standard" / "seed-0")
+    assert torch.equal(before["conv2.weight"], after["conv2.weight"])
+    assert after["conv2.weight"].dtype == torch.float64
+
+
+def test_what_was_spent_before_is_told(tmp_path):
+    teacher = {"model": {"name": "cnet", "options": {"depth": 2, "width": 8}}, "epochs": 2}
+    what = recipe(epochs=2, schemes={"kd": {"teacher": teacher}, "longer": {}})
+    taught = train(what, scheme="kd", seed=0, out=tmp_path)
+    assert (taught["epochs"], taught["source_epochs"]) == (2, 4)
+    assert taught["teacher_seconds"] > 0
+    comparison = compare(what, ["standard", "longer"], 1, tmp_path)
+    assert [one.epochs for one in comparison.schemes] == [6, 2 + 8]
+    assert "Budgets are not equal." in (tmp_path / "tiny" / "comparison.md").read_text()
+
+
+def test_snapshots_are_of_both_trainings_and_change_no_name(tmp_path):
+    what = recipe(epochs=2, snapshots=2)
+    assert what.first().name == recipe(epochs=2).first().name
+    train(what, scheme="standard", seed=0, out=tmp_path)
+    assert len(list(first_of(what, "standard", tmp_path).glob("snapshots/*.pt"))) == 2
+    assert len(list((tmp_path / "tiny" / "standard" / "seed-0").glob("snapshots/*.pt"))) == 1
+
+
+def test_what_would_go_is_that_of_the_first_network():
+    what = recipe(source={**SOURCE, "model": {"name": "cnet", "options": {"depth": 3, "width": 6, "batch_norm": True}}})
+    bank, _ = inspection.inspect(what)
+    assert [layer.name for layer in bank.layers] == ["conv1", "conv2", "conv3"]
+
+
+def test_teachers_of_older_versions_keep_their_names():
+    """The last characters are a checksum of their recipe: keys that came later must not change it."""
+    old = {"name": "kd", "teacher": {"model": {"name": "resnet20"}}}
+    what = settings.parse(Recipe, {**TINY, "scheme": old})
+    assert what.teacher(old["teacher"]).name == "teacher-resnet20-acf736a5"
+    other = settings.parse(Recipe, {**TINY, "data": {**TINY["data"], "classes": ["3", "4"]}, "scheme": old})
+    assert other.teacher(old["teacher"]).name != what.teacher(old["teacher"]).name

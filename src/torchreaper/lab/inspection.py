@@ -40,7 +40,7 @@ def inspect(
     """The filters of an untrained network, and what would be dropped first.
 
     Args:
-        recipe: What to look at; None: the network called `model`.
+        recipe: What to look at, or with a `source` its first network; None: the network called `model`.
         model, options: Without a recipe: the network's name and its options.
         size: [channels, height, width] of an image; None: the recipe's data, or 3x32x32.
         classes: How many; None: the recipe's data, or 10.
@@ -51,6 +51,8 @@ def inspect(
         UserError: No such network, wrong options, or a criterion that reads images without a recipe.
         ReaperError: What the method refuses.
     """
+    if recipe is not None and recipe.source is not None:
+        recipe = recipe.first()  # there the filters go
     own = {} if recipe is None else _of_repr(recipe.scheme)
     choice: dict[str, Any] = {key: own[key] for key in _CHOICE if key in own}
     choice |= {key: value for key, value in asked.items() if value is not None}

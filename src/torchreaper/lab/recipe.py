@@ -21,8 +21,12 @@ from torchreaper.lab.sections import OptimSpec, ScheduleSpec, SourceSpec, TaskNa
 from torchreaper.lab.settings import Settings, did_you_mean, parse, parse_nested, show
 from torchreaper.lab.yaml_text import LONGEST, YAMLProblem, parse_yaml
 
+#: Images at a time when a network is judged, by task: photographs are large.
+EVAL_BATCH = {"classification": 1000, "detection": 16, "vqa": 1000}
 #: What stands for every scheme of a recipe in ``reaper compare --schemes``; no scheme can be called that.
 ALL = "all"
+# Keys that older versions did not have, and what they did: a teacher of theirs keeps its name.
+_LATER = {"task": "classification", "source": None}
 # Sections whose other keys belong to their name; that of data has keys that go with any.
 _NAMED = ("model", "scheme", "cnn")
 # Names that become folders, on Windows too: there some are devices, whatever follows a dot, and a last dot is lost.
@@ -39,7 +43,8 @@ class Recipe(Settings):
         task: "classification" (the default), "detection" (boxes around objects) or "vqa" (questions about pictures).
         data, model, optim, schedule: see ``DataSpec``, ``ModelSpec``, ``OptimSpec``, ``ScheduleSpec``.
         augment: "none", "crop-flip", or, of images that are not in memory, "resized-crop".
-        precision: as Lightning Fabric names it. eval_batch: images at a time.
+        precision: as Lightning Fabric names it.
+        eval_batch: images at a time when the network is judged; None: 1000, of detectors 16.
         grad_clip: largest norm of the gradient; None: not clipped.
         report: the test accuracy that counts: of the "last" epoch, or of the epoch that is best on "validation".
         snapshots: keep the network's weights after each so-many-th epoch and after the last, in the run's folder; see
@@ -73,7 +78,7 @@ class Recipe(Settings):
     schedule: ScheduleSpec = ScheduleSpec()
     augment: Augmentation = "none"
     precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true"
-    eval_batch: int = Field(default=1000, ge=1)
+    eval_batch: int = Field(default=None, ge=1, validate_default=True)
     grad_clip: float | None = Field(default=None, gt=0)
     report: Literal["last", "validation"] = "last"
     snapshots: int | None = Field(default=None, ge=1)
@@ -103,6 +108,11 @@ class Recipe(Settings):
         """The section of the recipe's task."""
         spec = SPECS.get(info.data.get("task", ""))
         return parse_nested(spec, values) if spec and isinstance(values, Mapping) else values
+
+    @field_validator("eval_batch", mode="before")
+    @classmethod
+    def _at_once(cls, value: Any, info: ValidationInfo) -> Any:
+        return EVAL_BATCH.get(info.data.get("task", ""), 1000) if value is None else value
 
     @field_validator("name")
     @classmethod
@@ -145,6 +155,11 @@ class Recipe(Settings):
                 f"model.name={self.model.name!r}: is a network for {' and '.join(self.model.tasks)}, the recipe's task "
                 f"is {self.task}; choose another, or set task"
             )
+        if self.source and self.source.leave is None and (self.source.task or self.task) == "detection":
+            raise UserError(
+                "source.leave: is missing; name the layers of the first detector that know its classes, such as "
+                "head.classes.out, or [] to take over all"
+            )
         self._check(self.scheme)
         for key, options in self.schemes.items():
             if key == self.scheme["name"]:
@@ -185,7 +200,7 @@ class Recipe(Settings):
         assert self.source is not None
         found = self._before("source", self.source.changes(), "source")
         # The schemes are no part of the name: a scheme's run lies beside those of the others.
-        values = {**found.canonical(), "scheme": self.scheme, "schemes": self.schemes}
+        values = {**found.canonical(), "scheme": self.scheme, "schemes": self.schemes, "snapshots": self.snapshots}
         try:
             return parse(Recipe, values).at(self._base)
         except UserError as error:
@@ -195,6 +210,8 @@ class Recipe(Settings):
         """This recipe with `changes`, standard training, and a name that tells what is trained."""
         own: dict[str, Any] = {"scheme": {"name": "standard"}, "schemes": {}, "snapshots": None, "report": "last"}
         values = {**self.canonical(), **own, "seeds": 1, "source": None, **changes, "name": what}
+        if changes.get("task", self.task) != self.task and "eval_batch" not in changes:
+            del values["eval_batch"]
         try:
             found = parse(Recipe, values)
         except UserError as error:
@@ -231,8 +248,11 @@ class Recipe(Settings):
         return self.model_dump(mode="json", exclude={"profiles", "published"})
 
     def fingerprint(self) -> str:
-        """SHA-256 of ``canonical``, in hexadecimal."""
-        text = json.dumps(self.canonical(), sort_keys=True, separators=(",", ":"))
+        """SHA-256 of ``canonical``, in hexadecimal; of what recipes learnt to say later only what is said."""
+        values = self.canonical()
+        values = {key: value for key, value in values.items() if (key, value) not in _LATER.items()}
+        values["data"] = {key: value for key, value in values["data"].items() if (key, value) != ("classes", None)}
+        text = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
 

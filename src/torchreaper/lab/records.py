@@ -71,6 +71,7 @@ class Result(_Record):
     seconds: Seconds
     teacher_seconds: Seconds | None = None
     source_seconds: Seconds | None = None
+    source_epochs: Epoch | None = None
     layers: dict[str, Annotated[int, Field(ge=1, le=10**6)]]
 
 

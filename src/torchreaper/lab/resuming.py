@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchreaper.lab.errors import UserError
 from torchreaper.lab.settings import show
 
 _NUMBER = (int, float)
@@ -128,3 +129,11 @@ def amiss_in_optimizer(optimizer: torch.optim.Optimizer) -> str:
 
 def _equal(one: Any, other: Any) -> bool:
     return type(one) is type(other) and bool(one == other)
+
+
+def not_ours(why: str) -> UserError:
+    """The error of a checkpoint that cannot be gone on with."""
+    return UserError(
+        f"checkpoint: is of another model or version ({' '.join(why.split())[:200]}); "
+        "run with the code that wrote it, or delete the run's folder"
+    )

@@ -196,8 +196,14 @@ def _started(
     if finished(before.recipe, scheme=scheme, seed=seed, out=before.out) is None:
         try_out(recipe, scheme, device=device, progress=progress)  # hours later it would be too late
     ended, result = _ended(before, seed, progress, device, fabric)
-    seconds = float(result["seconds"]) + float(result.get("teacher_seconds") or 0.0)
-    return sources.Start(ended.weights, float(result["test_accuracy"]), str(result.get("metric", "accuracy")), seconds)
+    return sources.Start(
+        ended.weights,
+        float(result["test_accuracy"]),
+        str(result.get("metric", "accuracy")),
+        int(result["epochs"]),
+        float(result["seconds"]),
+        float(result.get("teacher_seconds") or 0.0),
+    )
 
 
 def _ended(

@@ -19,17 +19,31 @@ from torchreaper.lab.settings import did_you_mean, show
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """What a finished first training gives: its weights, its test score from 0 to 1, and the seconds it took."""
+    """What a finished first training gives: its weights, its test score from 0 to 1, its epochs and what it cost."""
 
     weights: dict[str, Any]
     score: float
     metric: str
+    epochs: int
     seconds: float
+    teacher_seconds: float = 0.0
+
+    def costs(self) -> dict[str, float]:
+        """What a result says of it beside its own."""
+        return {
+            "source_seconds": self.seconds,
+            "source_epochs": self.epochs,
+            "teacher_seconds": self.teacher_seconds,
+        }
+
+    def parts(self) -> dict[str, float]:
+        """How good it was on its own data."""
+        return {f"source: {self.metric}": self.score}
 
 
 def untrained(network: nn.Module) -> Start:
     """What stands for a first training that has not been done: to see whether its weights would fit."""
-    return Start(network.state_dict(), 0.0, "accuracy", 0.0)
+    return Start(network.state_dict(), 0.0, "accuracy", 0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -104,15 +118,20 @@ def _inside(key: str, module: str) -> bool:
 
 
 def _freeze(part: nn.Module, taken: set[str]) -> tuple[nn.Module, ...]:
-    """Nothing that was taken over is trained; returns the modules whose statistics would move in training."""
+    """Nothing that was taken over is trained; returns the modules that must stay as in evaluation for it to stay so.
+
+    All of a part that was taken over whole; else what stands, in the order of definition, up to the last layer that
+    was: a Dropout behind it belongs to what is new.
+    """
     for name, parameter in part.named_parameters():
         if name in taken:
             parameter.requires_grad_(False)
-    return tuple(
-        module
-        for name, module in part.named_modules()
-        if any(f"{name}.{key}".lstrip(".") in taken for key in dict(module.named_buffers(recurse=False)))
-    )
+    own = {name: module for name, module in part.named_modules() if not any(module.children())}
+    held = {name: {f"{name}.{key}".lstrip(".") for key in module.state_dict()} for name, module in own.items()}
+    if taken >= {name for name, _ in part.named_parameters()}:
+        return (part,)
+    last = max(place for place, keys in enumerate(held.values()) if keys & taken)
+    return tuple(own[name] for place, (name, keys) in enumerate(held.items()) if place <= last and keys <= taken)
 
 
 def frozen_mode(modules: tuple[nn.Module, ...]) -> None:

@@ -95,6 +95,8 @@ class Run:
         """Take over the weights of the network that this one starts from; what of it must not move."""
         if self.recipe.source is None or self.start is None:
             return ()
+        # Now and not in `setup`, which comes too late for the weights of a network in double precision.
+        self.fabric.strategy.precision.convert_module(self.module)
         return sources.move(self.module, self.start.weights, self.recipe.source).frozen
 
     def _setup(self, spec: schemes.Spec) -> schemes.Setup:
@@ -217,7 +219,7 @@ class Run:
             "epochs": self.epochs,
             # What "accuracy" stands for in this record, and its parts.
             "metric": self.task.metric,
-            "parts": {**reported.get("parts", {}), **self._before()},
+            "parts": {**reported.get("parts", {}), **(self.start.parts() if self.start else {})},
             "report": self.recipe.report,
             "reported_epoch": reported["epoch"],
             "test_accuracy": reported["test_accuracy"],
@@ -227,16 +229,12 @@ class Run:
             # Not those of the lines, of which a damage may have taken some.
             "seconds": sum(line["seconds"] for line in metrics) if self.seconds is None else self.seconds,
             "teacher_seconds": self.teacher.seconds if self.teacher else 0.0,
-            **({"source_seconds": self.start.seconds} if self.start else {}),
+            **(self.start.costs() if self.start else {}),
             "fingerprint": fingerprint(self.judged.state_dict()),
             # Of one process: the last bits depend on it.
             "threads": torch.get_num_threads(),
             "layers": self.filters,
         }
-
-    def _before(self) -> dict[str, float]:
-        """How good the network was that this one starts from, on its own data."""
-        return {f"source: {self.start.metric}": self.start.score} if self.start else {}
 
     def state_dict(self) -> Json:
         """All that the rest of the run depends on."""
@@ -256,7 +254,7 @@ class Run:
     def load_state_dict(self, state: Json, note: Callable[[str], None]) -> None:
         """Go on from `state`; `note` is told where this machine may give other bits than the one that wrote it."""
         if wrong := resuming.problem(state, self.state_dict()):
-            raise _not_ours(wrong)
+            raise resuming.not_ours(wrong)
         try:
             self.module.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -269,7 +267,7 @@ class Run:
             if self.share.rank < len(states):
                 set_rng_state(states[self.share.rank])
         except Exception as error:  # whatever a state that is not ours makes torch and the schemes raise
-            raise _not_ours(str(error) or type(error).__name__) from error
+            raise resuming.not_ours(str(error) or type(error).__name__) from error
         self.chosen, self.seconds = state["chosen"], state.get("seconds")
         if self.scheme.phase == "sub":
             self._wrap_anew()
@@ -391,10 +389,3 @@ class Run:
             "train_accuracy": self._on_training(epoch),
             **({"parts": dict(test.parts)} if test.parts else {}),
         }
-
-
-def _not_ours(why: str) -> UserError:
-    return UserError(
-        f"checkpoint: is of another model or version ({' '.join(why.split())[:200]}); "
-        "run with the code that wrote it, or delete the run's folder"
-    )

@@ -118,6 +118,7 @@ def test_a_comparison_speaks_of_map_and_has_its_parts(boxes, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
+        ({"source": {"epochs": 3}}, "source.leave: is missing; name the layers of the first detector that know its "),
         ({"augment": "crop-flip"}, "augment='crop-flip': cannot be used with task detection; use none or flip"),
         ({"model": {"name": "resnet20"}}, "model.name='resnet20': is a network for classification, the recipe's task "),
         ({"model": {"name": "timm:resnet18"}}, "model.name='timm:resnet18': is a network for classification, the "),
@@ -133,6 +134,12 @@ def test_what_does_not_fit_the_task_is_one_line(boxes, changes, text):
         boxes(**changes)
     assert str(error.value).startswith(text)
     assert "\n" not in str(error.value)
+
+
+def test_photographs_are_judged_few_at_a_time(boxes, questions):
+    assert (boxes().eval_batch, questions().eval_batch) == (16, 1000)
+    of_pictures = {"task": "classification", "data": {"name": "digits"}, "model": {"name": "cnet"}, "leave": []}
+    assert boxes(source=of_pictures).first().eval_batch == 1000
 
 
 def test_a_network_of_the_users_own_has_to_be_a_detector(boxes, tmp_path, monkeypatch):

@@ -69,6 +69,13 @@ def test_the_convnet_can_be_one_that_was_trained_before_and_stays_as_it_is(quest
     assert run.task.metric == "accuracy"
 
 
+@pytest.mark.parametrize("criterion", ["oracle", "taylor"])
+def test_criteria_read_questions_too(questions, criterion):
+    scheme = {"name": "repr", "full": 1, "sub": 1, "cycles": 1, "criterion": criterion, "images": 6}
+    _, preview = inspection.inspect(questions(scheme=scheme))
+    assert preview.filters.keys() == {"cnn.conv2"}
+
+
 def test_what_would_go_is_shown_of_it_too(questions):
     bank, preview = inspection.inspect(questions())
     assert [layer.name for layer in bank.ranked] == ["cnn.conv2"]

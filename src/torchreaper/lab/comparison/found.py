@@ -36,7 +36,7 @@ class Summary:
     bootstrap: Interval | None
     train_accuracy: Estimate
     gap: Estimate
-    #: That the network was trained, without those of a teacher.
+    #: That the network was trained, those of the network it started from included, without those of a teacher.
     epochs: int
     #: The median run: training this network; and its teachers before, 0 where it has none.
     seconds: float

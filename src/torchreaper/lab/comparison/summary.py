@@ -97,7 +97,7 @@ def _summary(scheme: str, runs: Runs) -> Summary:
         bootstrap=bootstrap_interval(accuracies),
         train_accuracy=estimate(_percent(runs, "train_accuracy")),
         gap=estimate(_percent(runs, "gap")),
-        epochs=max(int(run["epochs"]) for run in runs.values()),
+        epochs=max(int(run["epochs"]) + int(run.get("source_epochs") or 0) for run in runs.values()),
         seconds=statistics.median(_own_seconds(run) for run in runs.values()),
         teacher_seconds=statistics.median(_teachers(run) for run in runs.values()),
         epochs_to_baseline=None,

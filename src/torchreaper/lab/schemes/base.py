@@ -40,7 +40,7 @@ class Setup:
             given seed.
         drawn: the batches (inputs, targets) of an epoch in the order, and with the augmentation, of the given seed.
         loss: of outputs and targets, averaged over the batch.
-        answers: what the outputs are, "logits" or "boxes".
+        answers: what the network is asked for: "classes", "answers" or "boxes".
         autocast: the precision that the network is trained in, as a context.
         grad_clip: largest norm of the gradient; None: not clipped.
         base: the recipe's folder, in which objects of the user's own are looked for.
@@ -59,7 +59,7 @@ class Setup:
     sibling: Callable[[int], tuple[nn.Module, Optimizer]]
     drawn: Callable[[int, int], Iterator[tuple[Any, Tensor]]]
     loss: Callable[[Any, Tensor], Tensor] = F.cross_entropy
-    answers: str = "logits"
+    answers: str = "classes"
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     grad_clip: float | None = None
     base: Path | None = None

@@ -205,7 +205,7 @@ class RePrSpec(Spec):
         seed: int,
         base: Path | None = None,
         loss_fn: Loss = cross_entropy,
-        answers: str = "logits",
+        answers: str = "classes",
     ) -> tr.criteria.Criterion:
         """The criterion; one that reads images reads `images` of those in `batches`, chosen by `seed`.
 
@@ -222,7 +222,7 @@ class RePrSpec(Spec):
         chosen = batches.take(count, seed=epoch_seed(seed, 0, "images"))
         if objects.is_object(self.criterion):
             return _own_criterion(self.criterion, chosen, loss_fn, base)
-        if self.criterion == "oracle" and answers != "logits":  # nothing to be right on, filter by filter
+        if self.criterion == "oracle" and answers != "classes":  # nothing that is plainly right or wrong
             return tr.criteria.Oracle(chosen, loss_fn, measure="loss")
         return tr.criteria.make(self.criterion, chosen, loss_fn)
 

@@ -67,11 +67,11 @@ class Task(ABC):
 
     Attributes:
         metric: what `Judged.score` is, as people call it.
-        answers: what the outputs are: "logits", one for each class, or "boxes".
+        answers: what a network is asked for: "classes", "answers" (several may be right), or "boxes".
     """
 
     metric: ClassVar[str] = "accuracy"
-    answers: ClassVar[str] = "logits"
+    answers: ClassVar[str] = "classes"
 
     @abstractmethod
     def load(self, spec: Any, base: Path, *, progress: data.Progress | None = None) -> Loaded:

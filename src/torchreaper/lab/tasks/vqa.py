@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,8 @@ class VQA(Task):
 
     The metric is VQA's accuracy (Antol et al. 2015): an answer that three people gave is right.
     """
+
+    answers: ClassVar[str] = "answers"
 
     def load(self, spec: Any, base: Path, *, progress: data.Progress | None = None) -> Loaded:
         """Questions and their pictures."""
