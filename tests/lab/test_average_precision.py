@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torchreaper.lab.average_precision import average_precision
+from torchreaper.lab.average_precision import average_precision, names_of_classes
 from torchreaper.lab.errors import UserError
 
 pytest.importorskip("pycocotools")
@@ -152,6 +152,17 @@ def test_by_hand():
     twice = [[right, [*TRUTH[0][:4], 0.9, 0], [100, 100, 140, 140, 0.1, 0]]]
     assert measured(twice, [two], ("cat",))["AP50"] == pytest.approx((51 + 50 * 2 / 3) / 101)
     assert measured(twice, [two], ("cat",), [[[0, 0, 60, 60, 0]]])["AP50"] == pytest.approx(1)
+
+
+words = st.sampled_from(["cat", "small", "small (class)", "medium", "50"])
+
+
+@given(st.lists(words, max_size=6))
+def test_each_class_has_a_name_of_its_own(classes):
+    names = names_of_classes(classes)
+    assert len({*names, "mAP", "AP50", "AP75", "AP small", "AP medium", "AP large"}) == len(classes) + 6
+    assert all(name.startswith(f"AP {one}") for name, one in zip(names, classes, strict=True))
+    assert names_of_classes(["cat", "small"]) == ["AP cat", "AP small (class)"]
 
 
 def test_a_class_that_is_called_as_a_size_is():

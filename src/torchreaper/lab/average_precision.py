@@ -28,7 +28,7 @@ def average_precision(
     Precision averaged over 101 recalls and over the classes; "mAP" also over overlaps (IoU) of 0.50, 0.55, ..., 0.95,
     "AP50" and "AP75" at one each. Of each image the 100 best detections of a class count. "AP small", "AP medium" and
     "AP large" are of boxes below 32 x 32, up to 96 x 96, and above, in pixels of the photograph, by the area of the box
-    (COCO's own tables take that of the object's outline); "AP <class>" are of one class.
+    (COCO's own tables take that of the object's outline); those of one class are called as ``names_of_classes`` says.
     Source: Lin et al. 2014 and https://cocodataset.org/#detection-eval, which pycocotools implements.
 
     Args:
@@ -68,11 +68,25 @@ def average_precision(
     precision = evaluation.eval["precision"][..., _MOST]
     figures = {"mAP": precision[:, :, :, _ALL], "AP50": precision[0, :, :, _ALL], "AP75": precision[5, :, :, _ALL]}
     figures |= {f"AP {size}": precision[:, :, :, 1 + place] for place, size in enumerate(_SIZES)}
-    for number, name in enumerate(classes):
-        clash = f"AP {name}" in figures
-        figures[f"AP {name} (class)" if clash else f"AP {name}"] = precision[:, :, number, _ALL]
+    figures |= {name: precision[:, :, number, _ALL] for number, name in enumerate(names_of_classes(classes))}
     there_is = {name: values[values > -1] for name, values in figures.items()}
     return {name: float(values.mean()) for name, values in there_is.items() if values.size}
+
+
+def names_of_classes(classes: Sequence[str]) -> list[str]:
+    """What the figure of each class is called: "AP <class>", with " (class)" behind where that is taken.
+
+    No two are the same, and none is that of a size.
+    """
+    names: list[str] = []
+    taken = {f"AP {size}" for size in _SIZES}
+    for one in classes:
+        name = f"AP {one}"
+        while name in taken:
+            name += " (class)"
+        taken.add(name)
+        names.append(name)
+    return names
 
 
 class _Annotations:

@@ -82,6 +82,7 @@ def _ranking(
         dataset.validation,
         mean=dataset.mean,
         std=dataset.std,
+        batch=task.read_at_once(recipe.batch),
         arguments=partial(task.arguments, network) if task.needs_targets(network) else None,
     )
     return RePrSpec(criterion=criterion, images=images).ranking(

@@ -111,6 +111,7 @@ class Run:
 
         # Criteria call the network with its inputs, or where that is not enough as training does.
         arguments = partial(self.task.arguments, self.module) if self.task.needs_targets(self.module) else None
+        reading: Json = {"mean": self.mean, "std": self.std, "batch": self.task.read_at_once(self.recipe.batch)}
         teacher = None
         if wanted := teachers.recipe_of(self.recipe, spec):
             # Without weights where a comparison only asks whether all can be built.
@@ -123,10 +124,8 @@ class Run:
             optimizer=self.optimizer,
             example_inputs=data.first(self.train, 2, self.mean, self.std),
             seed=data.epoch_seed(self.seed, 0, "scheme"),
-            batches=data.FixedBatches.held_out(
-                self.train, self.validation, mean=self.mean, std=self.std, arguments=arguments
-            ),
-            training=data.FixedBatches(self.train, "training", self.mean, self.std),
+            batches=data.FixedBatches.held_out(self.train, self.validation, arguments=arguments, **reading),
+            training=data.FixedBatches(self.train, "training", **reading),
             loss=partial(self.task.loss, self.module),
             answers=self.task.answers,
             lengths=self.lengths,

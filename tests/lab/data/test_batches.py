@@ -1,5 +1,4 @@
 import sys
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -123,7 +122,7 @@ def test_nothing_is_computed_before_a_batch_is_asked_for(monkeypatch):
     calls = []
     monkeypatch.setattr(module, "choose", lambda *a, **k: calls.append("choose") or torch.arange(4))
     monkeypatch.setattr(module, "normalise", lambda images, *a: calls.append("normalise") or images)
-    held_out = replace(FixedBatches.held_out(split(9), split(8), mean=torch.zeros(1), std=torch.ones(1)), batch=2)
+    held_out = FixedBatches.held_out(split(9), split(8), mean=torch.zeros(1), std=torch.ones(1), batch=2)
     reading = held_out.take(4, seed=1)
     assert (held_out.what, len(reading), reading.images, calls) == ("validation", 2, 4, [])
     next(iter(reading))
@@ -133,5 +132,5 @@ def test_nothing_is_computed_before_a_batch_is_asked_for(monkeypatch):
 
 
 def test_without_validation_images_criteria_read_those_of_training():
-    reading = replace(FixedBatches.held_out(split(9), None, mean=torch.zeros(1), std=torch.ones(1)), batch=2)
-    assert (reading.what, reading.images) == ("training", 9)
+    reading = FixedBatches.held_out(split(9), None, mean=torch.zeros(1), std=torch.ones(1), batch=2)
+    assert (reading.what, reading.images, len(reading)) == ("training", 9, 5)

@@ -250,3 +250,16 @@ def test_low_precision_loses_no_loss():
     assert outputs[0].dtype == torch.bfloat16
     assert loss.dtype == torch.float32
     assert all(one.dtype == torch.float32 for one in model.detections(outputs))
+
+
+def test_low_precision_rounds_no_box():
+    """Corners around 1,000, as they are and to the next number that bfloat16 has, and class 300."""
+    model = made(classes=302, size=(1024, 1024), stages=5, stride=32).float()
+    draw = torch.Generator().manual_seed(0)
+    outputs = tuple((torch.randn(1, c, 32, 32, generator=draw) - low).bfloat16() for c, low in ((302, 9), (4, 0)))
+    targets = torch.tensor([[[3.3, 5.1, 1001.3, 1003.9, 300.0], [601.3, 501.2, 622.9, 530.4, 1.0]]])
+    plain, boxes = model.loss(outputs, targets), model.detections(outputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model.loss(outputs, targets), plain)
+        assert all(torch.equal(a, b) for a, b in zip(boxes, model.detections(outputs), strict=True))
+    assert abs(model.loss(outputs, targets.bfloat16()) - plain) > 1e-4 * plain, "it would be another loss"

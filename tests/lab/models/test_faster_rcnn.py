@@ -24,11 +24,11 @@ FPN, C4 = VARIANTS
 BACKBONES = {FPN: "resnet18", C4: "resnet50"}
 
 
-def made(variant: str = FPN, *, size: tuple[int, int] = SIZE, **options: Any) -> FasterRCNN:
+def made(variant: str = FPN, *, size: tuple[int, int] = SIZE, classes: int = 3, **options: Any) -> FasterRCNN:
     with_operators()
     given = {"backbone": BACKBONES[variant], "anchor": 8, "proposals": 12, "samples": 6, "min_score": 0.0, **options}
     with drawing(0):
-        return faster_rcnn(FasterRCNNOptions(**given), variant=variant, in_channels=3, classes=3, image_size=size)
+        return faster_rcnn(FasterRCNNOptions(**given), variant=variant, in_channels=3, classes=classes, image_size=size)
 
 
 def batch(seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -111,6 +111,69 @@ def test_pictures_without_boxes():
     assert loss.isfinite()
     nothing = torch.full_like(targets, -1)
     assert model.loss(model(images, nothing), nothing).isfinite()
+
+
+def watched(model: FasterRCNN, monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[Tensor], list[dict[str, Tensor]]]]:
+    """What the matcher is given, call by call: the anchors and the truth of every picture."""
+    given, real = [], model.regions.rpn.assign_targets_to_anchors
+
+    def assign(anchors: list[Tensor], truth: list[dict[str, Tensor]]) -> Any:
+        given.append((anchors, truth))
+        return real(anchors, truth)
+
+    monkeypatch.setattr(model.regions.rpn, "assign_targets_to_anchors", assign)
+    return given
+
+
+@pytest.mark.parametrize("variant", [FPN, pytest.param(C4, marks=pytest.mark.slow)])
+def test_mixed_precision_rounds_no_box(variant, monkeypatch):
+    """In bfloat16 corners above 512 are multiples of 4, and class 300 is followed by class 302."""
+    model = made(variant, size=(64, 640), classes=302, proposals=40, samples=20)
+    images = torch.randn(1, 3, 64, 640, generator=torch.Generator().manual_seed(0))
+    targets = torch.tensor([[[601.3, 10.2, 622.9, 40.4, 300.0]]])
+    matched, kinds = watched(model, monkeypatch), []
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            layer.register_forward_hook(lambda layer, given, output: kinds.append(output.dtype))
+    pooled: list[set[torch.dtype]] = []
+    model.pooled.roi_align.register_forward_pre_hook(
+        lambda layer, given: pooled.append({one.dtype for one in (*given[0].values(), *given[1])})
+    )
+    outputs, losses, detections = [], [], []
+    for low in (False, True):
+        kinds.clear()
+        with torch.random.fork_rng(), torch.autocast("cpu", torch.bfloat16, enabled=low):
+            torch.manual_seed(1)
+            outputs.append(model.eval()(images, targets))
+            losses.append(model.loss(outputs[-1], targets))
+            detections.append(model.detections(model(images))[0])
+        assert set(kinds) == {torch.bfloat16 if low else torch.float32}
+    assert torch.equal(matched[0][0][0], matched[1][0][0]), "the anchors"
+    for _, (truth,) in matched:
+        assert torch.equal(truth["boxes"], targets[0, :, :4])
+        assert truth["labels"].tolist() == [301]
+    # Of one kind, as torchvision's compiled operator wants them, and as it does in mixed precision by itself.
+    assert pooled == [{torch.float32}] * 4
+    low = outputs[1].sampled
+    assert {one.dtype for one in (*low.boxes, *low.wanted, *low.losses.values(), losses[1])} == {torch.float32}
+    assert any(torch.equal(box, targets[0, 0, :4]) for box in outputs[0].sampled.boxes[0])
+    for boxes in (low.boxes[0], detections[1][:, :4]):
+        inside = boxes[(boxes > 512) & (boxes < 640)]
+        assert len(inside) > 4
+        assert (inside % 4 == 0).float().mean() < 0.5
+    assert losses[1].item() == pytest.approx(losses[0].item(), rel=0.02)
+    losses[1].backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_in_double_precision_all_is_double():
+    model, (images, targets) = made().double(), batch()
+    images = images.double()
+    outputs = model(images, targets)
+    rows = model.detections(model(images))
+    kept = (*outputs, *outputs.sampled.boxes, *outputs.sampled.wanted, *outputs.sampled.losses.values(), *rows)
+    assert {one.dtype for one in kept if isinstance(one, Tensor)} == {torch.float64}
+    assert model.loss(outputs, targets).dtype == torch.float64
 
 
 def routes(model: FasterRCNN, inputs: Any) -> tuple[dict[str, str], set[str], set[str]]:

@@ -1,7 +1,11 @@
 """Detectors in the lab: trained, judged, compared, gone on with; and one line for what does not fit the task."""
 
+from itertools import islice
+from types import SimpleNamespace
+
 import pytest
 import torch
+from tests.lab.models.test_faster_rcnn import made, watched
 from tests.lab.schemes.test_resume import StopAfter, Stopped
 from tests.vision_ops import with_operators
 from torch import nn
@@ -11,6 +15,7 @@ from torchreaper.lab.average_precision import average_precision
 from torchreaper.lab.compare import compare
 from torchreaper.lab.environment import make_fabric
 from torchreaper.lab.errors import UserError
+from torchreaper.lab.models.detector import Detector
 from torchreaper.lab.run import train
 from torchreaper.lab.runs import read_events, read_metrics
 from torchreaper.lab.tasks import TASKS
@@ -71,6 +76,15 @@ def test_it_is_judged_in_pixels_of_the_photographs(boxes):
     knowing = Knowing()
     judged = TASKS["detection"].judge(make_fabric("cpu", "32-true"), knowing, knowing, run.test, **how)
     assert (judged.loss, judged.score) == (0.5, pytest.approx(1.0))
+    knowing.at = 0
+    many = (*classes, "small", *map(str, range(20)))
+    parts = (
+        TASKS["detection"]
+        .judge(make_fabric("cpu", "32-true"), knowing, knowing, run.test, **how | {"classes": many})
+        .parts
+    )
+    assert set(parts) == set(judged.parts) - {f"AP {name}" for name in classes}, "of sizes, and of no class"
+    assert "AP small" in parts
     half = [torch.cat([t[:, :4] * 2, torch.ones(len(t), 1), t[:, 4:]], 1) for t in truths]
     assert average_precision(half, truths, classes, crowd=crowds)["mAP"] < 0.5
 
@@ -84,6 +98,100 @@ def test_judging_leaves_training_alone(boxes, monkeypatch):
     first, second = (run._judged(run.test, 1, "test") for _ in range(2))
     assert torch.equal(before, torch.random.get_rng_state())
     assert (first.loss, first.score) == (second.loss, second.score)
+
+
+LOW = make_fabric("cpu", "bf16-mixed")
+
+
+def test_fabric_rounds_no_target():
+    network = SimpleNamespace(takes_targets=True)
+    targets = torch.tensor([[[601.3, 101.2, 622.9, 130.4, 299.0]]])
+    images, given = TASKS["detection"].arguments(network, torch.rand(1, 3, 4, 4), targets)
+    images, kept = LOW.strategy.precision.convert_input((images, given))
+    assert images.dtype == torch.bfloat16
+    assert kept.dtype == torch.float32
+    assert torch.equal(kept, targets)
+    assert make_fabric("cpu", "64-true").strategy.precision.convert_input(given).dtype == torch.float64
+    assert type(given[..., :4]) is type(given + 1) is torch.Tensor, "what is made of them is as always"
+    assert (given + 0).to(torch.bfloat16).dtype == torch.bfloat16
+    assert given.to(torch.zeros(1, dtype=torch.float16)).dtype == torch.float32
+    assert TASKS["detection"].arguments(SimpleNamespace(takes_targets=False), images, targets) == (images,)
+
+
+def test_faster_rcnn_in_fabric_learns_the_boxes_that_are_there(monkeypatch):
+    """From the tensor of targets to the matcher, and out of it again: 640 pixels, corners that bfloat16 has not."""
+    model = made(size=(64, 640))
+    wrapped, matched = LOW.setup(model), watched(model, monkeypatch)
+    images = torch.randn(1, 3, 64, 640, generator=torch.Generator().manual_seed(0))
+    targets = torch.tensor([[[601.3, 10.2, 622.9, 40.4, 1.0]]])
+    arguments = TASKS["detection"].arguments(model, images, targets)
+    found = []
+    for call in (wrapped, model):
+        with torch.random.fork_rng(), LOW.autocast(), torch.no_grad():
+            torch.manual_seed(1)
+            outputs = call.eval()(*arguments)
+            found.append((model.loss(outputs, targets), *outputs.sampled.boxes, *model.detections(call(images))))
+    for _, (truth,) in matched:
+        assert torch.equal(truth["boxes"], targets[0, :, :4])
+    assert len(matched) == 2
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True)), "in the wrapper and without it"
+    *_, rows = found[0]
+    corners = rows[:, :4][(rows[:, :4] > 512) & (rows[:, :4] < 640)]
+    assert len(corners) > 4
+    assert (corners % 4 == 0).float().mean() < 0.5
+
+
+class Sloppy(nn.Module):
+    """Finds one box, and counts and says it in whatever precision it is given."""
+
+    takes_targets = True
+
+    def __init__(self):
+        super().__init__()
+        self.size = nn.Parameter(torch.tensor(20.0))
+        self.said = []
+
+    def forward(self, images, targets=None):
+        return images.flatten(1).mean(1) + 7.03 + self.size
+
+    def loss(self, outputs, targets):
+        return (outputs * 1.01).mean()
+
+    def detections(self, outputs):
+        self.said.append((outputs * 1.01).tolist())
+        return [torch.stack([one - 20, one - 20, one, one, 0.5 + 0 * one, 0 * one])[None] for one in outputs * 1.01]
+
+
+def test_one_process_and_several_judge_alike(boxes):
+    """Of several each calls the network without Fabric's wrapper."""
+    recipe = boxes(scheme={"name": "standard"}, precision="bf16-mixed")
+    run = Run(recipe, recipe.training_spec("standard"), seed=0, device="cpu")
+    how = {"classes": run.dataset.classes, "mean": run.mean, "std": run.std, "batch": 3}
+    sloppy = Sloppy()
+    for network, wrapped in ((run.module, run.model), (sloppy, LOW.setup(sloppy))):
+        one, several = (TASKS["detection"].judge(LOW, call, network, run.test, **how) for call in (wrapped, network))
+        assert one == several
+    half = len(sloppy.said) // 2
+    assert sloppy.said[:half] == sloppy.said[half:]
+
+
+def test_criteria_read_no_more_photographs_at_a_time_than_training(boxes, monkeypatch):
+    scheme = {"name": "repr", "full": 1, "sub": 1, "cycles": 1, "criterion": "taylor", "images": 6}
+    recipe, sizes, forward = boxes(scheme=scheme, batch=2), [], Detector.forward
+    setup = Run(recipe, recipe.training_spec("repr"), seed=0, device="cpu")._setup(recipe.training_spec("repr"))
+    assert {len(targets) for source in (setup.batches, setup.training) for _, targets in source} <= {1, 2}
+
+    def counted(self, images):
+        sizes.append(len(images))
+        return forward(self, images)
+
+    monkeypatch.setattr(Detector, "forward", counted)
+    inspection.inspect(recipe)
+    assert max(sizes) == 2
+    assert sum(sizes) >= 6
+    # How many are read at once must not change what a classifier loses.
+    assert [TASKS[task].read_at_once(2) for task in TASKS] == [100, 2, 100]
+    assert TASKS["detection"].read_at_once(1000) == 100
 
 
 @pytest.mark.parametrize("criterion", ["taylor", "mean-activation", "oracle"])
@@ -167,6 +275,30 @@ def test_a_network_of_the_users_own_has_to_be_a_detector(boxes, tmp_path, monkey
     with pytest.raises(UserError, match=r"its detections in 2 images are torch\.float32 of shape .*; must be a list"):
         run("Vague")
     assert run("Whole")["metric"] == "mAP"
+
+
+@pytest.mark.slow
+def test_faster_rcnn_in_mixed_precision_is_judged_alike_after_training(boxes):
+    with_operators()
+    options = {"backbone": "resnet18", "anchor": 8, "proposals": 60, "samples": 16, "min_score": 0.0}
+    recipe = boxes(
+        model={"name": "faster-rcnn-fpn", "options": options},
+        scheme={"name": "standard"},
+        precision="bf16-mixed",
+        batch=2,
+        optim={"name": "sgd", "lr": 1e-3},
+        grad_clip=10.0,
+    )
+    run = Run(recipe, recipe.training_spec("standard"), seed=0, device="cpu")
+    for inputs, targets in islice(run._batches(0, 1, run.share), 4):
+        loss, _ = run._step(inputs, targets)
+        assert loss.isfinite()
+    how = {"classes": run.dataset.classes, "mean": run.mean, "std": run.std, "batch": 3}
+    one, several = (
+        TASKS["detection"].judge(LOW, call, run.module, run.test, **how) for call in (run.model, run.module)
+    )
+    assert one == several
+    assert one.loss > 0
 
 
 @pytest.mark.slow

@@ -145,11 +145,12 @@ class FixedBatches:
         *,
         mean: Float[Tensor, " channels"],
         std: Float[Tensor, " channels"],
+        batch: int,
         arguments: Arguments | None = None,
     ) -> FixedBatches:
         """The images that criteria read: those held out for validation, or without any those of training."""
         split, what = (train, "training") if validation is None else (validation, "validation")
-        return cls(split, what, mean, std, arguments=arguments)
+        return cls(split, what, mean, std, batch, arguments=arguments)
 
     @property
     def images(self) -> int:

@@ -77,7 +77,8 @@ class Regions(nn.Module):
     """Where something may be, and which of these regions are looked at: torchvision's two stages without their layers.
 
     It has no parameters. What it does depends on what the tensors hold, so it cannot be traced; all that has weights
-    stands before or after it.
+    stands before or after it. Half precision would round the corners of boxes to 4 pixels, so all of it is done in
+    float32 at least, under autocast too.
     """
 
     def __init__(self, rpn: Any, roi_heads: Any, detection: Any) -> None:
@@ -93,6 +94,12 @@ class Regions(nn.Module):
         Args:
             objectness: [n, anchors, h, w] of every map. moves: [n, 4 * anchors, h, w].
         """
+        with torch.autocast(images.device.type, enabled=False):
+            return self._sampled(images, [_wide(one) for one in objectness], [_wide(one) for one in moves], targets)
+
+    def _sampled(
+        self, images: Tensor, objectness: list[Tensor], moves: list[Tensor], targets: Tensor | None
+    ) -> Sampled:
         rpn, sizes = self.rpn, [(images.shape[-2], images.shape[-1])] * len(images)
         anchors = rpn.anchor_generator(self._image_list(images, sizes), objectness)
         counts = [one[0].numel() for one in objectness]
@@ -103,6 +110,7 @@ class Regions(nn.Module):
             return Sampled(found, sizes, [], [], {})
         truth = _listed(targets, boxes.dtype)
         labels, matched = rpn.assign_targets_to_anchors(anchors, truth)
+        labels = [one.to(flat) for one in labels]  # the loss comes in their type
         of_objects, of_boxes = rpn.compute_loss(flat, flat_moves, labels, rpn.box_coder.encode(matched, anchors))
         found, _, labels, wanted = self.roi_heads.select_training_samples(found, truth)
         return Sampled(found, sizes, labels, list(wanted), {"objectness": of_objects, "rpn_box": of_boxes})
@@ -118,9 +126,11 @@ class Pooled(nn.Module):
     def forward(self, maps: list[Tensor], boxes: list[Tensor], sizes: list[tuple[int, int]]) -> Tensor:
         """Maps [n, channels, h, w], boxes [k, 4] of every picture -> [regions, channels, 7 or 14, 7 or 14]."""
         # Lists, which a tracer cannot make of what it knows nothing of: it must not go on into torchvision's code.
-        named = OrderedDict((str(k), one) for k, one in enumerate(maps))
-        seen: Tensor = self.roi_align(named, list(boxes), list(sizes))
-        return seen
+        boxes, sizes, dtype = list(boxes), list(sizes), maps[0].dtype
+        with torch.autocast(boxes[0].device.type, enabled=False):
+            named = OrderedDict((str(k), _wide(one)) for k, one in enumerate(maps))
+            seen: Tensor = self.roi_align(named, boxes, sizes)
+        return seen.to(dtype)
 
 
 class Outputs(NamedTuple):
@@ -159,15 +169,17 @@ class FasterRCNN(nn.Module):
 
     def loss(self, outputs: Outputs, targets: Tensor) -> Tensor:
         """The sum of the four losses, each a mean over what was sampled of the whole batch, as torchvision has it."""
-        sampled = outputs.sampled
-        second = self._second_loss(outputs.logits, outputs.moves, sampled.labels, sampled.wanted)
-        return torch.stack([*sampled.losses.values(), *second]).sum()
+        logits, moves, sampled = _wide(outputs.logits), _wide(outputs.moves), outputs.sampled
+        with torch.autocast(logits.device.type, enabled=False):
+            second = self._second_loss(logits, moves, sampled.labels, sampled.wanted)
+            return torch.stack([*sampled.losses.values(), *second]).sum()
 
     @torch.no_grad()
     def detections(self, outputs: Outputs) -> list[Tensor]:
         """Of every picture at most ``MOST`` rows (x1, y1, x2, y2, score, class), best first."""
-        boxes, sizes = outputs.sampled.boxes, outputs.sampled.sizes
-        found = self.regions.roi_heads.postprocess_detections(outputs.logits, outputs.moves, boxes, sizes)
+        logits, moves, sampled = _wide(outputs.logits), _wide(outputs.moves), outputs.sampled
+        with torch.autocast(logits.device.type, enabled=False):
+            found = self.regions.roi_heads.postprocess_detections(logits, moves, sampled.boxes, sampled.sizes)
         return [
             torch.cat([box, score[:, None], label[:, None].to(box) - 1], dim=1)
             for box, score, label in zip(*found, strict=True)
@@ -285,6 +297,11 @@ def _freeze(net: nn.Module, layers: int) -> None:
     for name, parameter in net.named_parameters():
         if name.split(".")[0] not in trained:
             parameter.requires_grad_(False)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In float32 at least."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def _listed(targets: Tensor, dtype: torch.dtype) -> list[dict[str, Tensor]]:

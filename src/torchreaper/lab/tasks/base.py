@@ -99,6 +99,10 @@ class Task(ABC):
         """Whether `arguments` has more than the inputs: a network that cannot compute its loss from outputs alone."""
         return False
 
+    def read_at_once(self, batch: int) -> int:
+        """How many images criteria read at a time, where training reads `batch`."""
+        return data.FixedBatches.batch
+
     @abstractmethod
     def loss(self, network: nn.Module, outputs: Any, targets: Tensor, *, smoothing: float = 0.0) -> Float[Tensor, ""]:
         """What the outputs cost, averaged over the batch; `smoothing` of labels where they are classes."""

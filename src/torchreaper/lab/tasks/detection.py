@@ -12,12 +12,29 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from torchreaper.lab import data
-from torchreaper.lab.average_precision import average_precision
+from torchreaper.lab.average_precision import average_precision, names_of_classes
 from torchreaper.lab.schemes import drawing_aside
 from torchreaper.lab.tasks.base import Judged, Loaded, Task
 
 FEW_CLASSES = 20
 """Up to so many, the average precision of each class is told."""
+
+
+class Exact(Tensor):
+    """Numbers that a cast to half precision leaves as they are: Fabric casts all floats that a network is called with.
+
+    In bfloat16 corners of boxes above 512 would be multiples of 4, and not every class above 256 has a number.
+    What is computed from them is an ordinary tensor.
+    """
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Of every function the usual result, but for ``to``."""
+        with torch._C.DisableTorchFunctionSubclass():
+            found = func(*args, **(kwargs or {}))
+            if func is Tensor.to and found.dtype in (torch.bfloat16, torch.float16):
+                return args[0].to(found.device).as_subclass(cls)
+        return found
 
 
 class Detection(Task):
@@ -36,11 +53,15 @@ class Detection(Task):
 
     def arguments(self, network: nn.Module, inputs: Any, targets: Tensor) -> tuple[Any, ...]:
         """The images; of a network of two stages the boxes too: its second stage learns from a sample around them."""
-        return (inputs, targets) if self.needs_targets(network) else (inputs,)
+        return (inputs, targets.as_subclass(Exact)) if self.needs_targets(network) else (inputs,)
 
     def needs_targets(self, network: nn.Module) -> bool:
         """Whether it is one of two stages."""
         return bool(getattr(network, "takes_targets", False))
+
+    def read_at_once(self, batch: int) -> int:
+        """No more than training does: photographs are large, and so is what a detector makes of them."""
+        return min(super().read_at_once(batch), batch)
 
     def loss(self, network: Any, outputs: Any, targets: Tensor, *, smoothing: float = 0.0) -> Float[Tensor, ""]:
         """The network's own."""
@@ -64,13 +85,16 @@ class Detection(Task):
         assert isinstance(split, data.BoxSplit)
         network.eval()
         loss, found = 0.0, []
+        # Several processes call the network itself: it then reads and says what it would inside Fabric's wrapper.
+        precision = fabric.strategy.precision
         # What a network samples in its loss must not move the random numbers of training, and is the same each time.
         with drawing_aside(network, 0), torch.no_grad(), fabric.autocast():
             for images, targets in data.judging(split, mean, std, batch=batch, most=most):
-                outputs = call(*self.arguments(network, images, targets))
+                images = precision.convert_input(images)
+                outputs = precision.convert_output(call(*self.arguments(network, images, targets)))
                 loss += float(self.loss(network, outputs, targets)) * len(targets)
                 if self.needs_targets(network):
-                    outputs = call(images)
+                    outputs = precision.convert_output(call(images))
                 found += [one.cpu() for one in network.detections(outputs)]
         scale = split.scale.cpu().tolist()
         for one, factor in zip(found, scale):
@@ -78,16 +102,9 @@ class Detection(Task):
         there = len(found)
         figures = average_precision(found, split.truths()[:there], classes, crowd=split.crowds()[:there])
         score = figures.pop("mAP", 0.0)
-        told = {
-            name: value for name, value in figures.items() if len(classes) <= FEW_CLASSES or name not in _of(classes)
-        }
-        return Judged(loss / there, score, told)
+        left = set(names_of_classes(classes)) if len(classes) > FEW_CLASSES else set()
+        return Judged(loss / there, score, {name: value for name, value in figures.items() if name not in left})
 
     def judged_of_training(self, train: data.Readable, test: data.Readable) -> int | None:
         """As many as there are test images: the gap needs no more, and COCO has 118,287 to train on."""
         return min(len(train), len(test))
-
-
-def _of(classes: Sequence[str]) -> set[str]:
-    """What the average precision of single classes is called."""
-    return {f"AP {name}" for name in classes} | {f"AP {name} (class)" for name in classes}
