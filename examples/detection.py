@@ -90,23 +90,42 @@ def judge(model, split, classes, mean, std, batch) -> dict[str, float]:
 
 def spec_of(asked: argparse.Namespace) -> data.BoxesSpec:
     """Where the photographs are."""
-    where = {"size": tuple(asked.size), "memory": not asked.stream}
-    if asked.hub:
-        where |= {"name": "hub", "hub": asked.hub, "test": asked.test, "box": asked.box}
-    elif asked.parquet:
-        where |= {"name": "parquet", "train": asked.train, "test": asked.test, "box": asked.box}
-    else:
-        where |= {"name": "coco", "train": asked.train, "test": asked.test}
-        where |= {"train_images": asked.train_images, "test_images": asked.test_images}
-    return parse(data.BoxesSpec, where)
+    keys = ("train", "test", "train_images", "test_images", "hub", "box")
+    where = {key: getattr(asked, key) for key in keys} | {"size": tuple(asked.size), "memory": not asked.stream}
+    return parse(data.BoxesSpec, {"name": "hub" if asked.hub else "parquet" if asked.parquet else "coco", **where})
+
+
+def check(parser: argparse.ArgumentParser, asked: argparse.Namespace) -> None:
+    """Refuse what cannot be trained or would have no effect, before anything is loaded."""
+    idle = {
+        "without --repr": () if asked.repr else ("scope", "full", "sub", "cycles", "fraction"),
+        "with --model detector": ("backbone", "weights") if asked.model == "detector" else (),
+        "with --hub": ("parquet",) if asked.hub else (),
+    }
+    for name, where in ((name, where) for where, names in idle.items() for name in names):
+        if getattr(asked, name) != parser.get_default(name):
+            parser.error(f"--{name}={getattr(asked, name)}: has no effect {where}; leave it out")
+    for name in ("epochs", "batch", "full", "sub", "cycles"):
+        if getattr(asked, name) < 1:
+            parser.error(f"--{name}={getattr(asked, name)}: must be 1 or more")
+    if asked.repr and asked.epochs <= (need := asked.cycles * (asked.full + asked.sub)):
+        parser.error(f"--epochs={asked.epochs}: --full, --sub and --cycles need {need} and at least one more")
+    try:
+        torch.zeros(1, device=asked.device).item()
+    except (RuntimeError, AssertionError):  # the latter where torch was built without it
+        parser.error(f"--device={asked.device}: is no device of this machine; use cpu or cuda")
 
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", help="annotations in COCO's JSON; with --parquet: files")
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s [options], see --help",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--train", help="annotations in COCO's JSON; --parquet: files; --hub: a split")
     parser.add_argument("--train-images", help="the folder of their pictures")
-    parser.add_argument("--test", help="likewise; with --hub the name of a split")
+    parser.add_argument("--test", help="likewise")
     parser.add_argument("--test-images")
     parser.add_argument("--hub", help="a data set of huggingface.co instead, such as cppe-5")
     parser.add_argument("--parquet", action="store_true", help="--train and --test are parquet files, as on the hub")
@@ -127,7 +146,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--fraction", type=float, default=0.3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device")
-    return parser.parse_args()
+    asked = parser.parse_args()
+    check(parser, asked)
+    return asked
 
 
 if __name__ == "__main__":

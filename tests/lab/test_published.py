@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.published import Published, percent
-from torchreaper.lab.recipe import load_recipe
+from torchreaper.lab.recipe import Recipe, load_recipe
 from torchreaper.lab.run import finished, train
+from torchreaper.lab.settings import parse
 
 SECTION = {"unit": "accuracy %", "source": "a table", "values": {"standard": 72.1, "repr": 76.4}}
 RECIPE = {
@@ -68,6 +69,62 @@ def test_what_is_wrong_is_one_clear_line(tmp_path, change, message):
     with pytest.raises(UserError, match="^" + re.escape(message)) as error:
         load(tmp_path, {**SECTION, **change})
     assert "\n" not in str(error.value)
+
+
+DETECTION = {
+    "task": "detection",
+    "data": {"name": "parquet", "train": "a", "test": "b", "size": 32},
+    "model": {"name": "detector"},
+    "scheme": {"name": "standard"},
+    "schemes": {},
+}
+VQA = {"task": "vqa", "data": {"name": "easy-vqa"}, "model": {"name": "vqa"}, "schemes": {}}
+
+
+@pytest.mark.parametrize(
+    ("task", "unit", "parts"),
+    [
+        ({}, "error %", []),
+        (DETECTION, "mAP %", ["AP50", "AP75", "AP small", "AP red cell", "AP large (class)"]),
+        (VQA, "accuracy %", ["yes/no", "number", "other"]),
+        ({"source": {"epochs": 4}}, "accuracy %", ["source: accuracy"]),
+        ({**VQA, "source": {"epochs": 4}}, "accuracy %", ["other", "source: accuracy"]),
+        ({**DETECTION, "source": {"epochs": 4}}, "mAP %", ["AP50", "source: mAP"]),
+    ],
+)
+def test_units_and_parts_are_those_of_the_task(task, unit, parts):
+    section = {**SECTION, "unit": unit, "values": {"standard": 7}, "parts": {name: {"standard": 7} for name in parts}}
+    assert list(parse(Recipe, {**RECIPE, **task, "published": section}).published.parts) == parts
+
+
+NO_PART = "no such part; "
+
+
+@pytest.mark.parametrize(
+    ("task", "unit", "part", "message"),
+    [
+        ({}, "mAP %", None, "unit='mAP %': is not of the task classification; use accuracy % or error %"),
+        (VQA, "mAP %", None, "unit='mAP %': is not of the task vqa; use accuracy % or error %"),
+        (DETECTION, "error %", None, "unit='error %': is not of the task detection; use mAP %"),
+        (DETECTION, "accuracy %", None, "unit='accuracy %': is not of the task detection; use mAP %"),
+        ({}, "error %", "dog", f"parts.dog: {NO_PART}the task classification has none, leave it out"),
+        ({}, "error %", "source: accuracy", f"parts.source: accuracy: {NO_PART}the task classification has none"),
+        (VQA, "error %", "numbr", f"parts.numbr: {NO_PART}did you mean 'number'? known: yes/no, number, other"),
+        (DETECTION, "mAP %", "ap50", f"parts.ap50: {NO_PART}did you mean 'AP50'? known: AP50, AP75, AP small, "),
+        (
+            {"source": {"epochs": 4}},
+            "error %",
+            "source: mAP",
+            f"parts.source: mAP: {NO_PART}did you mean 'source: accuracy'? known: source: accuracy",
+        ),
+    ],
+)
+def test_other_units_and_parts_are_refused(task, unit, part, message):
+    parts = {part: {"standard": 7}} if part else {}
+    section = {**SECTION, "unit": unit, "values": {"standard": 7}, "parts": parts}
+    with pytest.raises(UserError) as error:
+        parse(Recipe, {**RECIPE, **task, "published": section})
+    assert str(error.value).startswith(f"published.{message}")
 
 
 def test_a_profile_keeps_changes_or_takes_away_the_numbers(tmp_path):

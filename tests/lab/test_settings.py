@@ -21,6 +21,7 @@ class Inner(Settings):
 
 class Outer(Settings):
     count: int
+    several: tuple[int, ...] = ()
     inner: Inner = Inner()
     options: dict = Field(default_factory=dict)
 
@@ -47,8 +48,10 @@ class Outer(Settings):
         ({"count": "2"}, "x.count='2': must be a whole number"),
         ({"cuont": 2}, "x.cuont: unknown key; did you mean x.count? (and 1 more)"),
         ({"count": 2, "rate": 0.1}, "x.rate: unknown key; did you mean x.inner.rate?"),
-        ({"count": 2, "zzz": 0.1}, "x.zzz: unknown key; known: count, inner, options"),
+        ({"count": 2, "zzz": 0.1}, "x.zzz: unknown key; known: count, several, inner, options"),
         ({"count": 2, 7: 0.1}, "x[7]: a key must be a string"),
+        ({"count": 2, "several": 3}, "x.several=3: must be a list"),
+        ({"count": 2, "inner": {"inner": 1}}, "x.inner.inner: unknown key; known: rate, kind, on"),
         ({"count": 2, "inner": 3}, "x.inner=3: must be a mapping (key: value)"),
         ({"count": 2, "inner": {"rate": 0}}, "x.inner.rate=0: must be greater than 0"),
         ({"count": 2, "inner": {"rate": 2}}, "x.inner.rate=2: must be at most 1"),
@@ -66,7 +69,7 @@ class Outer(Settings):
             {"count": 2, "options": {"kind": "b", "on": True}},
             "x.options.on=True: has no effect with kind b",
         ),
-        ({"count": 2, "a\nb": 1}, "x.a b: unknown key; known: count, inner, options"),
+        ({"count": 2, "a\nb": 1}, "x.a b: unknown key; known: count, several, inner, options"),
     ],
 )
 def test_one_line_with_the_full_key_the_value_and_the_remedy(values, message):
@@ -88,7 +91,7 @@ def test_good_values_are_kept_and_frozen():
 
 
 def test_keys_did_you_mean_and_show():
-    assert keys(Outer) == ["count", "inner", "inner.rate", "inner.kind", "inner.on", "options"]
+    assert keys(Outer) == ["count", "several", "inner", "inner.rate", "inner.kind", "inner.on", "options"]
     assert did_you_mean("Repr", ["standard", "repr"]) == "did you mean 'repr'? known: standard, repr"
     assert did_you_mean("xyz", ["standard", "repr"]) == "known: standard, repr"
     assert len(show("x" * 1000)) == 80

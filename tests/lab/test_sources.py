@@ -12,7 +12,7 @@ from torchreaper.lab import inspection, settings
 from torchreaper.lab.compare import compare
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.recipe import Recipe
-from torchreaper.lab.run import train
+from torchreaper.lab.run import train, try_out
 from torchreaper.lab.runs import folder_of, read_events, read_metrics
 from torchreaper.lab.sections import SourceSpec
 from torchreaper.lab.sources import frozen_mode, last_layer, move
@@ -118,6 +118,9 @@ def test_the_schemes_epochs_are_those_of_the_first_training():
         ({"dta": {}}, "source.dta: unknown key; did you mean source.data?"),
         ({"data": {"name": "digitz"}}, "source: data.name='digitz': unknown data; did you mean 'digits'?"),
         ({"data": []}, "source.data=[]: must be a mapping"),
+        ({"source": {}}, "source.source: unknown key; known: task, data, "),
+        ({"leave": 3}, "source.leave=3: must be the name of a module or a list of names"),
+        ({"leave": [3]}, "source.leave=[3]: must be the name of a module or a list of names"),
         ({"model": {"name": "cnet", "options": {"depth": -1}}}, "source: model.options.depth=-1: must be "),
     ],
 )
@@ -126,6 +129,70 @@ def test_what_makes_no_recipe_is_named_in_full(source, text):
         recipe(source=source)
     assert str(error.value).startswith(text)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ({"task": "detection"}, "source.data, source.model: are missing; the task detection needs its own"),
+        ({"task": "vqa", "data": {"name": "easy-vqa"}}, "source.model: is missing; the task vqa needs its own"),
+        (
+            {"task": "detection", "model": {"name": "detector"}},
+            "source.data: is missing; the task detection needs its own",
+        ),
+    ],
+)
+def test_a_first_training_of_another_task_has_sections_of_its_own(source, text):
+    with pytest.raises(UserError) as error:
+        recipe(source=source)
+    assert str(error.value) == text
+
+
+def test_a_network_of_ones_own_may_be_for_both_tasks():
+    data = {"name": "digits", "limit": 50}
+    with pytest.raises(UserError, match=r"^source\.data: is missing; the task detection needs its own$"):
+        recipe(data=data, model={"name": "some.module:network"}, source={"task": "detection"})
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ({"data": {"name": "digits", "limit": 4, "classes": ["0", "1", "2", "3", "4"]}}, "data.limit=4: fewer than "),
+        ({"data": {"name": "digits", "classes": ["0", "x"]}}, "data.classes: there is no class 'x'; "),
+        ({"data": {"name": "folder", "train": "nowhere", "test": "nowhere"}}, "data.train='nowhere': no such folder"),
+        ({**SOURCE, "batch": 1000}, "batch=1000: "),
+    ],
+)
+def test_what_the_first_training_refuses_is_told_to_be_of_the_source(source, text, tmp_path):
+    what = recipe(source={**SOURCE, **source})
+    for work in (
+        lambda: try_out(what, "repr"),
+        lambda: train(what, scheme="repr", seed=0, out=tmp_path),
+        lambda: compare(what, ["standard", "repr"], 1, tmp_path),
+    ):
+        with pytest.raises(UserError) as error:
+            work()
+        assert str(error.value).startswith(f"source: {text}")
+    assert not list(tmp_path.rglob("*.pt"))
+
+
+def test_what_is_wrong_with_the_recipes_own_data_is_not_told_to_be_of_the_source(tmp_path):
+    with pytest.raises(UserError, match=r"^batch=1000: "):
+        train(recipe(batch=1000, source={**SOURCE, "batch": 25}), scheme="repr", seed=0, out=tmp_path)
+
+
+def test_a_first_training_whose_files_were_changed_is_told_to_be_of_the_source_once(tmp_path):
+    what = recipe(epochs=2)
+    train(what, scheme="repr", seed=0, out=tmp_path)
+    for file in first_of(what, "repr", tmp_path).glob("*.pt*"):
+        file.unlink()
+    with pytest.raises(UserError, match=r"^source: /.* its checkpoint is gone; delete that folder"):
+        train(recipe(epochs=2, name="tiny", seeds=1), scheme="repr", seed=0, out=tmp_path, resume=False)
+
+
+@pytest.mark.parametrize("leave", ["fc", ["fc"]])
+def test_one_module_to_leave_or_a_list_of_them(leave):
+    assert recipe(source={**SOURCE, "leave": leave}).source.leave == ("fc",)
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,9 @@ class Recipe(Settings):
             except UserError as error:
                 raise UserError(f"schemes.{key}: {error}") from None
         if self.published is not None:
-            self.published.check(dict.fromkeys([*self.every_scheme(), *lab_schemes.SCHEMES]))
+            first = (self.source.task or self.task) if self.source else None
+            known = dict.fromkeys([*self.every_scheme(), *lab_schemes.SCHEMES])
+            self.published.check(known, task=self.task, first=first)
         return self
 
     def _check(self, options: Mapping[str, Any]) -> lab_schemes.Spec:
@@ -198,6 +200,7 @@ class Recipe(Settings):
         Raises ``UserError`` where that makes no recipe.
         """
         assert self.source is not None
+        self._check_source(self.source)
         found = self._before("source", self.source.changes(), "source")
         # The schemes are no part of the name: a scheme's run lies beside those of the others.
         values = {**found.canonical(), "scheme": self.scheme, "schemes": self.schemes, "snapshots": self.snapshots}
@@ -205,6 +208,17 @@ class Recipe(Settings):
             return parse(Recipe, values).at(self._base)
         except UserError as error:
             raise UserError(f"source: {error}") from None
+
+    def _check_source(self, source: SourceSpec) -> None:
+        """Raise ``UserError`` where the first training has another task, and this recipe's sections would not do."""
+        if source.task in (None, self.task):
+            return
+        unfit = {"data": True, "model": bool(self.model.tasks) and source.task not in self.model.tasks}
+        if missing := [f"source.{key}" for key, no in unfit.items() if no and getattr(source, key) is None]:
+            raise UserError(
+                f"{', '.join(missing)}: {'is' if len(missing) == 1 else 'are'} missing; the task {source.task} needs "
+                "its own"
+            )
 
     def _before(self, what: str, changes: Mapping[str, Any], where: str) -> Recipe:
         """This recipe with `changes`, standard training, and a name that tells what is trained."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -172,8 +172,9 @@ def try_out(recipe: Recipe, scheme: str, *, device: str = "cpu", progress: Progr
     """
     start = None
     if recipe.source is not None:
-        first = Run(recipe.first(), recipe.first().training_spec(scheme), seed=0, device=device, progress=progress)
-        first.scheme.close()
+        with _of_source():
+            first = Run(recipe.first(), recipe.first().training_spec(scheme), seed=0, device=device, progress=progress)
+            first.scheme.close()
         start = sources.untrained(first.module)
     Run(recipe, recipe.training_spec(scheme), seed=0, device=device, start=start, progress=progress).scheme.close()
 
@@ -195,7 +196,8 @@ def _started(
     before = teachers.Before(recipe.first(), scheme, Path(out) / recipe.name)
     if finished(before.recipe, scheme=scheme, seed=seed, out=before.out) is None:
         try_out(recipe, scheme, device=device, progress=progress)  # hours later it would be too late
-    ended, result = _ended(before, seed, progress, device, fabric)
+    with _of_source():
+        ended, result = _ended(before, seed, progress, device, fabric)
     return sources.Start(
         ended.weights,
         float(result["test_accuracy"]),
@@ -204,6 +206,17 @@ def _started(
         float(result["seconds"]),
         float(result.get("teacher_seconds") or 0.0),
     )
+
+
+@contextmanager
+def _of_source() -> Iterator[None]:
+    """What the first training refuses is told to be that section's: its keys are called as the recipe's own are."""
+    try:
+        yield
+    except UserError as error:
+        if type(error) is not UserError:  # a run that failed tells its folder
+            raise
+        raise UserError(f"source: {error}") from error
 
 
 def _ended(

@@ -83,7 +83,13 @@ def _mapping(value: Any) -> Any:
 
 
 def _names(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    if isinstance(value, str):
+        return (value,)
+    if value is None:
+        return None
+    if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
+        return tuple(value)
+    raise ValueError("must be the name of a module or a list of names")
 
 
 Section = Annotated[dict[str, Any] | None, BeforeValidator(_mapping)]
@@ -99,8 +105,8 @@ class SourceSpec(Settings):
         task, data, model, epochs, batch, optim, schedule, augment, eval_batch: of that first training, where they
             differ from the recipe's; a section replaces the recipe's whole.
         into: the part of the recipe's network that gets the weights, by module name; None: the whole network.
-        leave: modules of the first network whose weights are not taken over, by name; None: its last layer, which
-            knows the classes of the first data.
+        leave: modules of the first network whose weights are not taken over, one name or a list of them; None: its
+            last layer, which knows the classes of the first data.
         freeze: keep what was taken over as it is; BatchNorm keeps its statistics too.
     """
 

@@ -114,6 +114,8 @@ def _line(error: Any, settings: type[BaseModel], at: str) -> str:
             return f"{path}={show(value)}: must be a mapping (key: value)"
         case "int_type" | "int_from_float":
             return f"{path}={show(value)}: must be a whole number"
+        case "tuple_type":
+            return f"{path}={show(value)}: must be a list"
         case _:
             message = str(error["msg"])
             for pydantics, ours in _WORDS.items():
@@ -132,7 +134,7 @@ def _nearest(loc: tuple[str | int, ...], settings: type[BaseModel], at: str) -> 
     if near:
         return f"did you mean {outer}{prefix}{near[0]}?"
     elsewhere = [k for k in known if k.rsplit(".", 1)[-1] == wrong]
-    if elsewhere:
+    if elsewhere and wrong not in (*at.split("."), *parents):  # the name of a section inside it is no such key
         return f"did you mean {outer}{elsewhere[0]}?"
     return f"known: {', '.join(siblings)}"
 

@@ -43,6 +43,8 @@ PARQUET = {"name": "parquet", "train": "a", "test": "b"}
             "data.options={'since': datetime.date(2020, 1, 1)}: since must be text, a number, true, false, null, or "
             "lists and mappings of those, not datetime.date(2020, 1, 1)",
         ),
+        ({"name": "digits", "classes": "ab"}, "data.classes='ab': must be a list of names"),
+        ({"name": "digits", "classes": 3}, "data.classes=3: must be a list of names"),
         ({**PARQUET, "split_seed": 3}, "data.split_seed=3: has no effect without limit, test_limit or validation"),
     ],
 )

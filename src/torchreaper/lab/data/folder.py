@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torchreaper.lab.data.finding import find_folder
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.settings import did_you_mean
 
@@ -48,22 +49,6 @@ def read_folder(name: str, base: Path, key: str, *, classes: tuple[str, ...] | N
         files += found
         labels += [known.index(kind)] * len(found)
     return ImageFolder(path, known, tuple(files), tuple(labels))
-
-
-def find_folder(name: str, base: Path, key: str, what: str) -> Path:
-    """The folder ``name``, below ``base`` or else the current one; ``what`` it is to be, for error texts.
-
-    Raises ``UserError``, which names ``key``, where there is none.
-    """
-    where = os.path.expanduser(name)
-    tried = list(dict.fromkeys((base.absolute(), Path.cwd())))
-    path = next((folder / where for folder in tried if (folder / where).exists()), None)
-    if path is None:
-        places = "" if os.path.isabs(where) else f" in {' or '.join(map(str, tried))}"
-        raise UserError(f"{key}={name!r}: no such folder{places}")
-    if not path.is_dir():
-        raise UserError(f"{key}={name!r}: {path} is a file; name {what}")
-    return path
 
 
 def rows_of(folder: ImageFolder) -> Any:

@@ -42,7 +42,9 @@ def check_table(where: str, what: str, needed: int) -> None:
     """Raise ``UserError`` where a table of ``what`` that takes ``needed`` bytes cannot be held; see ``where``."""
     there = available_memory()
     if there is not None and needed > there:
-        raise UserError(f"{where}: {what} take {_gigabytes(needed)}, {_gigabytes(there)} are free; use fewer")
+        raise UserError(
+            f"{where}: {what} take {_gigabytes(needed)}, {_gigabytes(there)} are free; use fewer, or more memory"
+        )
 
 
 def _gigabytes(size: int) -> str:

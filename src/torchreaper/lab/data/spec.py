@@ -26,8 +26,16 @@ _MAY = {
 }
 
 
-def _listed(value: Any) -> Any:
-    return tuple(map(str, value)) if isinstance(value, list) else value
+def listed(value: Any) -> Any:
+    """A list as YAML has it as a tuple, None as it is; ``ValueError`` for anything else."""
+    if value is not None and not isinstance(value, list | tuple):
+        raise ValueError("must be a list of names")
+    return None if value is None else tuple(value)
+
+
+def _texts(value: Any) -> Any:
+    """Labels may be numbers; as names they are their digits."""
+    return None if value is None else tuple(map(str, listed(value)))
 
 
 class DataSpec(Settings):
@@ -62,7 +70,7 @@ class DataSpec(Settings):
     image: str | None = None
     label: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
-    classes: Annotated[tuple[str, ...] | None, BeforeValidator(_listed)] = None
+    classes: Annotated[tuple[str, ...] | None, BeforeValidator(_texts)] = None
     size: int | None = Field(default=None, ge=1)
     memory: bool = Field(default=None, validate_default=True)
     workers: int = Field(default=2, ge=0)

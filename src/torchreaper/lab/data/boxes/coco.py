@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,13 +9,12 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from torchreaper.lab.data.boxes.photographs import Object, Size
-from torchreaper.lab.data.memory import check_table
+from torchreaper.lab.data.json_file import read_json
 from torchreaper.lab.data.table import Table
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.settings import show
 
 _LISTS = ("images", "annotations", "categories")
-_BLOWN_UP = 8  # how much more room Python's objects take than the text
 _LONGEST = 10**9  # pixels: no picture is as wide or high
 
 
@@ -69,7 +67,7 @@ def read_coco(files: list[Path], folder: Path, key: str) -> Coco:
     categories: dict[int, str] | None = None
     for file in files:
         at = f"{key}={str(file)!r}"
-        content = _content(file, at)
+        content = _content(file, key, at)
         here = _categories(content["categories"], at)
         if categories is not None and here != categories:
             raise UserError(f"{at}: its categories are not those of {files[0].name}; give all files the same")
@@ -107,16 +105,8 @@ def read_coco(files: list[Path], folder: Path, key: str) -> Coco:
     return Coco(_pictures(list(names), folder, key), folder, stated, found, sources, categories)
 
 
-def _content(file: Path, at: str) -> dict[str, list[Any]]:
-    try:
-        check_table(at, "its annotations", _BLOWN_UP * file.stat().st_size)
-        content: Any = json.loads(file.read_bytes())
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(f"{at}: cannot be read ({error.strerror or error})") from None
-    except (ValueError, RecursionError) as error:  # no JSON, no text, numbers of thousands of digits, too deep
-        raise UserError(f"{at}: is not JSON ({str(error).splitlines()[0]}); is it whole?") from None
+def _content(file: Path, key: str, at: str) -> dict[str, list[Any]]:
+    content = read_json(file, key)
     for name in _LISTS:
         if not isinstance(content, dict) or not isinstance(content.get(name), list):
             raise UserError(f"{at}: is not COCO's JSON, a mapping with lists of {', '.join(_LISTS)}; {name} is missing")

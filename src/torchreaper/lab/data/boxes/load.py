@@ -19,7 +19,7 @@ from torchreaper.lab.data.boxes.photographs import Letterboxed, Photographs
 from torchreaper.lab.data.boxes.spec import BoxesSpec
 from torchreaper.lab.data.boxes.split import BoxSplit
 from torchreaper.lab.data.cache import cached, state_of
-from torchreaper.lab.data.folder import find_folder
+from torchreaper.lab.data.finding import find_folder
 from torchreaper.lab.data.gather import SAMPLE, gathered
 from torchreaper.lab.data.hub import read_hub
 from torchreaper.lab.data.memory import check_table

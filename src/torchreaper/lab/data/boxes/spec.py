@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from torchreaper.lab.data.spec import check_keys, check_split_seed, check_workers
+from torchreaper.lab.data.spec import check_keys, check_split_seed, check_workers, listed
 from torchreaper.lab.settings import Settings
 
 _FOLDERS = ("train_images", "test_images")
@@ -54,7 +54,7 @@ class BoxesSpec(Settings):
     bbox: str | None = None
     category: str | None = None
     box: Literal["xywh", "xyxy"] = "xywh"
-    classes: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None = None
+    classes: Annotated[tuple[str, ...] | None, BeforeValidator(listed)] = None
     size: Annotated[tuple[Side, Side], Field(strict=False)]
     memory: bool = True
     workers: int = Field(default=2, ge=0)
@@ -77,8 +77,8 @@ class BoxesSpec(Settings):
     @field_validator("classes")
     @classmethod
     def _different(cls, classes: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        if classes is not None and (len(set(classes)) < len(classes) or not all(classes)):
-            raise ValueError("must be names, each once")
+        if classes is not None and (not classes or len(set(classes)) < len(classes) or not all(classes)):
+            raise ValueError("must be one or more names, each once")
         return classes
 
     @model_validator(mode="after")

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from torchreaper.lab.data.cache import cached, state_of
-from torchreaper.lab.data.json_file import find_file
+from torchreaper.lab.data.finding import find_file, find_folder
 from torchreaper.lab.data.load import images_of
 from torchreaper.lab.data.questions.answers import keep_answers, numbers_of
 from torchreaper.lab.data.questions.asked import Asked, read_easy, read_vqa
@@ -90,11 +90,12 @@ def _stored(spec: QuestionsSpec, base: Path, part: str) -> _Stored:
         names = (f"{part}_questions", f"{part}_annotations")
         files = tuple(find_file(getattr(spec, name), base, f"data.{name}") for name in names)
         images = f"{part}_images"
-        folder = find_file(getattr(spec, images), base, f"data.{images}", folder=True)
+        folder = find_folder(getattr(spec, images), base, f"data.{images}", "the folder of the pictures")
         return _Stored(key, files, folder, f"data.{images}", read_vqa)
-    root = _package() if spec.path is None else find_file(spec.path, base, "data.path", folder=True)
+    root = _package() if spec.path is None else find_folder(spec.path, base, "data.path", "the folder of easy-VQA")
     questions = find_file(str(root / part / "questions.json"), base, key)
-    return _Stored(key, (questions,), find_file(str(root / part / "images"), base, key, folder=True), key, read_easy)
+    folder = find_folder(str(root / part / "images"), base, key, "the folder of the pictures")
+    return _Stored(key, (questions,), folder, key, read_easy)
 
 
 def _package() -> Path:
