@@ -155,11 +155,6 @@ class Recipe(Settings):
                 f"model.name={self.model.name!r}: is a network for {' and '.join(self.model.tasks)}, the recipe's task "
                 f"is {self.task}; choose another, or set task"
             )
-        if self.source and self.source.leave is None and (self.source.task or self.task) == "detection":
-            raise UserError(
-                "source.leave: is missing; name the layers of the first detector that know its classes, such as "
-                "head.classes.out, or [] to take over all"
-            )
         self._check(self.scheme)
         for key, options in self.schemes.items():
             if key == self.scheme["name"]:
@@ -210,14 +205,17 @@ class Recipe(Settings):
             raise UserError(f"source: {error}") from None
 
     def _check_source(self, source: SourceSpec) -> None:
-        """Raise ``UserError`` where the first training has another task, and this recipe's sections would not do."""
-        if source.task in (None, self.task):
-            return
-        unfit = {"data": True, "model": bool(self.model.tasks) and source.task not in self.model.tasks}
+        """Raise ``UserError`` where the first training needs a section of its own, or has no one last layer."""
+        task = source.task or self.task
+        unfit = {"data": task != self.task, "model": bool(self.model.tasks) and task not in self.model.tasks}
         if missing := [f"source.{key}" for key, no in unfit.items() if no and getattr(source, key) is None]:
             raise UserError(
-                f"{', '.join(missing)}: {'is' if len(missing) == 1 else 'are'} missing; the task {source.task} needs "
-                "its own"
+                f"{', '.join(missing)}: {'is' if len(missing) == 1 else 'are'} missing; the task {task} needs its own"
+            )
+        if task == "detection" and source.leave is None:
+            raise UserError(
+                "source.leave: is missing; name the layers of the first detector that know its classes, such as "
+                "head.classes.out, or [] to take over all"
             )
 
     def _before(self, what: str, changes: Mapping[str, Any], where: str) -> Recipe:
