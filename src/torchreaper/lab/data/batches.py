@@ -145,7 +145,7 @@ class FixedBatches:
         *,
         mean: Float[Tensor, " channels"],
         std: Float[Tensor, " channels"],
-        batch: int,
+        batch: int = 100,
         arguments: Arguments | None = None,
     ) -> FixedBatches:
         """The images that criteria read: those held out for validation, or without any those of training."""
