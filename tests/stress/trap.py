@@ -78,7 +78,7 @@ OF_A_RUN = {
     "between two steps of an epoch": Point("torchreaper.lab.training:Run._step", call=6),
     "between two steps of a sub-network": Point("torchreaper.lab.training:Run._step", call=8),
     "between gradients and optimizer": Point("torchreaper.lab.training:Run._backward", call=8, after=True),
-    "while the network is judged": Point("torchreaper.lab.training:evaluate", call=4),
+    "while the network is judged": Point("torchreaper.lab.tasks.classification:evaluate", call=4),
     "while filters are ranked": Point("torchreaper.bank:FilterBank.select", call=2),
     "when filters are ranked": Point("torchreaper.bank:FilterBank.select", call=2, after=True),
     "in the middle of a drop, optimizer state taken": Point("torchreaper.subnetwork.moments:Moments.take", 2, True),

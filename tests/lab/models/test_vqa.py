@@ -363,7 +363,10 @@ def test_networks_of_the_libraries(name, width):
         ({"hidden": 0}, "model.options.hidden=0: must be at least 1"),
         ({"dropout": 1.0}, "model.options.dropout=1.0: must be less than 1"),
         ({"lstm": 3}, "model.options.lstm: unknown key; known: cnn, embedding, hidden, mlp, dropout, fusion, frozen"),
-        ({"cnn": {"name": "inception-v1"}}, "model.name='inception-v1': needs images of at least 32x32 pixels"),
+        (
+            {"cnn": {"name": "inception-v1"}},
+            "model.options.cnn.name='inception-v1': needs images of at least 32x32 pixels",
+        ),
     ],
 )
 def test_wrong_options_are_refused_in_one_line(options, message):

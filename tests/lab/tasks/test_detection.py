@@ -251,7 +251,7 @@ def test_photographs_are_judged_few_at_a_time(boxes, questions):
 
 
 def test_a_network_of_the_users_own_has_to_be_a_detector(boxes, tmp_path, monkeypatch):
-    (tmp_path / "mynets.py").write_text(
+    (tmp_path / "mydetectors.py").write_text(
         "import torch\nfrom torch import nn\n"
         "class Plain(nn.Module):\n"
         "    def __init__(self, classes, image_size):\n        super().__init__()\n"
@@ -267,10 +267,10 @@ def test_a_network_of_the_users_own_has_to_be_a_detector(boxes, tmp_path, monkey
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def run(name):
-        recipe = boxes(model={"name": f"mynets:{name}"}, scheme={"name": "standard"})
+        recipe = boxes(model={"name": f"mydetectors:{name}"}, scheme={"name": "standard"})
         return train(recipe, scheme="standard", seed=0, out=tmp_path / "out")
 
-    with pytest.raises(UserError, match=r"^model\.name='mynets:Plain': has no loss; must be a module with loss\("):
+    with pytest.raises(UserError, match=r"^model\.name='mydetectors:Plain': has no loss; must be a module with loss\("):
         run("Plain")
     with pytest.raises(UserError, match=r"its detections in 2 images are torch\.float32 of shape .*; must be a list"):
         run("Vague")
