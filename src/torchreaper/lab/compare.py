@@ -123,11 +123,8 @@ def _sort(
 
 def _before(recipe: Recipe, scheme: str, seed: int, out: Path, device: str) -> tuple[Job, ...]:
     """The runs that have to be finished before and are not: of the network it starts from, and of a teacher."""
-    needed = [teachers.needed(recipe, recipe.training_spec(scheme), out)]
-    if recipe.source is not None:
-        needed.append(teachers.Before(recipe.first(), scheme, Path(out) / recipe.name))
     jobs = []
-    for one in needed:
+    for one in (teachers.needed(recipe, recipe.training_spec(scheme), out), teachers.first(recipe, scheme, out)):
         if one is None or finished(one.recipe, scheme=one.scheme, seed=seed, out=one.out) is not None:
             continue
         of = "" if recipe.source is None else f", {scheme}"

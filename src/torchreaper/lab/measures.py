@@ -33,22 +33,24 @@ def evaluate(
     mean: Float[Tensor, " channels"],
     std: Float[Tensor, " channels"],
     batch: int,
+    most: int | None = None,
 ) -> tuple[float, float]:
     """Mean cross entropy and accuracy (0 to 1) of the network as it is now, in evaluation mode.
 
-    Several processes share the images; each gets what all have found.
+    On all images, or on the first `most` of them. Several processes share the images; each gets what all have found.
     """
     model.eval()
     loss = torch.zeros((), dtype=mean.dtype, device=mean.device)
     right = torch.zeros((), dtype=torch.int64, device=mean.device)
     with torch.no_grad(), fabric.autocast():
         share = data.Share(fabric.global_rank, fabric.world_size)
-        for images, targets in data.judging(split, mean, std, batch=batch, share=share):
+        for images, targets in data.judging(split, mean, std, batch=batch, share=share, most=most):
             outputs = model(images).to(mean.dtype)
             loss += F.cross_entropy(outputs, targets, reduction="sum")
             right += (outputs.argmax(1) == targets).sum()
     loss, right = summed(fabric, loss), summed(fabric, right)
-    return loss.item() / len(split), int(right.item()) / len(split)
+    count = len(split) if most is None else most
+    return loss.item() / count, int(right.item()) / count
 
 
 def overlap_by_layer(

@@ -142,7 +142,7 @@ class Recipe(Settings):
     def _together(self) -> Recipe:
         if self.report == "validation" and not self.data.validation:
             raise UserError("report='validation': needs images to validate on; set data.validation")
-        if self.task != "classification" and self.augment not in (good := AUGMENTATIONS[self.task]):
+        if self.augment not in (good := AUGMENTATIONS[self.task]):
             raise UserError(f"augment={self.augment!r}: cannot be used with task {self.task}; use {' or '.join(good)}")
         if self.augment == "resized-crop" and (self.data.size is None or self.data.memory):
             raise UserError("augment='resized-crop': cuts images as stored; set data.size and data.memory: false")

@@ -173,7 +173,8 @@ def try_out(recipe: Recipe, scheme: str, *, device: str = "cpu", progress: Progr
     start = None
     if recipe.source is not None:
         with _of_source():
-            first = Run(recipe.first(), recipe.first().training_spec(scheme), seed=0, device=device, progress=progress)
+            before = recipe.first()
+            first = Run(before, before.training_spec(scheme), seed=0, device=device, progress=progress)
             first.scheme.close()
         start = sources.untrained(first.module)
     Run(recipe, recipe.training_spec(scheme), seed=0, device=device, start=start, progress=progress).scheme.close()
@@ -191,9 +192,9 @@ def _started(
     recipe: Recipe, scheme: str, seed: int, out: Path, progress: Progress, device: str, fabric: Fabric | None
 ) -> sources.Start | None:
     """Train the network that this one starts from, or go on with it, or find it trained."""
-    if recipe.source is None:
+    before = teachers.first(recipe, scheme, out)
+    if before is None:
         return None
-    before = teachers.Before(recipe.first(), scheme, Path(out) / recipe.name)
     if finished(before.recipe, scheme=scheme, seed=seed, out=before.out) is None:
         try_out(recipe, scheme, device=device, progress=progress)  # hours later it would be too late
     with _of_source():

@@ -52,6 +52,11 @@ def needed(recipe: Recipe, spec: Spec, out: Path) -> Before | None:
     return None if found is None else Before(found, "standard", Path(out) / recipe.name)
 
 
+def first(recipe: Recipe, scheme: str, out: Path) -> Before | None:
+    """The run of the network that `recipe` starts from, which `scheme` trains; None without a `source`."""
+    return None if recipe.source is None else Before(recipe.first(), scheme, Path(out) / recipe.name)
+
+
 def load(before: Before, result: Json, seed: int) -> Taught | None:
     """The weights that a finished run ended with; None where they are damaged: it has to train to its end again.
 

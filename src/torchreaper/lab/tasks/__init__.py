@@ -8,4 +8,4 @@ from torchreaper.lab.tasks.detection import Detection as Detection
 from torchreaper.lab.tasks.vqa import VQA as VQA
 
 #: By the name that a recipe gives in `task`.
-TASKS: dict[str, Task] = {"classification": Classification(), "detection": Detection(), "vqa": VQA()}
+TASKS: dict[str, Task] = {task.name: task for task in (Classification(), Detection(), VQA())}

@@ -66,10 +66,12 @@ class Task(ABC):
     whose first dimension is n.
 
     Attributes:
+        name: as a recipe's `task` has it.
         metric: what `Judged.score` is, as people call it.
         answers: what a network is asked for: "classes", "answers" (several may be right), or "boxes".
     """
 
+    name: ClassVar[str]
     metric: ClassVar[str] = "accuracy"
     answers: ClassVar[str] = "classes"
 
@@ -88,8 +90,13 @@ class Task(ABC):
             image_size=(height, width),
             generator_seed=seed,
             base=base,
-            task="detection" if self.answers == "boxes" else "classification",
+            task=self.name,
+            **self.sizes(dataset),
         )
+
+    def sizes(self, dataset: Any) -> dict[str, int]:
+        """What a network of this task has to know of its data beside images and classes, as `models.build` calls it."""
+        return {}
 
     def arguments(self, network: nn.Module, inputs: Any, targets: Tensor) -> tuple[Any, ...]:
         """What the network is called with in training."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -18,6 +18,8 @@ from torchreaper.lab.tasks.base import Judged, Loaded, Task
 
 class Classification(Task):
     """Targets are classes [n], or where images are mixed the probability of each class [n, classes]."""
+
+    name: ClassVar[str] = "classification"
 
     def load(self, spec: Any, base: Path, *, progress: data.Progress | None = None) -> Loaded:
         """Images and their classes."""
@@ -47,4 +49,4 @@ class Classification(Task):
         most: int | None = None,
     ) -> Judged:
         """Cross entropy and accuracy."""
-        return Judged(*evaluate(fabric, call, split, mean=mean, std=std, batch=batch))
+        return Judged(*evaluate(fabric, call, split, mean=mean, std=std, batch=batch, most=most))

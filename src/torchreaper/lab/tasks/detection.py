@@ -44,6 +44,7 @@ class Detection(Task):
     `torchreaper.lab.models.detector`; the metric is COCO's mean average precision.
     """
 
+    name: ClassVar[str] = "detection"
     metric: ClassVar[str] = "mAP"
     answers: ClassVar[str] = "boxes"
 

@@ -12,9 +12,8 @@ from jaxtyping import Float
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from torchreaper.lab import data, models
+from torchreaper.lab import data
 from torchreaper.lab.data.questions import KINDS, accuracy
-from torchreaper.lab.models import ModelSpec
 from torchreaper.lab.tasks.base import Judged, Loaded, Task
 
 _NONE = -1  # an answer that is not kept
@@ -26,27 +25,16 @@ class VQA(Task):
     The metric is VQA's accuracy (Antol et al. 2015): an answer that three people gave is right.
     """
 
+    name: ClassVar[str] = "vqa"
     answers: ClassVar[str] = "answers"
 
     def load(self, spec: Any, base: Path, *, progress: data.Progress | None = None) -> Loaded:
         """Questions and their pictures."""
         return data.load_questions(spec, base, progress=progress)
 
-    def build(self, model: ModelSpec, dataset: Any, *, seed: int, base: Path | None) -> nn.Module:
-        """A network that has a word for each number of the vocabulary."""
-        channels, height, width = dataset.train.shape
-        return models.build(
-            model.name,
-            model.options,
-            in_channels=channels,
-            classes=len(dataset.classes),
-            image_size=(height, width),
-            generator_seed=seed,
-            base=base,
-            task="vqa",
-            vocabulary=len(dataset.vocabulary),
-            words=dataset.words,
-        )
+    def sizes(self, dataset: Any) -> dict[str, int]:
+        """A number for each word, and the longest question."""
+        return {"vocabulary": len(dataset.vocabulary), "words": dataset.words}
 
     def loss(self, network: nn.Module, outputs: Any, targets: Tensor, *, smoothing: float = 0.0) -> Float[Tensor, ""]:
         """Cross entropy of the most frequent answer, over the questions whose answer is kept."""
