@@ -20,6 +20,7 @@ from torchreaper.lab.errors import UserError
 from torchreaper.lab.files import Json
 from torchreaper.lab.finite import check_loss, check_weights, checked_losses
 from torchreaper.lab.measures import convolutions, event, fingerprint, overlap_by_layer
+from torchreaper.lab.models import in_channels_last
 from torchreaper.lab.optim import build_optimizer, build_schedule, reapply
 from torchreaper.lab.processes import check_batch, of_every_rank, same_buffers, summed
 from torchreaper.lab.progress import Progress
@@ -65,7 +66,10 @@ class Run:
         self.model, self.stepper = self.fabric.setup(self.module, self.optimizer)
         on = self.fabric.device
         self.train, self.test = train.to(on), dataset.test.to(on)
-        self.validation = dataset.validation.to(on) if dataset.validation else None
+        if dataset.validation is dataset.test:
+            self.validation: data.Readable | None = self.test  # and judged once
+        else:
+            self.validation = dataset.validation.to(on) if dataset.validation else None
         dtype = next(self.module.parameters()).dtype
         self.mean, self.std = dataset.mean.to(on, dtype), dataset.std.to(on, dtype)
         self.steps = len(self.train) // recipe.batch
@@ -89,7 +93,8 @@ class Run:
         self.seconds: float | None = 0.0
 
     def _network(self, recipe: Recipe, seed: int) -> nn.Module:
-        return self.task.build(recipe.model, self.dataset, seed=seed, base=recipe.base)
+        network = self.task.build(recipe.model, self.dataset, seed=seed, base=recipe.base)
+        return in_channels_last(network) if recipe.channels_last else network
 
     def _begin(self) -> tuple[nn.Module, ...]:
         """Take over the weights of the network that this one starts from; what of it must not move."""
@@ -159,7 +164,10 @@ class Run:
         seconds = time.perf_counter() - start
         # Before the scheme's step: filters that have just come back are not what this epoch trained.
         test = self._judged(self.test, epoch, "test")
-        validation = self._judged(self.validation, epoch, "validation").score if self.validation else None
+        if self.validation is self.test:
+            validation: float | None = test.score
+        else:
+            validation = self._judged(self.validation, epoch, "validation").score if self.validation else None
         others = {} if self.judged is self.module else {" in the network that is judged": self.judged}
         check_weights({"": self.module, **others}, epoch)
         overlaps, total = overlap_by_layer(self.layers, self.filters, dropped)

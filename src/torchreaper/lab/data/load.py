@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,15 @@ from torchreaper.lab.data.hub import read_hub
 from torchreaper.lab.data.memory import check_memory
 from torchreaper.lab.data.parquet import find_files, read_parquet
 from torchreaper.lab.data.spec import DataSpec
-from torchreaper.lab.data.split import Dataset, Split, channel_moments, divide, keep_of_test, of_classes
+from torchreaper.lab.data.split import (
+    Dataset,
+    Split,
+    channel_moments,
+    divide,
+    keep_of_test,
+    of_classes,
+    with_noise,
+)
 from torchreaper.lab.data.stream import Part
 from torchreaper.lab.data.table import Progress, Table, class_names, decode, open_table, read_labels
 from torchreaper.lab.errors import UserError
@@ -35,7 +44,11 @@ def load(spec: DataSpec, base: Path | str = ".", *, progress: Progress | None = 
     memory holds, and what `own.open_own` refuses.
     """
     state, read = _found(spec, Path(base))
-    return cached(spec, state, partial(read, progress))
+    dataset = cached(spec, state, partial(read, progress))
+    if spec.judge == "validation":
+        assert dataset.validation is not None  # the section asked for some
+        return replace(dataset, test=dataset.validation)
+    return dataset
 
 
 def _found(spec: DataSpec, base: Path) -> tuple[str, Callable[[Progress | None], Dataset]]:
@@ -164,8 +177,9 @@ def _parts(
         mine, validation=spec.validation, limit=spec.limit, classes=len(names), seed=spec.split_seed
     )
     judged = keep_of_test(test_mine, limit=spec.test_limit, classes=len(names), seed=spec.split_seed)
+    learnt = with_noise(mine[trained], spec.label_noise, classes=len(names), seed=spec.split_seed)
     parts = {
-        "train": Part(train, there[trained], mine[trained]),
+        "train": Part(train, there[trained], learnt),
         "test": Part(test, test_there[judged], test_mine[judged]),
     }
     if spec.validation:

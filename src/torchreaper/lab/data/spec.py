@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
@@ -60,7 +60,11 @@ class DataSpec(Settings):
         limit: training images kept, balanced over the classes as far as they go; None: all.
         test_limit: test images kept, likewise. Judging is most of the time of a run on few training images.
         validation: images split off the training set, before ``limit``, classes in proportion.
-        split_seed: the random choice of all three, and what a callable draws at random when it makes the data sets.
+        judge: the images that networks are judged on: "test", or "validation": the test images are left alone while
+            settings are chosen, and results tell of the validation images in their place.
+        label_noise: share of the training images that get another class than theirs, which one drawn at random; those
+            of validation and test keep theirs.
+        split_seed: the random choices of all these, and what a callable draws at random when it makes the data sets.
     """
 
     name: str
@@ -77,6 +81,8 @@ class DataSpec(Settings):
     limit: int | None = Field(default=None, ge=1)
     test_limit: int | None = Field(default=None, ge=1)
     validation: int = Field(default=0, ge=0)
+    judge: Literal["test", "validation"] = "test"
+    label_noise: float = Field(default=0.0, ge=0, lt=1)
     split_seed: int = Field(default=0, ge=0)
 
     @property
@@ -120,8 +126,13 @@ class DataSpec(Settings):
             raise UserError("memory=False: digits are always in memory; leave it out")
         if not self.own:
             check_workers(self)
-        if not self.own:
+        if not self.own and not self.label_noise:
             check_split_seed(self)
+        if self.judge == "validation":
+            if not self.validation:
+                raise UserError('judge="validation": needs images to judge on; set validation to how many')
+            if self.test_limit is not None:
+                raise UserError(f'test_limit={self.test_limit}: has no effect with judge="validation"; leave it out')
         return self
 
     def __hash__(self) -> int:

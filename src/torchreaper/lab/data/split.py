@@ -214,6 +214,19 @@ def _limited(
     return choose(labels, limit, seed=seed, balanced=True)
 
 
+def with_noise(labels: Int64[Tensor, " n"], share: float, *, classes: int, seed: int) -> Int64[Tensor, " n"]:
+    """The labels, ``share`` of them (rounded) replaced by another class, which ones and by which at random."""
+    count = round(share * len(labels))
+    if not count:
+        return labels
+    generator = epoch_generator(seed, 0, "label noise")
+    chosen = torch.randperm(len(labels), generator=generator)[:count]
+    shift = torch.randint(1, classes, (count,), generator=generator)
+    noisy = labels.clone()
+    noisy[chosen] = (labels[chosen] + shift) % classes
+    return noisy
+
+
 def channel_moments(
     images: UInt8[Tensor, "n channels height width"],
 ) -> tuple[Float[Tensor, " channels"], Float[Tensor, " channels"]]:

@@ -24,6 +24,7 @@ from torchreaper.lab.models.inception import InceptionV2 as InceptionV2
 from torchreaper.lab.models.inception import InceptionV2Options as InceptionV2Options
 from torchreaper.lab.models.inception import inception_v1 as inception_v1
 from torchreaper.lab.models.inception import inception_v2 as inception_v2
+from torchreaper.lab.models.layout import in_channels_last as in_channels_last
 from torchreaper.lab.models.mobilenet_v2 import MobileNetV2 as MobileNetV2
 from torchreaper.lab.models.mobilenet_v2 import MobileNetV2Options as MobileNetV2Options
 from torchreaper.lab.models.mobilenet_v2 import mobilenet_v2 as mobilenet_v2
