@@ -145,7 +145,7 @@ def test_the_known_trap_is_warned_of():
         ({"fraction": float("nan")}, "fraction=nan: must be in (0, 1)"),
         ({"fraction": 0.01}, "fraction=0.01: of 26 ranked filters that is none; use at least 0.0385"),
         ({"full": 0}, "full=0: must be a whole number of at least 1"),
-        ({"sub": 0}, "sub=0: must be a whole number of at least 1"),
+        ({"sub": -1}, "sub=-1: must be a whole number of at least 0"),
         ({"cycles": -1}, "cycles=-1: must be a whole number of at least 0"),
         ({"min_filters": 0}, "min_filters=0: must be a whole number of at least 1"),
         ({"max_per_layer": 0.0}, "max_per_layer=0.0: must be in (0, 1]"),

@@ -10,7 +10,7 @@ from torchreaper.errors import ReaperError
 from torchreaper.filters import FilterLayer, weight_parameters
 from torchreaper.state import all_finite
 
-_LEAST = {"full": 1, "sub": 1, "cycles": 0, "min_filters": 1, "seed": 0}
+_LEAST = {"full": 1, "sub": 0, "cycles": 0, "min_filters": 1, "seed": 0}
 
 
 def check_counts(**values: Any) -> None:

@@ -21,11 +21,13 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "optimizer_state": ("zero", "layer-mean", "keep"),
     "norms": ("reset", "keep"),
 }
+_FRESH = {"consumers": "keep", "optimizer_state": "zero", "norms": "reset"}
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    "orthogonal": {"gain": "kept", "bias": "zero"},
-    "random": {"gain": "kept", "bias": "zero"},
-    "zero": {"gain": 0.0, "bias": "zero"},
-    "released": {"gain": 1.0, "bias": "keep"},
+    "orthogonal": {"gain": "kept", "bias": "zero", **_FRESH},
+    "random": {"gain": "kept", "bias": "zero", **_FRESH},
+    "zero": {"gain": 0.0, "bias": "zero", **_FRESH},
+    "released": {"gain": 1.0, "bias": "keep", **_FRESH},
+    "keep": {"bias": "keep", "consumers": "keep", "optimizer_state": "keep", "norms": "keep"},
 }
 METHODS = tuple(_DEFAULTS)
 
@@ -38,16 +40,17 @@ class Reinit:
         method: "orthogonal": orthogonal to the old values of the dropped and the current values of the kept
             filters. "random": random directions, the honest control. "zero": zeros; where a ReLU follows, such a filter
             gets no gradient and never wakes, with a fresh norm between them neither. "released": the release's, the
-            Gram-Schmidt residual of the filter's own old value against the filters before it.
+            Gram-Schmidt residual of the filter's own old value against the filters before it. "keep": the values it had
+            when it was dropped, the control for re-initialising at all; everything below is then "keep" too.
         gain: length of the new filters: "kept", the mean length of the kept ones, or a number. Default: "kept";
             1.0 for "released".
         bias: "zero" or "keep" (the value when dropped). Default: "zero"; "keep" for "released".
-        consumers: what later layers' slices that read the filter hold: "keep" (the values when dropped), "zero", or
-            "random": normal, with the root mean square of the rest of that tensor. Rows that return in those layers
-            themselves are new throughout.
-        optimizer_state: per-weight state of all that: "zero" (what a new optimizer holds), "layer-mean" (second
-            moments start from the mean of the rest of their tensor) or "keep" (as when dropped).
-        norms: the filter's BatchNorm entries: "reset" to gamma 1, beta 0, mean 0, variance 1, or "keep".
+        consumers: what later layers' slices that read the filter hold: "keep" (the default: the values when dropped),
+            "zero", or "random": normal, with the root mean square of the rest of that tensor. Rows that return in
+            those layers themselves are new throughout.
+        optimizer_state: per-weight state of all that: "zero" (the default: what a new optimizer holds), "layer-mean"
+            (second moments start from the mean of the rest of their tensor) or "keep" (as when dropped).
+        norms: the filter's BatchNorm entries: "reset" (the default) to gamma 1, beta 0, mean 0, variance 1, or "keep".
 
     Raises:
         ReaperError: a value that is none of these.
@@ -56,9 +59,10 @@ class Reinit:
     method: str = "orthogonal"
     gain: Union[str, int, float, None] = None
     bias: str | None = None
-    consumers: str = "keep"
-    optimizer_state: str = "zero"
-    norms: str = "reset"
+    # None: the method's own, put in when the object is made.
+    consumers: str = None  # type: ignore[assignment]
+    optimizer_state: str = None  # type: ignore[assignment]
+    norms: str = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         if self.method not in _DEFAULTS:
@@ -73,6 +77,10 @@ class Reinit:
 
     def _check_gain(self) -> None:
         gain = self.gain
+        if self.method == "keep":
+            if gain is not None:
+                raise ReaperError(f'reinit.gain={gain!r}: has no effect with method "keep"; leave it out')
+            return
         number = isinstance(gain, (int, float)) and not isinstance(gain, bool) and isfinite(gain)
         if self.method == "zero":
             if not number or gain != 0:
@@ -118,6 +126,8 @@ def returning_rows(
     count, dims = len(dropped), rows.shape[1]
     if reinit.method == "zero":
         return Return(torch.zeros(count, dims, dtype=torch.float64, device="cpu"), "zeros")
+    if reinit.method == "keep":
+        return Return(rows[dropped], "as they were")
     if reinit.method == "orthogonal":
         directions, case = orthogonal_directions(rows, count, generator)
     elif reinit.method == "released":

@@ -13,16 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from torchreaper import criteria
-from torchreaper.bank import FilterBank, find_filters
+from torchreaper.bank import find_filters
 from torchreaper.checks import check_counts, check_weights
 from torchreaper.errors import NoEffectWarning, OneLayerWarning, ReaperError
-from torchreaper.filters import Skip, cuts, dropped_ids, weight_parameters
-from torchreaper.flow.operations import NORMS
+from torchreaper.filters import Skip
+from torchreaper.fitting import check_optimizers, warn_without_effect
 from torchreaper.flow.tracing import ExampleInputs, refuse_shards
 from torchreaper.ranks import Wrappers, decided_by_rank_zero
 from torchreaper.reinit import Reinit, as_reinit
 from torchreaper.saved import read_state
-from torchreaper.state import Optimizers, as_optimizers, parameter_ids
+from torchreaper.state import Optimizers, as_optimizers
 from torchreaper.subnetwork.modes import Mode, check_mode, resolve
 from torchreaper.text import percent
 from torchreaper.transitions import Transition, forget_scores, packed, transition_at
@@ -47,7 +47,7 @@ class RePr:
         optimizer: the one that trains it, or a list.
         example_inputs: a batch as in training (tensor, tuple or dict); used once, to find the channels.
         full: S1, units (calls of ``step``) of the whole network before each drop.
-        sub: S2, units of the sub-network.
+        sub: S2, units of the sub-network. 0: filters are re-initialised as soon as they are chosen, a control.
         cycles: N. 0: nothing is ever dropped.
         fraction: p, of the ranked filters.
         criterion: a registered name or an object with ``scores(bank)``; one that reads images: :func:`criteria.make`.
@@ -104,10 +104,15 @@ class RePr:
         self._criterion_name = criterion if isinstance(criterion, str) else type(criterion).__name__
         optimizers = as_optimizers(optimizer)
         self.bank = find_filters(model, example_inputs, skip=skip, include=include, scope=scope, seed=seed)
-        _check_optimizers(self.bank, optimizers)
+        check_optimizers(self.bank, optimizers)
         self.bank.check_settings(fraction, min_filters, max_per_layer)
         resolve(subnetwork, model, self.bank.ranked, optimizers)
-        _warn_without_effect(self.bank, self.reinit, optimizers)
+        if not sub and subnetwork != "auto":
+            why = "with sub=0 there is no sub-network phase"
+            warnings.warn(
+                f"subnetwork={subnetwork!r}: has no effect ({why}); leave it out", NoEffectWarning, stacklevel=2
+            )
+        warn_without_effect(self.bank, self.reinit, optimizers)
         if exact_dropout and (subnetwork == "masked" or not self.bank.flow.dropouts):
             why = "masked draws at full width anyway" if self.bank.flow.dropouts else "no filter passes an nn.Dropout"
             warnings.warn(f"exact_dropout=True: has no effect ({why}); leave it out", NoEffectWarning, stacklevel=2)
@@ -152,7 +157,9 @@ class RePr:
             return None
         kind, self._cycle = due
         try:
-            return self._drop() if kind == "drop" else self.restore()
+            if kind == "drop":
+                return self._drop()
+            return self.restore() if self.sub else self._renew()
         except BaseException:
             if self.phase == phase:  # nothing was dropped or restored: the step can be tried again
                 self.steps, self._cycle = before
@@ -278,6 +285,21 @@ class RePr:
         notes.append(f"sub-network: {self._way()}")
         return self._record("drop", dict(self.bank.dropped), scores, start, notes)
 
+    def _renew(self) -> Transition:
+        """Drop filters and bring them back at once: re-initialising without a sub-network phase."""
+        start = time.perf_counter()
+        refuse_shards(self.model)
+        filters, notes, scores, random = decided_by_rank_zero(self._decide)
+        self.bank.generator.set_state(random)
+        notes += self._one_layer(filters)
+        self.bank.drop(filters, mode="masked")
+        try:
+            notes += self.bank.restore(self.reinit)
+        except BaseException:
+            self.bank.restore(Reinit("keep"))  # as if nothing had been tried
+            raise
+        return self._record("restore", filters, scores, start, notes)
+
     def _decide(self) -> tuple[dict[str, tuple[int, ...]], list[str], dict[str, Tensor], Tensor]:
         """What goes, notes on it, the scores behind it, and the state of the generator after them."""
         with torch.no_grad():
@@ -338,39 +360,3 @@ class RePr:
             "layers": {layer.name: layer.filters for layer in self.bank.layers},
             "ranked": [layer.name for layer in self.bank.ranked],
         }
-
-
-def _check_optimizers(bank: FilterBank, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-    if not optimizers:
-        raise ReaperError("optimizer=None: must be the optimizer that trains the model, or a list of them")
-    held = parameter_ids(optimizers)
-    ranked = {layer.name: weight_parameters(layer.module) for layer in bank.ranked}
-    if missing := [name for name, own in ranked.items() if any(id(p) not in held for p in own)]:
-        raise ReaperError(
-            f"optimizer: does not hold {', '.join(name + '.weight' for name in missing[:3])}"
-            f"{' and others' if len(missing) > 3 else ''}; "
-            "build it from this model's parameters(), or name the layers in skip"
-        )
-
-
-def _warn_without_effect(bank: FilterBank, reinit: Reinit, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-    """Choices of the return that nothing in this network or optimizer can feel; defaults are never warned of."""
-    plain = Reinit(reinit.method)
-    found = cuts(bank.flow, dropped_ids(bank.ranked, {x.name: range(x.filters) for x in bank.ranked}))
-    normed = any(isinstance(bank.model.get_submodule(name), NORMS) for name in found)
-    read = any("weight" in entries and len(entries["weight"].columns) for entries in found.values())
-    biased = any(layer.module.bias is not None for layer in bank.ranked)
-    moments = any(not isinstance(optimizer, torch.optim.SGD) for optimizer in optimizers)
-    useless = {
-        "bias": "no ranked convolution has a bias" if not biased else "",
-        "norms": "no BatchNorm follows a ranked convolution" if not normed else "",
-        "consumers": "no layer reads a ranked filter directly" if not read else "",
-        "optimizer_state": "SGD keeps no second moments" if not moments and reinit.optimizer_state != "keep" else "",
-    }
-    for name, why in useless.items():
-        if why and getattr(reinit, name) != getattr(plain, name):
-            warnings.warn(
-                f"reinit.{name}={getattr(reinit, name)!r}: has no effect ({why}); leave it out",
-                NoEffectWarning,
-                stacklevel=3,
-            )

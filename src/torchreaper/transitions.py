@@ -14,7 +14,7 @@ class Transition:
     """What :meth:`RePr.step` just did.
 
     Attributes:
-        kind: "drop" or "restore".
+        kind: "drop" or "restore"; with ``sub`` 0 each "restore" is both, and has the scores.
         cycle: 1 for the first cycle.
         step: how many times ``step`` had been called, this call included.
         filters: layer -> indices dropped or brought back; only layers with any.
@@ -36,12 +36,12 @@ class Transition:
 def transition_at(step: int, full: int, sub: int, cycles: int) -> tuple[Literal["drop", "restore"], int] | None:
     """What the ``step``-th unit ends with, and in which cycle.
 
-    With 20, 10, 3: drops at 20, 50, 80, returns at 30, 60, 90.
+    With 20, 10, 3: drops at 20, 50, 80, returns at 30, 60, 90. With ``sub`` 0 what goes returns at once.
     """
     cycle, within = divmod(step - 1, full + sub)
     if step < 1 or cycle >= cycles:
         return None
-    if within == full - 1:
+    if within == full - 1 and sub:
         return "drop", cycle + 1
     return ("restore", cycle + 1) if within == full + sub - 1 else None
 

@@ -23,11 +23,13 @@ from torchreaper.criteria.ranking import quota as quota
 from torchreaper.criteria.ranking import rounded as rounded
 from torchreaper.criteria.ranking import select as select
 from torchreaper.criteria.ranking import worst_first as worst_first
+from torchreaper.criteria.reversed import Reversed as Reversed
 from torchreaper.criteria.scale import BatchNormScale as BatchNormScale
 
 register("orthogonality", Orthogonality)
 register("orthogonality-released", lambda: Orthogonality("released"))
 register("orthogonality-corrected", lambda: Orthogonality("corrected"))
+register("orthogonality-reversed", lambda: Reversed(Orthogonality()))
 register("magnitude", Magnitude)
 register("magnitude-l1", lambda: Magnitude(p=1))
 register("random", Random)

@@ -10,10 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.lab.schemes import setups
 from tests.lab.schemes.setups import pictures
+from tests.lab.tiny import recipe
 from torch import nn
 
 import torchreaper as tr
 from torchreaper.lab.errors import UserError
+from torchreaper.lab.run import train
+from torchreaper.lab.runs import folder_of, read_events, read_metrics
 from torchreaper.lab.schemes import RePrSpec, parse
 
 counts = st.integers(1, 30)
@@ -171,6 +174,19 @@ def test_options_reach_the_method():
 def test_what_the_method_refuses_is_a_user_error():
     with pytest.raises(UserError, match=r"^scheme: .*nothing|^scheme: .*rank"):
         attach(network(), skip=["0", "2"])
+
+
+def test_at_once_a_run_has_no_sub_network_phase_and_its_events_say_what_returned_and_why(tmp_path):
+    what = recipe(scheme={"name": "repr", "full": 1, "sub": 0, "cycles": 3, "fraction": 0.4, "skip": None})
+    train(what, scheme="repr", seed=0, out=tmp_path)
+    folder = folder_of(tmp_path, "tiny", "repr", 0)
+    assert [line["phase"] for line in read_metrics(folder)] == ["full"] * 5
+    events = read_events(folder)
+    assert [(one["epoch"], one["kind"]) for one in events] == [(1, "restore"), (2, "restore"), (3, "restore")]
+    for one in events:
+        worst = sorted((score, name, k) for name, scores in one["scores"].items() for k, score in enumerate(scores))
+        gone = {(name, k) for name, some in one["filters"].items() for k in some}
+        assert gone == {(name, k) for _, name, k in worst[-4:]}
 
 
 def test_that_all_filters_come_from_one_layer_is_in_the_notes_and_no_warning():

@@ -17,6 +17,7 @@ SETTINGS = {
     "longer": {"factor": 1.2},
     "ema": {"decay": 0.8},
     "ol": {"strength": 0.05},
+    "at-once": {"name": "repr", "full": 1, "sub": 0, "cycles": 3, "criterion": "orthogonality-reversed"},
 }
 TOUCHING = ("dsd", "ban", "sfp", "grafting", "ema", "swa", "sam", "repr+ema", "repr+swa", "repr+sam", "ban+sam")
 WITH_REPR = (
@@ -25,7 +26,15 @@ WITH_REPR = (
 )
 OTHERS = (
     *(key for key in SCHEMES if key not in ("standard", "repr")),
-    *("ban+cutmix", "dsd+swa+label-smoothing", "grafting+ema", "sfp+sam", "kd+longer", "mixup+label-smoothing+swa"),
+    *(
+        "at-once",
+        "ban+cutmix",
+        "dsd+swa+label-smoothing",
+        "grafting+ema",
+        "sfp+sam",
+        "kd+longer",
+        "mixup+label-smoothing+swa",
+    ),
 )
 
 

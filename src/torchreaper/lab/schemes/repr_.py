@@ -140,7 +140,8 @@ class RePrSpec(Spec):
 
     `criterion`: a name, or `package.module:attribute`: an object with `scores(bank)`, or a class or function that makes
     one and may ask for `batches` and `loss_fn`. `images`: how many images a criterion that reads images reads, of those
-    held out for validation, or without any of those of training; None: 5000, or all if there are fewer.
+    held out for validation, or without any of those of training; None: 5000, or all if there are fewer. `sub: 0`
+    re-initialises filters as soon as they are chosen.
     """
 
     summary: ClassVar[str] = "drop the filters that overlap most, train without them, bring them back"
@@ -149,7 +150,7 @@ class RePrSpec(Spec):
     turn: ClassVar[int] = 1
     name: Literal["repr"] = "repr"
     full: Annotated[int, Field(ge=1)] = 20
-    sub: Annotated[int, Field(ge=1)] = 10
+    sub: Annotated[int, Field(ge=0)] = 10
     cycles: Annotated[int, Field(ge=0)] = 3
     fraction: Annotated[float, BeforeValidator(_open_unit)] = 0.3
     criterion: str = "orthogonality"
@@ -193,7 +194,7 @@ class RePrSpec(Spec):
                 f"{asked} and at least one more for the filters that return after epoch {need}, "
                 f"the recipe has {epochs}; {remedy}"
             )
-        if epochs > last:
+        if epochs > last and self.sub:
             inside = f", which end inside the sub-network phase of epochs {last + 1} to {need}"
             raise UserError(f"{asked}, the recipe has {epochs}{inside}; {remedy}")
         raise UserError(f"{asked}, the recipe has {epochs}; {remedy}")
