@@ -12,7 +12,7 @@ from torchreaper.lab.errors import UserError
 from torchreaper.lab.run import train
 from torchreaper.lab.runs import folder_of, read_metrics
 from torchreaper.lab.schemes import Attached, parse
-from torchreaper.lab.schemes.longer import LongerSpec
+from torchreaper.lab.schemes.longer import LongerSpec, ShorterSpec
 
 
 @given(epochs=st.integers(1, 300), factor=st.floats(1.001, 5))
@@ -20,6 +20,33 @@ def test_one_training_longer_by_the_factor(epochs, factor):
     (length,) = LongerSpec(factor=factor).lengths(epochs)
     assert length > epochs
     assert abs(length - factor * epochs) <= max(0.5, epochs + 1 - factor * epochs)
+
+
+@given(epochs=st.integers(2, 300), factor=st.floats(0.001, 0.999))
+def test_one_training_shorter_by_the_factor(epochs, factor):
+    (length,) = ShorterSpec(factor=factor).lengths(epochs)
+    assert 1 <= length < epochs
+    assert abs(length - factor * epochs) <= max(0.5, 1 - factor * epochs, factor * epochs - epochs + 1)
+
+
+def test_a_costly_scheme_in_half_the_epochs(tmp_path, one_thread):
+    what = recipe(schedule={"name": "step", "milestones": [2, 4]}, epochs=6)
+    result = train(what, scheme="sam+shorter", seed=0, out=tmp_path)
+    assert result["epochs"] == result["reported_epoch"] == 3
+    rates = [line["lr"] for line in read_metrics(folder_of(tmp_path, "tiny", "sam+shorter", 0))]
+    assert rates == pytest.approx([0.05, 0.005, 0.0005])
+
+
+def test_repr_must_fit_into_what_is_left():
+    parse({"name": "repr+shorter", "parts": {"repr": {"full": 2, "sub": 1, "cycles": 1}}}).check(8)
+    with pytest.raises(UserError, match=r"need 6 epochs, the recipe has 4"):
+        parse({"name": "repr+shorter", "parts": {"repr": {"full": 2, "sub": 1, "cycles": 2}}}).check(8)
+
+
+@pytest.mark.parametrize("factor", [1, 1.5, 0])
+def test_shorter_is_shorter(factor):
+    with pytest.raises(UserError, match=rf"^scheme\.factor={factor}: must be (less|greater) than [01]"):
+        parse({"name": "shorter", "factor": factor})
 
 
 def test_an_epoch_is_one_of_standard_training():

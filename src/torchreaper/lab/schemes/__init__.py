@@ -17,7 +17,7 @@ from torchreaper.lab.schemes.distillation import KDSpec
 from torchreaper.lab.schemes.dropout import DropoutSpec
 from torchreaper.lab.schemes.dsd import DSDSpec
 from torchreaper.lab.schemes.grafting import GraftingSpec
-from torchreaper.lab.schemes.longer import LongerSpec
+from torchreaper.lab.schemes.longer import LongerSpec, ShorterSpec
 from torchreaper.lab.schemes.mixing import CutMixSpec, MixupSpec
 from torchreaper.lab.schemes.orthogonality import OrthogonalityLossSpec
 from torchreaper.lab.schemes.own import OwnSpec, imported
@@ -68,6 +68,7 @@ SCHEMES: dict[str, type[Spec]] = {
     "mixup": MixupSpec,
     "cutmix": CutMixSpec,
     "longer": LongerSpec,
+    "shorter": ShorterSpec,
 }
 
 
