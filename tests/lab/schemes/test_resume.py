@@ -15,13 +15,14 @@ SETTINGS = {
     "sfp": {"until": 0.9},
     "swa": {"start": 0.2},
     "longer": {"factor": 1.2},
+    "self-kd": {"start": 1, "every": 2},
     "ema": {"decay": 0.8},
     "ol": {"strength": 0.05},
     "at-once": {"name": "repr", "full": 1, "sub": 0, "cycles": 3, "criterion": "orthogonality-reversed"},
 }
 TOUCHING = ("dsd", "ban", "sfp", "grafting", "ema", "swa", "sam", "repr+ema", "repr+swa", "repr+sam", "ban+sam")
 WITH_REPR = (
-    *("repr", "repr+kd", "repr+ol", "repr+ema", "repr+swa", "repr+sam", "repr+dropout", "repr+mixup"),
+    *("repr", "self-kd+repr", "repr+kd", "repr+ol", "repr+ema", "repr+swa", "repr+sam", "repr+dropout", "repr+mixup"),
     *("ema+repr+sam", "repr+longer", "repr+kd+ol+ema+sam+dropout+mixup+label-smoothing"),
 )
 OTHERS = (

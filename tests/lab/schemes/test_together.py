@@ -17,13 +17,22 @@ from torchreaper.lab.recipe import Recipe
 from torchreaper.lab.schemes import SCHEMES, Attached, Spec, TogetherSpec, options_of, parse
 
 TEACHER = {"model": {"name": "cnet", "options": {"depth": 2, "width": 8}}, "epochs": 2}
-NEEDED = {"kd": {"teacher": TEACHER}, "repr": {"full": 1, "sub": 1, "cycles": 1}, "dsd": {"dense": 1, "sparse": 1}}
+NEEDED = {
+    "kd": {"teacher": TEACHER},
+    "self-kd": {"start": 1},
+    "repr": {"full": 1, "sub": 1, "cycles": 1},
+    "dsd": {"dense": 1, "sparse": 1},
+}
 ALONE = {
     **dict.fromkeys(combinations(["repr", "dsd", "ban", "sfp", "grafting"], 2), "weights"),
     ("ban", "kd"): "the teacher",
+    ("ban", "self-kd"): "the teacher",
+    ("kd", "self-kd"): "the teacher",
     ("ban", "ema"): "the average",
     ("ban", "swa"): "the average",
     ("ban", "longer"): "the epochs",
+    ("ban", "shorter"): "the epochs",
+    ("longer", "shorter"): "the epochs",
     ("ema", "swa"): "the average",
     ("mixup", "cutmix"): "the images",
 }

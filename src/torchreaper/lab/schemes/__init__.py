@@ -23,6 +23,7 @@ from torchreaper.lab.schemes.orthogonality import OrthogonalityLossSpec
 from torchreaper.lab.schemes.own import OwnSpec, imported
 from torchreaper.lab.schemes.repr_ import ReinitSpec, RePrSpec
 from torchreaper.lab.schemes.sam import SAMSpec
+from torchreaper.lab.schemes.selfkd import SelfKDSpec
 from torchreaper.lab.schemes.sfp import SFPSpec
 from torchreaper.lab.schemes.smoothing import SmoothingSpec
 from torchreaper.lab.schemes.standard import StandardSpec
@@ -57,6 +58,7 @@ SCHEMES: dict[str, type[Spec]] = {
     "dsd": DSDSpec,
     "ban": BANSpec,
     "kd": KDSpec,
+    "self-kd": SelfKDSpec,
     "ol": OrthogonalityLossSpec,
     "dropout": DropoutSpec,
     "sfp": SFPSpec,
