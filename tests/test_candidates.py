@@ -129,6 +129,18 @@ def test_measuring_leaves_no_trace_and_does_not_change_what_the_network_says(net
         torch.testing.assert_close(loss.detach(), expected, rtol=1e-13, atol=0)
 
 
+def test_a_batch_counts_by_its_size():
+    model, bank = network("plain")
+    contests = contests_of(bank, {"2": (0, 1, 2, 3, 4)}, times=8)
+    parts = [inputs(1, 9, torch.float64), inputs(2, 1, torch.float64)]
+    whole = [tuple(torch.cat(both) for both in zip(*parts))]
+    found = [
+        strongest(model, bank.flow, contests, bank["2"].start + contests[0].places, tr.Candidates(batches))
+        for batches in (parts, whole, parts[:1])
+    ]
+    assert found[0] == found[1] != found[2]
+
+
 def test_the_order_of_the_candidates_does_not_count_under_autocast_either():
     """Autocast keeps the weights that it has cast; those of the round before must not be used."""
     model, bank = network("plain-norm")
@@ -221,6 +233,7 @@ def everything(model, optimizer, scheme, follower) -> dict[str, torch.Tensor]:
     weights = {
         f"{name} {n}": v for n, one in (("own", model), ("average", follower)) for name, v in one.state_dict().items()
     }
+    weights |= {f"as it is {name}": value.detach() for name, value in model.named_parameters()}
     return copy.deepcopy({**weights, **gradients, **flat_state(optimizer), "random": scheme.bank.generator.get_state()})
 
 
