@@ -208,15 +208,17 @@ class Loader:
         yield BATCHES[1]
 
 
-def begun(net: str, mode: str, reader=BATCHES, **how):
-    """In a sub-network phase of one step, with an average that follows."""
+def begun(net: str, mode: str, reader=BATCHES, sub: int = 1, **how):
+    """Before a return that is due, with an average that follows: in a sub-network phase, or with none."""
     model, _ = build(net)
     model.double()
     follower = copy.deepcopy(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     reinit = tr.Reinit(consumers="random", candidates=tr.Candidates(reader, **how))
     places = {"skip": None, "max_per_layer": 0.6, "followers": [follower], "subnetwork": mode}
-    scheme = tr.RePr(model, optimizer, BATCHES[0][0], full=1, sub=1, cycles=2, fraction=0.35, reinit=reinit, **places)
+    scheme = tr.RePr(
+        model, optimizer, BATCHES[0][0], full=1 if sub else 2, sub=sub, cycles=2, fraction=0.35, reinit=reinit, **places
+    )
     for epoch in range(2):
         images, labels = inputs(epoch, dtype=torch.float64)
         optimizer.zero_grad()
@@ -224,7 +226,7 @@ def begun(net: str, mode: str, reader=BATCHES, **how):
         optimizer.step()
         if not epoch:
             scheme.step()
-    assert scheme.bank.mode == mode
+    assert scheme.bank.mode == (mode if sub else None)
     return model, optimizer, scheme, follower
 
 
@@ -235,6 +237,22 @@ def everything(model, optimizer, scheme, follower) -> dict[str, torch.Tensor]:
     }
     weights |= {f"as it is {name}": value.detach() for name, value in model.named_parameters()}
     return copy.deepcopy({**weights, **gradients, **flat_state(optimizer), "random": scheme.bank.generator.get_state()})
+
+
+def test_without_a_phase_too():
+    reader = Loader()
+    whole, failing = begun("plain", "auto", sub=0), begun("plain", "auto", reader, sub=0)
+    failing[0].zero_grad()  # that of dropped filters goes with them
+    before = everything(*failing)
+    reader.works = False
+    with pytest.raises(tr.ReaperError, match="the disk is gone"):
+        failing[2].step()
+    assert (failing[2].phase, failing[2].steps) == ("full", 1)
+    assert_all_close(everything(*failing), before, "after a failure", rtol=0, atol=0)
+    reader.works = True
+    whole[0].zero_grad()
+    assert failing[2].step().notes == whole[2].step().notes
+    assert_all_close(everything(*failing), everything(*whole), "after all", rtol=0, atol=0)
 
 
 def nothing_finite(outputs, targets):

@@ -109,7 +109,7 @@ class Reinit:
 
     def describe(self) -> dict[str, Any]:
         """Every choice by name but the images of candidates, for a fingerprint or a log."""
-        chosen = {f.name: getattr(self, f.name) for f in fields(self)}
+        chosen = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "candidates"}
         return chosen if self.candidates is None else {**chosen, "candidates": self.candidates.describe()}
 
 
