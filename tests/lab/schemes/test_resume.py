@@ -85,7 +85,7 @@ def test_with_repr(scheme, mode, tmp_path, one_thread):
 
 
 def test_with_directions_chosen_by_gradient(tmp_path, one_thread):
-    check(recipe(epochs=3, scheme__sub=1, scheme__reinit={"candidates": 2}), "repr", tmp_path)
+    check(recipe(epochs=3, scheme__sub=1, scheme__reinit={"candidates": 8}), "repr", tmp_path)
 
 
 @pytest.mark.parametrize("scheme", OTHERS)
