@@ -27,6 +27,10 @@ class Candidates(FromData):
     evaluation mode, as if it alone were added to the kept filters; those with the longest gradient return. Outgoing
     weights, norms and biases are then what :class:`Reinit` says, as without candidates.
 
+    In evaluation mode a fresh norm passes on what it gets, so that directions are favoured along which the layer's
+    input is large. Where norms or biases are kept, or more follows the channel (a gate, a depthwise convolution), a
+    candidate may return in another place of its layer than the one it was measured in.
+
     Under ``torch.distributed`` rank 0's batches decide, and bringing filters back is collective.
 
     Attributes:
