@@ -34,8 +34,9 @@ METHOD = [
         "restoring",
         "subnetwork",
         "cost",
-        "criteria",
         "reinit",
+        "candidates",
+        "criteria",
     ),
     *("geometry", "filters", "state", "ranks", "flow", "text", "loading", "errors"),
 ]

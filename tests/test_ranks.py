@@ -58,6 +58,9 @@ def scenarios(rank: int) -> dict[str, object]:
     # Nothing but the ranks' own random numbers decides here, and they differ.
     run("random", subnetwork="masked", criterion="random", seed=rank)
     run("accumulated", subnetwork="masked", no_sync=True)
+    # Each rank asks other images which directions it wants.
+    wanted = tr.Candidates([inputs(50 + rank, dtype=torch.float64)], times=4)
+    run("candidates", subnetwork="masked", reinit=tr.Reinit(candidates=wanted))
 
     model, optimizer, scheme = attached(subnetwork="compact")
     called = DistributedDataParallel(model)
@@ -91,7 +94,7 @@ def alone():
     return train(model, optimizer, scheme, model, slice(0, 6))
 
 
-@pytest.mark.parametrize("scenario", ["masked", "compact", "random", "accumulated", "resumed"])
+@pytest.mark.parametrize("scenario", ["masked", "compact", "random", "accumulated", "candidates", "resumed"])
 def test_all_ranks_hold_the_same_bits_after_every_step(ranks, scenario):
     (first, filters), (second, same) = (rank[scenario] for rank in ranks)
     assert filters == same

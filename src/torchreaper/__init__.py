@@ -5,6 +5,7 @@ from torchreaper import criteria as criteria
 from torchreaper.bank import FilterBank as FilterBank
 from torchreaper.bank import Preview as Preview
 from torchreaper.bank import find_filters as find_filters
+from torchreaper.candidates import Candidates as Candidates
 from torchreaper.cost import Cost as Cost
 from torchreaper.errors import NoEffectWarning as NoEffectWarning
 from torchreaper.errors import OneLayerWarning as OneLayerWarning

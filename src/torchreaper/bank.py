@@ -22,7 +22,7 @@ from torchreaper.restoring import bring_back, check_sources
 from torchreaper.state import Optimizers, as_optimizers
 from torchreaper.subnetwork import Subnetwork
 from torchreaper.subnetwork.modes import Mode, resolve
-from torchreaper.subnetwork.plan import make_plan
+from torchreaper.subnetwork.plan import Plan, make_plan
 from torchreaper.text import percent, shorten, table
 
 
@@ -122,6 +122,7 @@ class FilterBank:
         self.mode: Mode | None = None
         self._optimizers = as_optimizers(None)
         self._subnetwork: Subnetwork | None = None
+        self._plan = Plan({}, {}, {}, {}, {})
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -312,7 +313,7 @@ class FilterBank:
         plan = make_plan(self.flow, self.layers, wanted, compact=chosen == "compact", exact_dropout=exact_dropout)
         with torch.inference_mode(False):  # a tensor made in it could never be trained again
             self._subnetwork.enter(plan)
-        self.dropped, self.mode = wanted, chosen
+        self.dropped, self.mode, self._plan = wanted, chosen, plan
 
     def restore(self, reinit: str | Reinit | None = None) -> list[str]:
         """Bring the dropped filters back.
@@ -322,6 +323,9 @@ class FilterBank:
 
         Returns:
             One note per layer on how its filters came back; empty without ``reinit``.
+
+        Raises:
+            ReaperError: it cannot be; the filters are still dropped.
         """
         how = None if reinit is None else as_reinit(reinit)
         if not self.dropped:
@@ -333,11 +337,19 @@ class FilterBank:
             self._check_return(lost)
             check_sources(self.model, self.flow, ids, self._optimizers, how)
         with torch.inference_mode(False):
+            before, random = (self.dropped, self.mode), self.generator.get_state()
             self._subnetwork.leave()
             self.dropped, self.mode = {}, None
             if how is None:
                 return []
-            notes = bring_back(self.model, lost, self.flow, ids, self._optimizers, how, self.generator)
+            try:
+                notes = bring_back(self.model, lost, self.flow, ids, self._optimizers, how, self.generator)
+            except BaseException:
+                if how.candidates is not None:  # they need the whole network, and may fail
+                    self._subnetwork.enter(self._plan)
+                    self.dropped, self.mode = before
+                    self.generator.set_state(random)
+                raise
             self._subnetwork.share_returned(cuts(self.flow, ids))
             return notes
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import prod
@@ -197,6 +197,22 @@ def _cut(shares: Sequence[Share], mine: Bool[Tensor, " all"], roles: Set[Role]) 
         if share.role in roles:
             parts[share.dim] = mine[share.origin].nonzero().flatten()
     return Cut(*parts)
+
+
+def undoing(model: nn.Module, flow: Flow, ids: Int[Tensor, " ids"], roles: Set[Role] = ROLES) -> Callable[[], None]:
+    """Calling the result puts what belongs to the filters ``ids`` back as it is now, bit for bit."""
+    parts = [
+        (tensor, cut, tensor.detach()[cut.mask(tensor)])
+        for name, entries in cuts(flow, ids, roles).items()
+        for key, cut in entries.items()
+        if (tensor := tensor_of(model.get_submodule(name), key)) is not None
+    ]
+
+    def undo() -> None:
+        for tensor, cut, values in parts:
+            cut.put(tensor, values)
+
+    return undo
 
 
 def tensor_of(module: nn.Module, name: str) -> Tensor | None:

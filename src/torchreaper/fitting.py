@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from torchreaper.bank import FilterBank
+from torchreaper.candidates import no_choice
 from torchreaper.errors import NoEffectWarning, ReaperError
 from torchreaper.filters import cuts, dropped_ids, weight_parameters
 from torchreaper.flow.operations import NORMS
@@ -36,11 +37,13 @@ def warn_without_effect(bank: FilterBank, reinit: Reinit, optimizers: Sequence[t
     normed = any(isinstance(bank.model.get_submodule(name), NORMS) for name in found)
     read = any("weight" in entries and len(entries["weight"].columns) for entries in found.values())
     biased = any(layer.module.bias is not None for layer in bank.ranked)
+    wanted = any(not no_choice(bank.model, bank.flow, layer) for layer in bank.ranked)
     moments = any(not isinstance(optimizer, torch.optim.SGD) for optimizer in optimizers)
     useless = {
         "bias": "no ranked convolution has a bias" if not biased else "",
         "norms": "no BatchNorm follows a ranked convolution" if not normed else "",
         "consumers": "no layer reads a ranked filter directly" if not read else "",
+        "candidates": "no ranked filter is read by later layers alone" if not wanted else "",
         "optimizer_state": "SGD keeps no second moments" if not moments and reinit.optimizer_state != "keep" else "",
     }
     for name, why in useless.items():

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from torchreaper.candidates import Candidates
 from torchreaper.errors import ReaperError
 from torchreaper.geometry import overlap, unit_rows
 
@@ -51,6 +52,10 @@ class Reinit:
         optimizer_state: per-weight state of all that: "zero" (the default: what a new optimizer holds), "layer-mean"
             (second moments start from the mean of the rest of their tensor) or "keep" (as when dropped).
         norms: the filter's BatchNorm entries: "reset" (the default) to gamma 1, beta 0, mean 0, variance 1, or "keep".
+        candidates: ``None``: directions are left to chance. A :class:`Candidates`: of several as random ones, those
+            return that the loss wants most, for "orthogonal" and "random". Where a layer has no room for more than
+            return, or a filter is not read by later layers alone (it enters a sum, say), they are left to chance, and
+            the transition's notes say so.
 
     Raises:
         ReaperError: a value that is none of these.
@@ -63,6 +68,7 @@ class Reinit:
     consumers: str = None  # type: ignore[assignment]
     optimizer_state: str = None  # type: ignore[assignment]
     norms: str = None  # type: ignore[assignment]
+    candidates: Any = None
 
     def __post_init__(self) -> None:
         if self.method not in _DEFAULTS:
@@ -74,6 +80,7 @@ class Reinit:
             if getattr(self, name) not in allowed:
                 raise ReaperError(f"reinit.{name}={getattr(self, name)!r}: must be one of {', '.join(allowed)}")
         self._check_gain()
+        self._check_candidates()
 
     def _check_gain(self) -> None:
         gain = self.gain
@@ -88,9 +95,22 @@ class Reinit:
         elif gain != "kept" and not (number and gain > 0):  # type: ignore[operator]
             raise ReaperError(f'reinit.gain={gain!r}: must be "kept" or a number above 0')
 
+    def _check_candidates(self) -> None:
+        given = self.candidates
+        if given is None:
+            return
+        if not isinstance(given, Candidates):
+            raise ReaperError(f"reinit.candidates={given!r}: must be a tr.Candidates(batches, loss_fn), or None")
+        if self.method not in ("orthogonal", "random"):
+            raise ReaperError(
+                f"reinit.candidates={given.times} times: has no effect with method {self.method!r}, whose directions "
+                'are not random; leave it out, or use "orthogonal" or "random"'
+            )
+
     def describe(self) -> dict[str, Any]:
-        """Every choice by name, for a fingerprint or a log."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        """Every choice by name but the images of candidates, for a fingerprint or a log."""
+        chosen = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "candidates"}
+        return chosen if self.candidates is None else {**chosen, "candidates": self.candidates.describe()}
 
 
 def as_reinit(value: Any) -> Reinit:
@@ -134,6 +154,32 @@ def returning_rows(
         directions, case = released_directions(rows, dropped, generator)
     else:
         directions, case = random_directions(count, dims, generator), "random directions"
+    return Return(directions * _length(rows, dropped, reinit.gain), case)
+
+
+def candidate_rows(
+    rows: Rows, dropped: Int[Tensor, " returning"], reinit: Reinit, generator: torch.Generator
+) -> Return | None:
+    """More rows than return, any of which could: with "orthogonal", to all ``rows`` and to each other.
+
+    Args:
+        rows, dropped, generator: as for :func:`returning_rows`.
+        reinit: with candidates.
+
+    Returns:
+        At most ``times`` rows for every returning one; ``None`` where there is no room for more than return.
+    """
+    rows = rows.detach().double().cpu()
+    count, dims = len(dropped), rows.shape[1]
+    wanted = reinit.candidates.times * count
+    if reinit.method == "random":
+        directions, case = random_directions(wanted, dims, generator), "random directions"
+    else:
+        basis = span(rows)
+        room = dims - basis.shape[1]
+        if room <= count:
+            return None
+        directions, case = complement(basis, min(wanted, room), generator), f"room {room} of {dims}"
     return Return(directions * _length(rows, dropped, reinit.gain), case)
 
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import replace
 from math import sqrt
+from typing import Union
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from torchreaper.candidates import Contest, no_choice, strongest
 from torchreaper.errors import ReaperError
-from torchreaper.filters import ROLES, FilterLayer, cuts, tensor_of
+from torchreaper.filters import ROLES, FilterLayer, cuts, tensor_of, undoing
 from torchreaper.flow.channels import Flow, Role
-from torchreaper.reinit import Reinit, returning_rows, worst_cosine
+from torchreaper.ranks import decided_by_rank_zero
+from torchreaper.reinit import Reinit, Return, candidate_rows, returning_rows, worst_cosine
 from torchreaper.state import SECOND_MOMENTS, Cut, all_finite, per_weight_state, reset
 
+Chosen = dict[tuple[str, int], Union[Return, str]]
+"""Layer and first filter of a group -> the rows that were chosen for it, or why chance decides."""
 _NORM_ENTRIES = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
 
 
@@ -38,7 +44,11 @@ def bring_back(
 
     Returns:
         One note per layer: how many, the room there was, the worst |cos|.
+
+    Raises:
+        ReaperError: candidates cannot be measured; everything is as it was before.
     """
+    undo = None if reinit.candidates is None else undoing(model, flow, ids)
     back = {layer: torch.tensor(indices, dtype=torch.int64, device="cpu") for layer, indices in dropped.items()}
     # Old values must be read before slices of them change with what they read.
     old = {} if reinit.consumers == "keep" else {layer: _rows(layer, mine) for layer, mine in back.items()}
@@ -49,7 +59,18 @@ def bring_back(
     for name, entries in _belongings(model, flow, ids, {"consumer"}).items():
         for tensor, cut in entries.items():
             _set_consumer(_tensor(model, name, tensor).detach(), cut, reinit.consumers, generator)
-    notes = [_return_layer(layer, mine, old.pop(layer, None), reinit, generator) for layer, mine in back.items()]
+    for layer in back:
+        bias = layer.module.bias
+        if bias is not None and bias.requires_grad and reinit.bias == "zero":
+            bias.detach()[back[layer].to(bias.device)] = 0
+    chosen: Chosen = {}
+    if undo is not None:
+        try:
+            chosen = _choose(model, back, flow, ids, old, reinit, generator)
+        except BaseException:
+            undo()
+            raise
+    notes = [_return_layer(x, mine, old.pop(x, None), chosen, reinit, generator) for x, mine in back.items()]
     if reinit.optimizer_state != "keep":
         for name, entries in _belongings(model, flow, ids, ROLES).items():
             for tensor, cut in entries.items():
@@ -110,31 +131,73 @@ def _set_consumer(weight: Tensor, cut: Cut, how: str, generator: torch.Generator
         cut.put(weight, torch.randn(count, dtype=torch.float64, generator=generator, device="cpu").mul_(scale))
 
 
+def _choose(
+    model: nn.Module,
+    back: Mapping[FilterLayer, Int[Tensor, " returning"]],
+    flow: Flow,
+    ids: Int[Tensor, " ids"],
+    old: Mapping[FilterLayer, Float[Tensor, "returning dims"]],
+    reinit: Reinit,
+    generator: torch.Generator,
+) -> Chosen:
+    chosen: Chosen = {}
+    contests: dict[tuple[str, int], tuple[Contest, str]] = {}
+    for layer, mine in back.items():
+        why = no_choice(model, flow, layer)
+        reference = None if why else _reference(layer, mine, old.get(layer))
+        for group, places in _groups(layer, mine):
+            made = None
+            if reference is not None:
+                made = candidate_rows(reference[group], places - group.start, reinit, generator)
+            if made is None:
+                chosen[layer.name, group.start] = f"left to chance ({why or 'no room for more'})"
+            else:
+                contests[layer.name, group.start] = Contest(layer, places, made.rows), made.case
+    in_order = [contest for contest, _ in contests.values()]
+    numbers = decided_by_rank_zero(lambda: strongest(model, flow, in_order, ids, reinit.candidates))
+    for (key, (contest, case)), best in zip(contests.items(), numbers):
+        case += f", chosen of {len(contest.rows)} by gradient"
+        chosen[key] = Return(contest.rows[best], case)
+    return chosen
+
+
+def _groups(layer: FilterLayer, back: Int[Tensor, " returning"]) -> Iterator[tuple[slice, Int[Tensor, " mine"]]]:
+    """The groups of a layer that filters return to: where their rows stand, and those filters."""
+    per_group = layer.filters // layer.groups
+    for group in sorted(set((back // per_group).tolist())):
+        yield slice(group * per_group, (group + 1) * per_group), back[back // per_group == group]
+
+
+def _reference(
+    layer: FilterLayer, back: Int[Tensor, " returning"], old: Float[Tensor, "returning dims"] | None
+) -> Float[Tensor, "filters dims"]:
+    """Rows to be orthogonal to. ``old``: those of returning filters when dropped; ``None``: they are in place."""
+    reference = layer.rows.to("cpu", torch.float64, copy=True)
+    if old is not None:
+        reference[back] = old.to(reference)
+    return reference
+
+
 def _return_layer(
     layer: FilterLayer,
     back: Int[Tensor, " returning"],
     old: Float[Tensor, "returning dims"] | None,
+    chosen: Chosen,
     reinit: Reinit,
     generator: torch.Generator,
 ) -> str:
-    """``old``: the values of the returning filters when they were dropped; ``None``: they are in their places."""
-    reference = layer.rows.to("cpu", torch.float64, copy=True)
-    if old is not None:
-        reference[back] = old.to(reference)
-    per_group = layer.filters // layer.groups
+    reference = _reference(layer, back, old)
     cases: dict[str, None] = {}
     worst = 0.0
-    for group in sorted(set((back // per_group).tolist())):
-        first = group * per_group
-        mine = back[back // per_group == group]
-        returned = returning_rows(reference[first : first + per_group], mine - first, reinit, generator)
+    for group, mine in _groups(layer, back):
+        returned = chosen.get((layer.name, group.start), "")
+        if isinstance(returned, str):
+            why, returned = returned, returning_rows(reference[group], mine - group.start, reinit, generator)
+            returned = replace(returned, case=f"{returned.case}, {why}") if why else returned
         layer.write(mine, returned.rows)
         cases[returned.case] = None
         # Of what was written, in the weight's own precision.
         written = _rows(layer, mine).cpu()
         written = written.float() if written.element_size() < 4 else written
-        worst = max(worst, worst_cosine(written, reference[first : first + per_group]))
-    bias = layer.module.bias
-    if bias is not None and bias.requires_grad and reinit.bias == "zero":
-        bias.detach()[back.to(bias.device)] = 0
+        worst = max(worst, worst_cosine(written, reference[group]))
     return f"{layer.name}: {len(back)} back, {'; '.join(cases)}, worst |cos| {worst:.1e}"

@@ -296,7 +296,7 @@ class RePr:
         try:
             notes += self.bank.restore(self.reinit)
         except BaseException:
-            self.bank.restore(Reinit("keep"))  # as if nothing had been tried
+            self.bank.restore()  # as if nothing had been tried
             raise
         return self._record("restore", filters, scores, start, notes)
 

@@ -3,6 +3,7 @@
 import copy
 import io
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from tests.lab.schemes import setups
 from tests.lab.schemes.setups import pictures
 from tests.lab.tiny import recipe
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 import torchreaper as tr
 from torchreaper.lab.errors import UserError
@@ -142,6 +144,11 @@ def test_a_criterion_that_fails_says_why(seeing):
         ({"reinit": {"gain": -1}}, "scheme.reinit.gain=-1.0: must be"),
         ({"reinit": {"bias": "kept"}}, "scheme.reinit.bias='kept': must be one of zero, keep"),
         ({"reinit": {"method": "zero", "gain": 2}}, "scheme.reinit.gain=2.0: has no effect"),
+        ({"reinit": {"candidates": 1}}, "scheme.reinit.candidates=1: must be at least 2"),
+        (
+            {"reinit": {"method": "released", "candidates": 3}},
+            "scheme.reinit.candidates=3 times: has no effect with method 'released', whose directions are not random",
+        ),
         ({"subnetwork": "small"}, "scheme.subnetwork='small': must be 'auto', 'masked' or 'compact'"),
         ({"skip": 3}, "scheme.skip=3: must be the name of a layer or a list of names"),
         ({"include": [3]}, "scheme.include=[3]: must be"),
@@ -160,6 +167,21 @@ def test_reinit_stands_in_the_recipe_with_the_methods_own_defaults():
     assert RePrSpec(reinit="released").reinit == RePrSpec(reinit={"method": "released", "gain": 1.0}).reinit
     assert RePrSpec().model_dump()["reinit"]["gain"] == "kept"
     assert RePrSpec(reinit="released").reinit.build().bias == "keep"
+
+
+def test_directions_are_chosen_on_training_images():
+    spec = RePrSpec(full=1, sub=1, cycles=1, fraction=0.25, reinit={"candidates": 3})
+    assert RePrSpec(**spec.model_dump()) == spec
+    read, losses = [], []
+    training = replace(pictures(1200), what="training", arguments=None)
+    on = setups.setup(network(), training=training, loss=lambda *given: losses.append(given) or cross_entropy(*given))
+    on.batches = replace(on.batches, arguments=lambda images, labels: read.append(images) or (images,))
+    scheme = spec.attach(on)
+    assert (scheme.step().kind, read) == ("drop", [])
+    (note,) = scheme.step().notes
+    assert "2: 2 back, room 64 of 72, chosen of 6 by gradient" in note
+    assert sum(map(len, read)) == 1000  # once, whatever the number of candidates
+    assert len(losses) == 3 * len(read)
 
 
 def test_options_reach_the_method():

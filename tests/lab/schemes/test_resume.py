@@ -84,6 +84,10 @@ def test_with_repr(scheme, mode, tmp_path, one_thread):
     check(what, scheme, tmp_path)
 
 
+def test_with_directions_chosen_by_gradient(tmp_path, one_thread):
+    check(recipe(epochs=3, scheme__sub=1, scheme__reinit={"candidates": 8}), "repr", tmp_path)
+
+
 @pytest.mark.parametrize("scheme", OTHERS)
 def test_without_repr(scheme, tmp_path, one_thread):
     check(recipe(schemes=SETTINGS, schedule={"name": "cosine"}, report="validation"), scheme, tmp_path)

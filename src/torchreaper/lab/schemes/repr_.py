@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -23,6 +24,8 @@ EXAMPLE = "mycriteria:Smallest"
 Loss = Callable[[Any, Tensor], Tensor]
 #: How many images a criterion reads where the recipe does not say: the paper's number, for its oracle.
 IMAGES = 5000
+#: How many training images candidates for returning filters are measured on, at most.
+CANDIDATE_IMAGES = 1000
 
 
 def _open_unit(value: Any) -> Any:
@@ -44,7 +47,7 @@ def _section(value: Any) -> Any:
 def _complete(reinit: ReinitSpec) -> ReinitSpec:
     """Check what was given, and put the method's own defaults in."""
     try:
-        return ReinitSpec(**reinit.build().describe())
+        return ReinitSpec(**{**reinit.build().describe(), "candidates": reinit.candidates})
     except tr.ReaperError as error:
         # It names keys as reinit.key, and the method as reinit; what is before the key is put there by the caller.
         raise UserError(str(error).replace("reinit=", "method=", 1).removeprefix("reinit.")) from None
@@ -66,7 +69,11 @@ Names = Annotated[str | tuple[str, ...] | None, BeforeValidator(_names)]
 
 
 class ReinitSpec(Settings):
-    """How a dropped filter comes back: the values of `tr.Reinit`, which checks them and has the defaults."""
+    """How a dropped filter comes back: the values of `tr.Reinit`, which checks them and has the defaults.
+
+    `candidates`: for every returning filter so many directions are tried, on 1,000 training images or all if there are
+    fewer, and those that the loss wants most are taken; see `tr.Candidates`. None: directions are left to chance.
+    """
 
     method: str = "orthogonal"
     gain: Annotated[str | float | None, BeforeValidator(_gain)] = None
@@ -74,10 +81,14 @@ class ReinitSpec(Settings):
     consumers: str | None = None
     optimizer_state: str | None = None
     norms: str | None = None
+    candidates: Annotated[int | None, Field(ge=2)] = None
 
-    def build(self) -> tr.Reinit:
-        """The method's own object."""
-        return tr.Reinit(**self.model_dump(exclude_none=True))
+    def build(self, batches: Iterable[Any] = (), loss_fn: Loss = cross_entropy) -> tr.Reinit:
+        """The method's own object; candidates are measured on `batches`."""
+        values = self.model_dump(exclude_none=True)
+        if self.candidates is not None:
+            values["candidates"] = tr.Candidates(batches, loss_fn, times=self.candidates)
+        return tr.Reinit(**values)
 
 
 def _own_criterion(name: str, batches: FixedBatches, loss_fn: Loss, base: Path | None) -> tr.criteria.Criterion:
@@ -231,6 +242,9 @@ class RePrSpec(Spec):
         """Put RePr to work on the network; what it cannot work with is a `UserError`."""
         built = {"name", "criterion", "images", "reinit"}
         options = {key: getattr(self, key) for key in type(self).model_fields if key not in built}
+        # Called as criteria call the network; but what training wants, training images tell.
+        images = replace(setup.training, arguments=setup.batches.arguments)
+        images = images.take(min(CANDIDATE_IMAGES, images.images), seed=epoch_seed(setup.seed, 0, "candidates"))
         try:
             scheme = tr.RePr(
                 setup.model,
@@ -239,7 +253,7 @@ class RePrSpec(Spec):
                 criterion=self.ranking(
                     setup.batches, seed=setup.seed, base=setup.base, loss_fn=setup.loss, answers=setup.answers
                 ),
-                reinit=self.reinit.build(),
+                reinit=self.reinit.build(images, setup.loss),
                 followers=setup.followers,
                 seed=setup.seed,
                 **options,
