@@ -284,6 +284,8 @@ def test_methods_of_return(bank, method):
     assert torch.equal(layer.rows[1:5], old[1:5])
     if method == "zero":
         assert not layer.rows[[0, 5]].any()
+    elif method == "keep":
+        assert torch.equal(layer.rows, old)
     else:
         assert (layer.rows[[0, 5]] != old[[0, 5]]).any(dim=1).all()
         cosines = torch.cosine_similarity(layer.rows[[0, 5]], old[[0, 5]]).abs()
