@@ -2,83 +2,68 @@
 
     python benchmarks/keep.py runs/c3-32-cifar10-pooled benchmarks/results/c3-32-cifar10-pooled
 
-With --curves only curves are kept, those of all runs in one curves.csv, and how many filters went in drops.csv: for
-the steps of an investigation, of which there are many runs. Prints the table and where it was measured.
+With --archive the records are packed into one runs.tar.xz, a tenth as large, and figures are left out: for
+investigations of hundreds of runs. Unpacked into a folder of runs,
+
+    mkdir -p runs/NAME && tar -xf benchmarks/results/NAME/runs.tar.xz -C runs/NAME
+
+they are finished runs again: reaper report draws them, and reaper compare goes on with what is missing.
+Prints the table and where it was measured.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import shutil
+import tarfile
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 RECORDS = ("recipe.yaml", "environment.json", "metrics.jsonl", "events.jsonl", "result.json")
 
 
-CURVES = ("epoch", "phase", "lr", "train_loss", "train_accuracy", "validation_accuracy", "test_accuracy", "test_loss")
-
-
-def keep(source: Path, target: Path, *, curves: bool = False) -> None:
+def keep(source: Path, target: Path, *, archive: bool = False) -> None:
     """Copy the comparison in ``source`` to ``target``, which must not exist."""
     if not (source / "comparison.json").exists():
         raise SystemExit(f"error: {source}: holds no comparison.json; give the folder that reaper compare wrote")
     if target.exists():
         raise SystemExit(f"error: {target}: exists; results are never overwritten, choose another name")
-    runs = sorted(source.glob("*/seed-*/result.json"))
+    runs = [result.parent for result in sorted(source.glob("*/seed-*/result.json"))]
+    records = [path for run in runs for name in RECORDS if (path := run / name).exists()]
     target.mkdir(parents=True)
     for path in sorted(source.glob("*.*")):
-        if curves and path.suffix == ".html":
-            continue
-        shutil.copy(path, target / path.name)
-    if curves:
-        keep_curves(source, target, [run.parent for run in runs])
-    for run in [] if curves else runs:
-        folder = target / run.parent.relative_to(source)
-        folder.mkdir(parents=True)
-        for name in RECORDS:
-            if (run.parent / name).exists():
-                shutil.copy(run.parent / name, folder / name)
-    machine = json.loads((runs[0].parent / "environment.json").read_text())
+        if not archive or path.suffix in (".md", ".json", ".csv"):
+            shutil.copy(path, target / path.name)
+    if archive:
+        pack(records, source, target / "runs.tar.xz")
+    for path in [] if archive else records:
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
+    machine = json.loads((runs[0] / "environment.json").read_text())
     print((target / "comparison.md").read_text())
     print(f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}, {machine['date'][:10]}")
 
 
-def keep_curves(source: Path, target: Path, runs: list[Path]) -> None:
-    """A line of curves.csv per run and epoch, of drops.csv per run, cycle and layer; one recipe and one machine."""
-    with (target / "curves.csv").open("w", newline="") as file:
-        lines = csv.writer(file)
-        lines.writerow(["scheme", "seed", *CURVES])
-        for run in runs:
-            for line in _lines(run / "metrics.jsonl"):
-                values = [line[key] for key in CURVES]
-                short = [f"{value:.6g}" if isinstance(value, float) else value for value in values]
-                lines.writerow([run.parent.name, run.name.removeprefix("seed-"), *short])
-    with (target / "drops.csv").open("w", newline="") as file:
-        lines = csv.writer(file)
-        lines.writerow(["scheme", "seed", "epoch", "cycle", "layer", "filters", "dropped"])
-        for run in runs:
-            sizes = json.loads((run / "result.json").read_text())["layers"]
-            for event in _lines(run / "events.jsonl"):
-                if event["scores"]:  # of a drop, or of filters that returned at once
-                    for layer in event["scores"]:
-                        gone = len(event["filters"].get(layer, ()))
-                        which = run.parent.name, run.name.removeprefix("seed-"), event["epoch"], event["cycle"]
-                        lines.writerow([*which, layer, sizes[layer], gone])
-    for name in ("recipe.yaml", "environment.json"):
-        shutil.copy(runs[0] / name, target)
+def pack(files: Iterable[Path], root: Path, archive: Path) -> None:
+    """The files by their paths below ``root``, with nothing of this machine or its clock."""
 
+    def plain(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+        entry.uid = entry.gid = entry.mtime = 0
+        entry.uname = entry.gname = ""
+        entry.mode = 0o644
+        return entry
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    with tarfile.open(archive, "w:xz") as packed:
+        for path in files:
+            packed.add(path, str(path.relative_to(root)), filter=plain)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="<out>/<recipe name>")
     parser.add_argument("target", type=Path, help="a new folder below benchmarks/results")
-    parser.add_argument("--curves", action="store_true", help="keep curves and drops as CSV instead of every record")
+    parser.add_argument("--archive", action="store_true", help="pack the records of the runs into one file")
     arguments = parser.parse_args()
-    keep(arguments.source, arguments.target, curves=arguments.curves)
+    keep(arguments.source, arguments.target, archive=arguments.archive)

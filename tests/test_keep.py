@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import subprocess
 import sys
 from pathlib import Path
@@ -11,29 +10,38 @@ import pytest
 
 from tests.lab import tiny
 from torchreaper.lab.compare import compare
-from torchreaper.lab.recipe import load_recipe
+from torchreaper.lab.progress import NullProgress
 
 ROOT = Path(__file__).parents[1]
 
 
-def test_an_investigations_step_is_kept_as_its_curves(tmp_path):
+def keep(*arguments) -> str:
+    command = [sys.executable, str(ROOT / "benchmarks" / "keep.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+class NoneTrained(NullProgress):
+    def epoch(self, metrics):
+        pytest.fail("a run was trained again")
+
+
+def test_packed_runs_are_finished_runs_again(tmp_path):
     scheme = {"name": "repr", "full": 1, "sub": 1, "cycles": 1, "fraction": 0.4}
-    found = compare(tiny.recipe(scheme=scheme, epochs=3, seeds=2), ("standard", "repr"), 2, tmp_path)
-    command = [sys.executable, ROOT / "benchmarks" / "keep.py", tmp_path / "tiny", tmp_path / "kept", "--curves"]
-    printed = subprocess.run([*map(str, command)], capture_output=True, text=True, check=True).stdout
-    assert "| repr | 2 |" in printed
-    kept = tmp_path / "kept"
-    with (kept / "curves.csv").open() as file:
-        lines = list(csv.DictReader(file))
-    assert [(one["scheme"], one["seed"], one["epoch"]) for one in lines] == [
-        (scheme, seed, epoch) for scheme in ("repr", "standard") for seed in "01" for epoch in "123"
-    ]
-    assert {one["phase"] for one in lines if one["scheme"] == "repr" and one["epoch"] == "2"} == {"sub"}
-    last = [float(one["test_accuracy"]) for one in lines if one["scheme"] == "repr" and one["epoch"] == "3"]
-    assert 100 * sum(last) / 2 == pytest.approx(found.schemes[1].accuracy.mean, abs=1e-3)
-    with (kept / "drops.csv").open() as file:
-        assert [(one["layer"], one["filters"], one["dropped"]) for one in csv.DictReader(file)] == 2 * [
-            ("conv2", "6", "2")
-        ]
-    assert load_recipe(kept / "recipe.yaml").seeds == 2
-    assert not list(kept.rglob("*.pt"))
+    recipe = tiny.recipe(scheme=scheme, epochs=3, seeds=2)
+    found = compare(recipe, ("standard", "repr"), 2, tmp_path / "first")
+    assert "| repr | 2 |" in keep(tmp_path / "first" / "tiny", tmp_path / "kept", "--archive")
+    assert {path.suffix for path in (tmp_path / "kept").iterdir()} == {".md", ".json", ".csv", ".xz"}
+    (tmp_path / "second" / "tiny").mkdir(parents=True)
+    subprocess.run(["tar", "-xf", tmp_path / "kept" / "runs.tar.xz", "-C", tmp_path / "second" / "tiny"], check=True)
+    again = compare(recipe, ("standard", "repr"), 2, tmp_path / "second", NoneTrained())
+    assert again.schemes == found.schemes
+
+
+def test_the_same_runs_make_the_same_archive(tmp_path):
+    recipe = tiny.recipe(scheme={"name": "standard"}, epochs=1, seeds=1)
+    compare(recipe, ("standard",), 1, tmp_path)
+    for name in ("one", "two"):
+        for path in (tmp_path / "tiny").rglob("*"):
+            path.touch()
+        keep(tmp_path / "tiny", tmp_path / name, "--archive")
+    assert (tmp_path / "one" / "runs.tar.xz").read_bytes() == (tmp_path / "two" / "runs.tar.xz").read_bytes()
