@@ -46,7 +46,8 @@ class Recipe(Settings):
         augment: "none", "crop-flip", or, of images that are not in memory, "resized-crop".
         precision: as Lightning Fabric names it.
         channels_last: keep images and weights as [batch, height, width, channels] in memory, which many machines
-            compute faster, most of all with ``precision: bf16-mixed``. Numbers change by rounding only.
+            compute faster, most of all with ``precision: bf16-mixed``. Numbers change by rounding only, but Dropout
+            between convolutions leaves out other places.
         eval_batch: images at a time when the network is judged; None: 1000, of detectors 16.
         grad_clip: largest norm of the gradient; None: not clipped.
         report: the accuracy that counts: of the "last" epoch, or of the epoch that is best on "validation".

@@ -267,7 +267,8 @@ def runs_csv(
 def summary_csv(comparison: Comparison) -> str:
     """``comparison-summary.csv``: a line per scheme with the numbers of ``comparison.json``, percent and points."""
     contrasts = _by_scheme(comparison)
-    rows = [_flat(summary, contrasts.get(summary.scheme)) for summary in comparison.schemes]
+    judged = {"judged": comparison.judged}
+    rows = [{**_flat(summary, contrasts.get(summary.scheme)), **judged} for summary in comparison.schemes]
     heads = list(dict.fromkeys(key for row in rows for key in row))
     return _csv(heads, [[row.get(head) for head in heads] for row in rows])
 
