@@ -9,7 +9,6 @@ from tests.lab.data.conftest import write
 from tests.lab.schemes.test_resume import StopAfter, Stopped
 from tests.lab.tiny import TINY, recipe
 
-from torchreaper.lab import inspection
 from torchreaper.lab.compare import compare
 from torchreaper.lab.environment import own_random_numbers
 from torchreaper.lab.errors import UserError
@@ -93,10 +92,6 @@ def test_a_comparison_on_validation_images_says_so_everywhere(pictures, tmp_path
     compare(judging(pictures, "validation", report="validation"), ["standard"], 1, tmp_path / "chosen")
     notes = json.loads((tmp_path / "chosen" / "tiny" / "comparison.json").read_text())["notes"]
     assert notes[-1].endswith("not looked at. The epoch was chosen on them too, which flatters the numbers.")
-
-
-def test_the_filters_of_a_recipe_that_is_judged_on_validation_images_can_be_looked_at(pictures):
-    assert inspection.inspect(judging(pictures, "validation"))[0].layers
 
 
 # --- how weights lie in memory

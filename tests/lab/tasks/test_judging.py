@@ -5,6 +5,7 @@ import json
 import pytest
 
 from torchreaper.lab.compare import compare
+from torchreaper.lab.training import Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 STANDARD = {"name": "standard"}
@@ -15,6 +16,9 @@ def test_validation_stands_in_the_place_of_the_test_set(task, of, request, tmp_p
     make = request.getfixturevalue(task)
     plain = make().data.model_dump(mode="json")
     recipe = make(epochs=1, scheme=STANDARD, data={**plain, "validation": 3, "judge": "validation"}, batch=2)
+    run = Run(recipe, recipe.training_spec("standard"), seed=0, device="cpu")
+    assert run.test is run.validation
+    assert 0 < len(run.test) <= 3 < len(run.task.load(make().data, recipe.base).test)
     compare(recipe, ["standard"], 1, tmp_path / "out")
     folder = tmp_path / "out" / "tiny"
     result = json.loads((folder / "standard" / "seed-0" / "result.json").read_text())
