@@ -49,6 +49,12 @@ def test_a_terminal_shows_where_the_run_stands(width):
     assert "repr seed 1: test accuracy 75.00 %, gap 20.00, 3 epochs, 1.5 s" in text
 
 
+def test_what_a_run_was_judged_on_is_told():
+    there = {"judged": "validation"}
+    assert "  validation 50.00 %" in screen.status_line(1, 3, "full", 0.5, {**METRICS, **there}, wide=True)
+    assert screen.run_line({**RESULT, **there}).startswith("repr seed 1: validation accuracy 75.00 %, gap")
+
+
 @pytest.mark.parametrize(("terminal", "quiet"), [(False, False), (True, True)])
 def test_elsewhere_there_is_one_line_a_run(terminal, quiet, capsys):
     text = shown(80, terminal=terminal, quiet=quiet)

@@ -62,6 +62,7 @@ def test_a_wrong_result_is_named(made_up, tmp_path):
     assert read_result(tmp_path) == made_up.result()
     for change, problem in (
         ({"gap": None}, "gap=None: must be a number"),
+        ({"judged": "training"}, "judged='training': must be 'test' or 'validation'"),
         ({"layers": {"conv1": 0}}, r"layers\.conv1=0: must be at least 1"),
         ({"epochs": True}, "epochs=True: must be a whole number"),
     ):

@@ -214,10 +214,10 @@ def test_a_run_begun_before_a_key_was_thought_of_goes_on_with_its_default(tmp_pa
         train(recipe(), scheme="repr", seed=0, out=tmp_path, progress=Stop())
     folder = folder_of(tmp_path, "tiny", "repr", 0)
     values = yaml.safe_load((folder / "recipe.yaml").read_text())
-    del values["schedule"]["low"], values["precision"]
+    del values["schedule"]["low"], values["precision"], values["channels_last"], values["data"]["judge"]
     (folder / "recipe.yaml").write_text(yaml.safe_dump(values))
     state = torch.load(folder / "last.pt", weights_only=True)
-    del state["run"]["schedule"]["low"], state["run"]["precision"]
+    del state["run"]["schedule"]["low"], state["run"]["precision"], state["run"]["data"]["label_noise"]
     runs.save_checkpoint(folder, state)
     with pytest.raises(UserError, match="another recipe: precision is '32-true' there, '64-true' here"):
         train(recipe(precision="64-true"), scheme="repr", seed=0, out=tmp_path)

@@ -118,6 +118,10 @@ def test_the_schemes_epochs_are_those_of_the_first_training():
         ({"dta": {}}, "source.dta: unknown key; did you mean source.data?"),
         ({"data": {"name": "digitz"}}, "source: data.name='digitz': unknown data; did you mean 'digits'?"),
         ({"data": []}, "source.data=[]: must be a mapping"),
+        (
+            {"data": {"name": "digits", "validation": 9, "judge": "validation"}},
+            "source.data.judge='validation': must be 'test' as data.judge is; set both alike",
+        ),
         ({"source": {}}, "source.source: unknown key; known: task, data, "),
         ({"leave": 3}, "source.leave=3: must be the name of a module or a list of names"),
         ({"leave": [3]}, "source.leave=[3]: must be the name of a module or a list of names"),

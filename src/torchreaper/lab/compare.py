@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -161,14 +161,30 @@ def _run(
 
 def _remarks(recipe: Recipe, results: dict[str, dict[int, Result]], out: Path) -> tuple[str, ...]:
     """What a reader has to know of how the runs were made."""
+    return (*_on_judging(recipe), *_on_sharing(recipe, results, out))
+
+
+def _on_judging(recipe: Recipe) -> Iterable[str]:
+    """That the test images were left alone."""
+    if recipe.data.judge == "test":
+        return
+    # Questions about one picture stay together, so that fewer may be held out than were asked for.
+    what = "questions" if recipe.task == "vqa" else "images"
+    held = "" if recipe.task == "vqa" else f"{recipe.data.validation:,} "
+    chosen = " The epoch was chosen on them too, which flatters the numbers." if recipe.report != "last" else ""
+    paper = " Published values are of test images and left out." if recipe.published else ""
+    yield f"Judged on the {held}validation {what}; the test {what} were not looked at.{chosen}{paper}"
+
+
+def _on_sharing(recipe: Recipe, results: dict[str, dict[int, Result]], out: Path) -> Iterable[str]:
+    """That runs shared the machine."""
     counts = [_at_once(folder_of(out, recipe.name, scheme, seed)) for scheme, runs in results.items() for seed in runs]
     beside = sum(count > 1 for count in counts)
-    if not beside:
-        return ()
-    return (
-        f"{beside} of {len(counts)} runs were made side by side, up to {max(counts)} at once: they shared the machine, "
-        "so their seconds, and the ratios of these, depend on what else was running.",
-    )
+    if beside:
+        yield (
+            f"{beside} of {len(counts)} runs were made side by side, up to {max(counts)} at once: they shared the "
+            "machine, so their seconds, and the ratios of these, depend on what else was running."
+        )
 
 
 def _at_once(folder: Path) -> int:

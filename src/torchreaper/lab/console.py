@@ -255,14 +255,15 @@ class BarProgress:
 
 
 def status_line(epoch: int, epochs: int, phase: str, loss: float | None, last: dict[str, Any], *, wide: bool) -> str:
-    """The text beside the bar; test accuracy and images per second are those of ``last``, a metrics line."""
+    """The text beside the bar; accuracy and images per second are those of ``last``, a metrics line."""
     parts = [f"epoch {epoch}/{epochs}" if wide else f"{epoch}/{epochs}"]
     if phase:
         parts.append(f"{phase:<4}")
     if loss is not None:
         parts.append(f"loss {loss:.3f}")
     if last.get("test_accuracy") is not None:
-        parts.append(f"test {100 * last['test_accuracy']:.2f} %" if wide else f"{100 * last['test_accuracy']:.1f} %")
+        share, judged = 100 * last["test_accuracy"], last.get("judged", "test")
+        parts.append(f"{judged} {share:.2f} %" if wide else f"{share:.1f} %")
     if last.get("images_per_second"):
         parts.append(f"{last['images_per_second']:,.0f} images/s" if wide else f"{last['images_per_second']:,.0f}/s")
     return "  ".join(parts)
@@ -284,15 +285,15 @@ def note_line(name: str, text: str) -> str:
 
 
 def run_line(result: dict[str, Any]) -> str:
-    """One finished run: test accuracy, gap, epochs, time."""
+    """One finished run: accuracy on what it was judged on, gap, epochs, time."""
     # A teacher is trained by a recipe of its own, and its scheme is that of the baseline.
     before = _BEFORE.fullmatch(str(result.get("recipe", "")))
     which = result["scheme"] if before is None else result["recipe"]
     if before and before[1] == "source":
         which = f"{which}, {result['scheme']}"
-    metric = result.get("metric", "accuracy")
+    measure = f"{result.get('judged', 'test')} {result.get('metric', 'accuracy')}"
     return (
-        f"{which} seed {result['seed']}: test {metric} {100 * result['test_accuracy']:.2f} %, "
+        f"{which} seed {result['seed']}: {measure} {100 * result['test_accuracy']:.2f} %, "
         f"gap {100 * result['gap']:.2f}, {result['epochs']} epochs, {result['seconds']:.1f} s"
     )
 

@@ -155,7 +155,8 @@ def options_of_network(overrides: Iterable[str], argument: str = "set") -> dict[
 def _some_of(recipe: Recipe) -> Loaded:
     """The recipe's data; a few images tell what a network has to be like, and decoding the others takes the time."""
     load = TASKS[recipe.task].load
+    some = {"limit": 1000, "test_limit": 1000, "validation": 0, "judge": "test"}
     try:
-        return load(recipe.data.model_copy(update={"limit": 1000, "test_limit": 1000, "validation": 0}), recipe.base)
+        return load(recipe.data.model_copy(update=some), recipe.base)
     except UserError:  # fewer images, more classes, or what is wrong with the data
         return load(recipe.data, recipe.base)

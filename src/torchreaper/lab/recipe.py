@@ -46,10 +46,11 @@ class Recipe(Settings):
         augment: "none", "crop-flip", or, of images that are not in memory, "resized-crop".
         precision: as Lightning Fabric names it.
         channels_last: keep images and weights as [batch, height, width, channels] in memory, which many machines
-            compute faster, most of all with ``precision: bf16-mixed``. Numbers change by rounding only.
+            compute faster, most of all with ``precision: bf16-mixed``. Numbers change by rounding only, but Dropout
+            between convolutions leaves out other places.
         eval_batch: images at a time when the network is judged; None: 1000, of detectors 16.
         grad_clip: largest norm of the gradient; None: not clipped.
-        report: the test accuracy that counts: of the "last" epoch, or of the epoch that is best on "validation".
+        report: the accuracy that counts: of the "last" epoch, or of the epoch that is best on "validation".
         snapshots: keep the network's weights after each so-many-th epoch and after the last, in the run's folder; see
             ``torchreaper.lab.snapshots``. None: never. It changes no number of a run, and a run with another value is
             the same run: a finished one is not repeated, one that goes on keeps what is due from there on.
@@ -201,6 +202,10 @@ class Recipe(Settings):
         assert self.source is not None
         self._check_source(self.source)
         found = self._before("source", self.source.changes(), "source")
+        if found.data.judge != self.data.judge:
+            raise UserError(
+                f"source.data.judge={found.data.judge!r}: must be {self.data.judge!r} as data.judge is; set both alike"
+            )
         # The schemes are no part of the name: a scheme's run lies beside those of the others.
         values = {**found.canonical(), "scheme": self.scheme, "schemes": self.schemes, "snapshots": self.snapshots}
         try:

@@ -18,6 +18,7 @@ Share = Annotated[float, Field(ge=0, le=1 + 1e-6)]
 Number = Annotated[float, Field(ge=-1e300, le=1e300)]  # what can be added up
 Seconds = Annotated[float, Field(ge=0, le=1e12)]
 Epoch = Annotated[int, Field(ge=1, le=10**6)]
+Judged = Literal["test", "validation"]
 Filter = Annotated[int, Field(ge=0, lt=10**6)]
 
 
@@ -26,7 +27,10 @@ class _Record(Settings):
 
 
 class MetricsLine(_Record):
-    """A line of ``metrics.jsonl``: one epoch. Accuracies are the metric of the run's task, and ``parts`` its parts."""
+    """A line of ``metrics.jsonl``: one epoch. Accuracies are the metric of the run's task, and ``parts`` its parts.
+
+    What is called ``test_...`` is of the images that ``judged`` names, here and in ``result.json``.
+    """
 
     epoch: Epoch
     phase: Literal["full", "sub"]
@@ -36,6 +40,7 @@ class MetricsLine(_Record):
     test_accuracy: Share
     parts: dict[str, Share] = {}
     metric: str = "accuracy"
+    judged: Judged = "test"
     test_loss: Number | None = None
     validation_accuracy: Share | None = None
     lr: Number | None = None
@@ -62,6 +67,7 @@ class Result(_Record):
     epochs: Epoch
     report: Literal["last", "validation"]
     metric: str = "accuracy"
+    judged: Judged = "test"
     parts: dict[str, Share] = {}
     reported_epoch: Epoch | None = None
     test_accuracy: Share
@@ -100,6 +106,7 @@ class Found(_Record):
     """The content of ``comparison.json``, as far as other than numbers to be shown is read from it."""
 
     baseline: str = ""
+    judged: Judged = "test"
     schemes: list[_OfScheme] = []
     contrasts: list[_OfScheme] = []
     failures: list[_Missing] = []

@@ -68,6 +68,7 @@ data:
 #   {{name: hub, hub: uoft-cs/cifar10}}                               # downloaded from there
 #   {{name: mypackage.mymodule:make, options: {{root: pictures}}}}      # your own: returns two torch data sets
 #   memory: false     # with any but digits: read images when they are needed, if all together do not fit
+#   judge: validation # judge on `validation` held-out images while you choose settings, on the test images at the end
 
 model:
 {model}# Other networks:
@@ -122,6 +123,7 @@ data:
 #   {{name: parquet, train: train-*.parquet, test: test-*.parquet, size: 320}}  # a column of pictures, one of objects
 #   {{name: hub, hub: cppe-5, size: 320}}                                       # downloaded from huggingface.co
 #   memory: false     # read photographs when they are needed, if all together do not fit
+#   judge: validation # judge on `validation` held-out images while you choose settings, on the test images at the end
 
 model:
   name: {model}
@@ -168,6 +170,7 @@ data:
   limit: 10000        # learn from so many questions only; leave it out for all
 # Other data:
 #   {{name: easy-vqa, path: mine}}   # your own, in the same form: train and test, each with questions.json and images/
+#   judge: validation # judge on `validation` held-out questions while you choose settings, on the test ones at the end
 # VQA v1 and v2 by path: see `reaper recipes`, profile v1 of paper/vqa
 
 model:

@@ -66,10 +66,8 @@ class Run:
         self.model, self.stepper = self.fabric.setup(self.module, self.optimizer)
         on = self.fabric.device
         self.train, self.test = train.to(on), dataset.test.to(on)
-        if dataset.validation is dataset.test:
-            self.validation: data.Readable | None = self.test  # and judged once
-        else:
-            self.validation = dataset.validation.to(on) if dataset.validation else None
+        held = dataset.validation  # the same as the test images where the recipe judges on it; judged once then
+        self.validation = self.test if held is dataset.test else held.to(on) if held else None
         dtype = next(self.module.parameters()).dtype
         self.mean, self.std = dataset.mean.to(on, dtype), dataset.std.to(on, dtype)
         self.steps = len(self.train) // recipe.batch
@@ -163,7 +161,7 @@ class Run:
             raise RunFailed(f"epoch {epoch}: {error}") from error
         seconds = time.perf_counter() - start
         # Before the scheme's step: filters that have just come back are not what this epoch trained.
-        test = self._judged(self.test, epoch, "test")
+        test = self._judged(self.test, epoch, self.recipe.data.judge)
         if self.validation is self.test:
             validation: float | None = test.score
         else:
@@ -201,6 +199,7 @@ class Run:
             "test_loss": test.loss,
             **({"parts": dict(test.parts)} if test.parts else {}),
             **({} if self.task.metric == "accuracy" else {"metric": self.task.metric}),
+            **({} if self.recipe.data.judge == "test" else {"judged": self.recipe.data.judge}),
             "overlap": overlaps,
             "overlap_total": total,
             "dropped": {name: list(filters) for name, filters in dropped.items()},
@@ -227,6 +226,7 @@ class Run:
             # What "accuracy" stands for in this record, and its parts.
             "metric": self.task.metric,
             "parts": {**reported.get("parts", {}), **(self.start.parts() if self.start else {})},
+            "judged": self.recipe.data.judge,
             "report": self.recipe.report,
             "reported_epoch": reported["epoch"],
             "test_accuracy": reported["test_accuracy"],

@@ -154,6 +154,14 @@ def test_images_are_as_many_of_each_class_and_depend_on_the_seed_alone(trained):
     assert not torch.equal(images, images_of(runs[0], quick(images=50, seed=1))[0])
 
 
+def test_test_images_that_a_recipe_leaves_alone_are_not_looked_at(trained):
+    checkpoint = trained / "repr" / "seed-0" / "last.pt"
+    (source,) = find_subjects([checkpoint], recipe(data__judge="validation"))[0].sources
+    assert compute._batches(source, Settings(), torch.device("cpu")).what == "validation"
+    with pytest.raises(UserError, match=r"^split='test': the recipe leaves its test images alone \(data\.judge"):
+        compute._batches(source, Settings(split="test"), torch.device("cpu"))
+
+
 @pytest.mark.parametrize(
     ("validation", "split", "expected"), [(20, None, "validation"), (0, None, "test"), (20, "train", "train")]
 )

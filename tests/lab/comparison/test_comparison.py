@@ -376,6 +376,24 @@ def test_further_shares_have_a_table_of_their_own_with_their_differences(results
     assert "## In parts" not in markdown(summarise(results))
 
 
+def test_what_was_judged_on_validation_images_says_so_and_has_no_published_numbers_beside_it(results):
+    paper = Published(unit="accuracy %", source="a paper", values={"standard": 70.0})
+    seen = {s: {k: {**run, "judged": "validation"} for k, run in runs.items()} for s, runs in results.items()}
+    found = summarise(seen, published=paper, curves={s: {k: [(1, 0.9, True)] for k in range(3)} for s in seen})
+    assert (found.judged, found.published) == ("validation", None)
+    assert table(found)[0][:3] == ["scheme", "n", "validation accuracy %"]
+    text = markdown(found)
+    assert "Validation accuracy of the last epoch" in text
+    assert "at least the validation accuracy that standard" in text
+    assert "test accuracy" not in text.lower()
+    assert runs_csv(seen).splitlines()[0] == ",".join(name for name in RUN_COLUMNS if name != "test_accuracy")
+    (line, _) = csv.DictReader(summary_csv(found).splitlines())
+    assert (line["judged"], line["published"]) == ("validation", "")
+    mixed = summarise({"standard": results["standard"], "repr": seen["repr"]}, published=paper)
+    assert (mixed.measure, mixed.published) == ("test, validation accuracy", None)
+    assert summarise(results, published=paper).measure == "test accuracy"
+
+
 def test_published_shares_stand_beside_them(results):
     paper = Published(
         unit="error %", source="a paper", values={"standard": 40.0}, parts={"AP cat": {"standard": 30.0, "repr": 20.5}}

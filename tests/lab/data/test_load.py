@@ -79,6 +79,29 @@ def test_reading_once_a_process_until_a_file_changes(make, tmp_path):
     assert not torch.equal(read().train.images, first.train.images)
 
 
+@pytest.mark.parametrize("memory", [True, False])
+def test_noise_is_of_the_training_images_alone(make, tmp_path, memory):
+    spec = {**make(make.pictures(40)), "validation": 8, "workers": 0 if not memory else 2, "memory": memory}
+    clean, noisy = (load(DataSpec(**spec, label_noise=share), tmp_path) for share in (0.0, 0.25))
+    assert int((clean.train.labels != noisy.train.labels).sum()) == 8
+    assert torch.equal(clean.validation.labels, noisy.validation.labels)
+    assert torch.equal(clean.test.labels, noisy.test.labels)
+    every = [torch.arange(32)]
+    ((there, _),), ((here, labels),) = clean.train.read(every), noisy.train.read(every)
+    assert torch.equal(there, here)
+    assert torch.equal(labels, noisy.train.labels)
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_where_validation_judges_it_stands_in_the_place_of_the_test_images(make, tmp_path, memory):
+    spec = {**make(make.pictures(40)), "validation": 8, "memory": memory}
+    plain, found = (load(DataSpec(**spec, judge=judge), tmp_path) for judge in ("test", "validation"))
+    assert found.test is found.validation
+    assert torch.equal(found.validation.labels, plain.validation.labels)
+    assert torch.equal(found.train.labels, plain.train.labels)
+    assert (len(found.test), len(plain.test)) == (8, 4)
+
+
 def test_only_images_that_are_used_are_decoded(make, tmp_path):
     images = [make.png(i) for i in make.pictures(8)]
     whole = load(DataSpec(**make(images), limit=4), tmp_path)

@@ -166,6 +166,13 @@ def alike(one, other):
     return len(one) == len(other) and all(torch.equal(a, c) and torch.equal(b, d) for (a, b), (c, d) in zip(one, other))
 
 
+def test_noisy_classes_are_not_taken_for_classes_that_change(here):
+    clean, noisy = (load(spec(label_noise=share, workers=0), here) for share in (0.0, 0.5))
+    ((there, known),), ((same, told),) = (one.train.read([torch.arange(20)]) for one in (clean, noisy))
+    assert torch.equal(there, same)
+    assert int((known != told).sum()) == 10
+
+
 @pytest.mark.parametrize("kind", ["bytes", "picture"])
 def test_bytes_and_pictures_are_normalised_and_can_be_held_in_memory(here, kind):
     options = {"kind": kind}

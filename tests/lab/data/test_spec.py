@@ -45,6 +45,13 @@ PARQUET = {"name": "parquet", "train": "a", "test": "b"}
         ),
         ({"name": "digits", "classes": "ab"}, "data.classes='ab': must be a list of names"),
         ({"name": "digits", "classes": 3}, "data.classes=3: must be a list of names"),
+        (
+            {**PARQUET, "judge": "validation"},
+            "data.judge='validation': needs something held out to judge on; set validation to how much",
+        ),
+        ({**PARQUET, "judge": "train"}, "data.judge='train': must be 'test' or 'validation'"),
+        ({**PARQUET, "label_noise": 1.0}, "data.label_noise=1.0: must be less than 1"),
+        ({**PARQUET, "label_noise": -0.1}, "data.label_noise=-0.1: must be at least 0"),
         ({**PARQUET, "split_seed": 3}, "data.split_seed=3: has no effect without limit, test_limit or validation"),
     ],
 )
@@ -58,6 +65,10 @@ def test_a_spec_is_a_key():
     assert len({parse(DataSpec, PARQUET), parse(DataSpec, PARQUET), DataSpec(name="digits")}) == 2
     own = {"name": "a.b:c", "options": {"sizes": [1, {"x": None}]}}
     assert len({parse(DataSpec, own), parse(DataSpec, own), parse(DataSpec, {"name": "a.b:c"})}) == 2
+
+
+def test_the_seed_of_the_noise_may_be_chosen_without_anything_else():
+    assert parse(DataSpec, {**PARQUET, "label_noise": 0.1, "split_seed": 3}).split_seed == 3
 
 
 @pytest.mark.parametrize("values", [PARQUET, FOLDER, {"name": "a.b:c", "options": {"x": 1}}, {"name": "digits"}])

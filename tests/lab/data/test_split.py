@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from torchreaper.lab.data.split import channel_moments, choose, divide, keep_of_test
+from torchreaper.lab.data.split import channel_moments, choose, divide, keep_of_test, with_noise
 from torchreaper.lab.errors import UserError
 
 LABELS = st.lists(st.integers(0, 4), min_size=1, max_size=60).map(torch.tensor)
@@ -91,6 +91,30 @@ def test_asking_for_too_many_or_too_few_test_images_is_refused(limit, message):
     with pytest.raises(UserError) as caught:
         keep_of_test(torch.arange(20) % 4, limit=limit, classes=4, seed=0)
     assert str(caught.value) == message
+
+
+@settings(max_examples=40)
+@given(labels=LABELS, share=st.floats(0, 1, exclude_max=True), seed=st.integers(0, 1000), classes=st.integers(5, 9))
+def test_noise_gives_the_share_asked_for_another_class_and_leaves_the_others(labels, share, seed, classes):
+    before, count = labels.clone(), round(share * len(labels))
+    if share and not count:
+        with pytest.raises(UserError, match=f"data.label_noise={share}: has no effect on {len(labels)} training"):
+            with_noise(labels, share, classes=classes, seed=seed)
+        return
+    noisy = with_noise(labels, share, classes=classes, seed=seed)
+    assert torch.equal(labels, before)  # they may be those of a data set that is kept
+    assert int((noisy != labels).sum()) == count
+    assert 0 <= noisy.min() <= noisy.max() < classes
+    assert torch.equal(noisy, with_noise(labels, share, classes=classes, seed=seed))
+
+
+def test_noise_draws_places_and_classes_from_its_seed():
+    labels = torch.zeros(300, dtype=torch.int64)
+    one, other = (with_noise(labels, 0.5, classes=4, seed=seed) for seed in (0, 1))
+    assert not torch.equal(one > 0, other > 0)
+    assert min(one.bincount(minlength=4)[1:].tolist()) > 30  # 50 each are due
+    with pytest.raises(UserError, match="has no effect on 300 training images of 1 classes"):
+        with_noise(labels, 0.5, classes=1, seed=0)
 
 
 @given(hnp.arrays(np.uint8, hnp.array_shapes(min_dims=4, max_dims=4, max_side=4)))

@@ -64,6 +64,18 @@ def test_accuracy_shows_mean_range_gap_and_phases(runs):
     assert_readable(figure)
 
 
+def test_accuracy_of_validation_images_is_called_so(runs):
+    for seeds in runs.values():
+        for line in (line for lines in seeds.values() for line in lines):
+            line["judged"] = "validation"
+    figure = accuracy_figure(runs)
+    upper, lower = figure.axes
+    assert upper.get_ylabel() == "validation accuracy (%)"
+    assert "validation accuracy" in lower.get_ylabel()
+    assert upper.get_title(loc="left").startswith("Validation accuracy and ")
+    assert_readable(figure)
+
+
 def test_overlap_shows_the_total_and_every_layer(runs, made_up):
     figure = overlap_figure(runs)
     total, standard, repr_ = figure.findobj(matplotlib.axes.Axes)

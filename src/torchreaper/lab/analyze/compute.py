@@ -317,6 +317,10 @@ def _some_layers(bank: tr.FilterBank, note: Callable[[str], None]) -> list[str]:
 def _batches(source: Source, settings: Settings, device: torch.device) -> data.FixedBatches:
     dataset = source.dataset
     name = settings.split or ("validation" if dataset.validation else "test")
+    if name == "test" and source.recipe.data.judge == "validation":
+        raise UserError(
+            "split='test': the recipe leaves its test images alone (data.judge: validation); use validation or train"
+        )
     split = {"validation": dataset.validation, "test": dataset.test, "train": dataset.train}[name]
     if split is None:
         raise UserError(f"split={name!r}: the data have no such images; use test or train, or set data.validation")

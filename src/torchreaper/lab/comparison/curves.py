@@ -1,4 +1,4 @@
-"""Test accuracy over the epochs of a run, and when it first was what another run ended with."""
+"""Accuracy over the epochs of a run, and when it first was what another run ended with."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from torchreaper.lab.comparison.found import Reach, Result
 from torchreaper.lab.runs import read_metrics
 
-#: Epoch, test accuracy from 0 to 1, and whether the network of that epoch is one the scheme could end with.
+#: Epoch, accuracy from 0 to 1, and whether the network of that epoch is one the scheme could end with.
 Curve = Sequence[tuple[int, float, bool]]
 
 

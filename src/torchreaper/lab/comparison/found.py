@@ -13,7 +13,7 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Reach:
-    """In which epoch a scheme's test accuracy first was what the baseline ended with; a descriptive number."""
+    """In which epoch a scheme's accuracy first was what the baseline ended with; a descriptive number."""
 
     #: Over the seeds, those that never came so far counted as infinity; None: that is the median.
     median: float | None
@@ -24,15 +24,16 @@ class Reach:
 
 @dataclass(frozen=True)
 class Summary:
-    """One scheme over its seeds: accuracies in percent, the gap (train minus test) in points.
+    """One scheme over its seeds: accuracies in percent, the gap (training minus ``accuracy``) in points.
 
-    Accuracy is here and in `Contrast` what ``Comparison.metric`` says: the number that the task is judged by.
+    Accuracy is here and in `Contrast` what ``Comparison.measure`` says: the number that the task is judged by, on the
+    images that the recipe judges on.
     """
 
     scheme: str
     seeds: tuple[int, ...]
     accuracy: Estimate
-    #: Of the mean test accuracy, see ``statistics.bootstrap_interval``.
+    #: Of the mean ``accuracy``, see ``statistics.bootstrap_interval``.
     bootstrap: Interval | None
     train_accuracy: Estimate
     gap: Estimate
@@ -90,7 +91,7 @@ class Comparison:
     """What ``reaper compare`` found. Schemes without a finished run stand in ``failures`` only."""
 
     recipe: str
-    #: "last" or "validation": the epoch whose test accuracy is compared.
+    #: "last" or "validation": the epoch whose accuracy is compared.
     report: str
     #: The scheme the others are compared with: the first one named.
     baseline: str
@@ -104,6 +105,13 @@ class Comparison:
     published: Published | None = None
     #: What "accuracy" stands for.
     metric: str = "accuracy"
+    #: "test" or "validation": the images that the networks were judged on.
+    judged: str = "test"
+
+    @property
+    def measure(self) -> str:
+        """Such as "test accuracy"."""
+        return f"{self.judged} {self.metric}"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as in ``comparison.json``."""

@@ -43,8 +43,8 @@ def summarise(
         results: At least one scheme; those without a run are left out.
         recipe: Its name.
         failures: The runs that are missing.
-        curves: Test accuracy over time, by scheme and seed; without, ``epochs_to_baseline`` is None.
-        published: What a paper reports.
+        curves: Accuracy over time, by scheme and seed; without, ``epochs_to_baseline`` is None.
+        published: What a paper reports, of test images: left out where the runs were judged on others.
         detect: How many points ``Contrast.seeds_needed`` is about; above 0.
         remarks: On how the runs were made.
 
@@ -59,6 +59,8 @@ def summarise(
     finished = {scheme: dict(sorted(runs.items())) for scheme, runs in results.items() if runs}
     reference = finished.get(baseline, {})
     metrics = {str(run.get("metric", "accuracy")) for runs in finished.values() for run in runs.values()}
+    judged = {str(run.get("judged", "test")) for runs in finished.values() for run in runs.values()}
+    published = published if judged <= {"test"} else None
     reports = {str(run["report"]) for runs in finished.values() for run in runs.values()}
     contrasts = [
         _contrast(scheme, runs, baseline, reference)
@@ -85,6 +87,7 @@ def summarise(
         detect=detect,
         published=published,
         metric=", ".join(sorted(metrics)) or "accuracy",
+        judged=", ".join(sorted(judged)) or "test",
     )
 
 

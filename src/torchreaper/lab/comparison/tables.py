@@ -33,7 +33,7 @@ def table(comparison: Comparison) -> Table:
             "scheme",
             "n",
             *(["paper %"] if paper else []),
-            f"test {comparison.metric} %",
+            f"{comparison.measure} %",
             "gap",
             f"minus {comparison.baseline}",
         ),
@@ -99,8 +99,8 @@ def details(comparison: Comparison) -> Table:
     contrasts = _by_scheme(comparison)
     teachers = any(summary.teacher_seconds for summary in comparison.schemes)
     minus = f"minus {comparison.baseline}"
-    metric = comparison.metric
-    heads = ["scheme", f"training {metric} %", f"test {metric}, bootstrap", f"{minus}, bootstrap", "p uncorrected"]
+    heads = ["scheme", f"training {comparison.metric} %", f"{comparison.measure}, bootstrap", f"{minus}, bootstrap"]
+    heads += ["p uncorrected"]
     heads += [f"gap {minus}", f"seeds for {_points(comparison)}", "epochs", "time of a run", "of its teachers"]
     heads += ["time ratio without teachers"]
     rows = []
@@ -185,15 +185,15 @@ def _reading_notes(comparison: Comparison) -> Iterable[str]:
     """How to read the columns that do not speak for themselves."""
     if any(summary.epochs_to_baseline for summary in comparison.schemes):
         yield (
-            f"To baseline: the first epoch with at least the test {comparison.metric} that {comparison.baseline} is "
+            f"To baseline: the first epoch with at least the {comparison.measure} that {comparison.baseline} is "
             "reported with for that seed, sub-network phases left out; the median over the seeds (and how many came so "
-            "far). It reads the test curve: a description, not a test."
+            f"far). It reads the {comparison.judged} curve: a description, not a test."
         )
     paper = comparison.published
     if paper is not None:
         by = "; an error is shown as 100 minus it" if paper.unit == "error %" else ""
         yield (
-            f"Paper: test {comparison.metric} as published ({paper.where()}){by}. It was measured with the "
+            f"Paper: {comparison.measure} as published ({paper.where()}){by}. It was measured with the "
             "paper's full settings; a profile or other changes to the recipe make it another experiment."
         )
 
@@ -212,7 +212,7 @@ def _failure_notes(comparison: Comparison) -> Iterable[str]:
 def markdown(comparison: Comparison) -> str:
     """``comparison.md``: the tables, the verdicts, how to read them."""
     epoch = "the last epoch" if comparison.report == "last" else "the epoch chosen on the validation images"
-    metric = in_markdown(comparison.metric)
+    metric, judged = in_markdown(comparison.metric), comparison.judged
     several = f", corrected by Holm's method for {_tests(comparison)} schemes" if _tests(comparison) > 1 else ""
     lines = [
         f"# {in_markdown(comparison.recipe)}: {', '.join(in_markdown(one.scheme) for one in comparison.schemes)}",
@@ -221,9 +221,9 @@ def markdown(comparison: Comparison) -> str:
         "",
         *map(as_item, notes(comparison)),
         "",
-        f"Test {metric} of {epoch}: mean over n seeds and its 95 % t-interval. Gap: training minus test {metric}, in "
-        f"points. Minus {in_markdown(comparison.baseline)}: paired by seed, in points, with its 95 % t-interval; p of "
-        f"the paired t-test{several}. Time: median seconds of a run, and median ratio to it.",
+        f"{judged.capitalize()} {metric} of {epoch}: mean over n seeds and its 95 % t-interval. Gap: training minus "
+        f"{judged} {metric}, in points. Minus {in_markdown(comparison.baseline)}: paired by seed, in points, with its "
+        f"95 % t-interval; p of the paired t-test{several}. Time: median seconds of a run, and median ratio to it.",
         "",
         *_parts_lines(comparison),
         "## More numbers",
@@ -245,24 +245,30 @@ def runs_csv(
     baseline: str = "",
     curves: Mapping[str, Mapping[int, Curve]] | None = None,
 ) -> str:
-    """``comparison.csv``: a line per finished run, accuracies from 0 to 1 as in its ``result.json``."""
+    """``comparison.csv``: a line per finished run, accuracies from 0 to 1 as in its ``result.json``.
+
+    Of runs that were judged on validation images there is no test accuracy: the column is left out.
+    """
     targets = {seed: float(run["test_accuracy"]) for seed, run in results.get(baseline, {}).items()}
     names = dict.fromkeys(name for runs in results.values() for run in runs.values() for name in run.get("parts", {}))
+    judged = {run.get("judged", "test") for runs in results.values() for run in runs.values()}
+    columns = [column for column in RUN_COLUMNS if column != "test_accuracy" or judged != {"validation"}]
     rows = []
     for scheme, runs in results.items():
         for seed, run in sorted(runs.items()):
             curve = (curves or {}).get(scheme, {}).get(seed, ())
             reached = first_epoch(curve, targets[seed]) if seed in targets else None
             values = {**run, "scheme": scheme, "seed": seed, "epochs_to_baseline": reached}
-            rows.append([values.get(column) for column in RUN_COLUMNS])
+            rows.append([values.get(column) for column in columns])
             rows[-1] += [run.get("parts", {}).get(name) for name in names]
-    return _csv([*RUN_COLUMNS, *names], rows)
+    return _csv([*columns, *names], rows)
 
 
 def summary_csv(comparison: Comparison) -> str:
     """``comparison-summary.csv``: a line per scheme with the numbers of ``comparison.json``, percent and points."""
     contrasts = _by_scheme(comparison)
-    rows = [_flat(summary, contrasts.get(summary.scheme)) for summary in comparison.schemes]
+    judged = {"judged": comparison.judged}
+    rows = [{**_flat(summary, contrasts.get(summary.scheme)), **judged} for summary in comparison.schemes]
     heads = list(dict.fromkeys(key for row in rows for key in row))
     return _csv(heads, [[row.get(head) for head in heads] for row in rows])
 

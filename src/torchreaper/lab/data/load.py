@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from torchreaper.lab.data.split import (
     Split,
     channel_moments,
     divide,
+    judged_on,
     keep_of_test,
     of_classes,
     with_noise,
@@ -40,15 +40,11 @@ def load(spec: DataSpec, base: Path | str = ".", *, progress: Progress | None = 
     data sets are kept for the life of the process and read again only when a file has changed, so many runs on one
     data set cost one reading; do not write to them.
     Raises ``UserError``: no such file, unreadable file, no or several image or label columns, missing labels
-    or labels out of range, images that cannot be decoded or differ in size, fewer images than asked for, more than
-    memory holds, and what `own.open_own` refuses.
+    or labels out of range, images that cannot be decoded or differ in size, fewer images than asked for, noise that
+    changes no label, more than memory holds, and what `own.open_own` refuses.
     """
     state, read = _found(spec, Path(base))
-    dataset = cached(spec, state, partial(read, progress))
-    if spec.judge == "validation":
-        assert dataset.validation is not None  # the section asked for some
-        return replace(dataset, test=dataset.validation)
-    return dataset
+    return judged_on(spec.judge, cached(spec, state, partial(read, progress)))
 
 
 def _found(spec: DataSpec, base: Path) -> tuple[str, Callable[[Progress | None], Dataset]]:

@@ -13,6 +13,7 @@ from torchreaper.lab.objects import check_form, check_options, is_object
 from torchreaper.lab.settings import Settings, did_you_mean, show
 
 NAMES = ("digits", "folder", "parquet", "hub")
+Judge = Literal["test", "validation"]
 _OWN = "package.module:callable"
 # Keys that say where the images are, and others that have an effect.
 _WHERE = {"digits": (), "folder": ("train", "test"), "parquet": ("train", "test"), "hub": ("hub",), _OWN: ()}
@@ -62,8 +63,8 @@ class DataSpec(Settings):
         validation: images split off the training set, before ``limit``, classes in proportion.
         judge: the images that networks are judged on: "test", or "validation": the test images are left alone while
             settings are chosen, and results tell of the validation images in their place.
-        label_noise: share of the training images that get another class than theirs, which one drawn at random; those
-            of validation and test keep theirs.
+        label_noise: share of the training images, 0 to 1, that get another class than theirs, which ones and by which
+            drawn at random; those of validation and test keep theirs. Training accuracy is then of the noisy classes.
         split_seed: the random choices of all these, and what a callable draws at random when it makes the data sets.
     """
 
@@ -81,7 +82,7 @@ class DataSpec(Settings):
     limit: int | None = Field(default=None, ge=1)
     test_limit: int | None = Field(default=None, ge=1)
     validation: int = Field(default=0, ge=0)
-    judge: Literal["test", "validation"] = "test"
+    judge: Judge = "test"
     label_noise: float = Field(default=0.0, ge=0, lt=1)
     split_seed: int = Field(default=0, ge=0)
 
@@ -128,11 +129,7 @@ class DataSpec(Settings):
             check_workers(self)
         if not self.own and not self.label_noise:
             check_split_seed(self)
-        if self.judge == "validation":
-            if not self.validation:
-                raise UserError('judge="validation": needs images to judge on; set validation to how many')
-            if self.test_limit is not None:
-                raise UserError(f'test_limit={self.test_limit}: has no effect with judge="validation"; leave it out')
+        check_judge(self)
         return self
 
     def __hash__(self) -> int:
@@ -162,3 +159,9 @@ def check_split_seed(section: Any) -> None:
     """Raise ``UserError`` where a choice is seeded that is not made."""
     if section.split_seed and section.limit is None and section.test_limit is None and not section.validation:
         raise UserError(f"split_seed={section.split_seed}: has no effect without limit, test_limit or validation")
+
+
+def check_judge(section: Any) -> None:
+    """Raise ``UserError`` where validation is to judge and nothing is held out for it."""
+    if section.judge == "validation" and not section.validation:
+        raise UserError("judge='validation': needs something held out to judge on; set validation to how much")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -16,6 +16,7 @@ from torchreaper.lab.settings import did_you_mean
 
 Images = UInt8[Tensor, "n channels height width"] | Float[Tensor, "n channels height width"]
 Index = Int64[Tensor, " batch"]
+Kept = TypeVar("Kept")
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,15 @@ class Dataset:
     std: Float[Tensor, " channels"]
 
 
+def judged_on(what: str, dataset: Kept) -> Kept:
+    """The same data set; for "validation" its validation images stand in the place of the test images.
+
+    They are then the same object, so that a run judges them once.
+    """
+    given: Any = dataset
+    return replace(given, test=given.validation) if what == "validation" else dataset
+
+
 def choose(labels: Int64[Tensor, " n"], count: int, *, seed: int, balanced: bool) -> Int64[Tensor, " count"]:
     """Indices, ascending, of ``count`` random items: as many of each class (``balanced``) or in proportion.
 
@@ -215,10 +225,18 @@ def _limited(
 
 
 def with_noise(labels: Int64[Tensor, " n"], share: float, *, classes: int, seed: int) -> Int64[Tensor, " n"]:
-    """The labels, ``share`` of them (rounded) replaced by another class, which ones and by which at random."""
-    count = round(share * len(labels))
-    if not count:
+    """The labels, ``share`` of them (rounded) replaced by another class, which ones and by which at random.
+
+    Raises ``UserError`` where that is none of them, or where there is no other class.
+    """
+    if not share:
         return labels
+    count = round(share * len(labels))
+    if not count or classes < 2:
+        raise UserError(
+            f"data.label_noise={share}: has no effect on {len(labels)} training images of {classes} classes; use a "
+            "larger share, or leave it out"
+        )
     generator = epoch_generator(seed, 0, "label noise")
     chosen = torch.randperm(len(labels), generator=generator)[:count]
     shift = torch.randint(1, classes, (count,), generator=generator)

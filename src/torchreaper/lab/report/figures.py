@@ -67,11 +67,12 @@ def sub_spans(metrics: Metrics) -> tuple[Span, ...]:
 
 
 def accuracy_figure(runs: Runs, *, name: str = "") -> Figure:
-    """Test accuracy (%) and generalisation gap (points) against epoch: mean and range of the seeds.
+    """Accuracy (%) and generalisation gap (points) against epoch: mean and range of the seeds.
 
-    The gap is the training accuracy, running over the batches of the epoch and so with its augmentation,
-    minus the test accuracy. Where training counts no right answers (boxes), the training loss stands in its place;
-    and what is judged by another metric, such as mAP, is called by its name.
+    Accuracy is that of the images that the runs were judged on, test or validation. The gap is the training
+    accuracy, running over the batches of the epoch and so with its augmentation, minus that. Where training counts no
+    right answers (boxes), the training loss stands in its place; and what is judged by another metric, such as mAP, is
+    called by its name.
 
     Raises:
         ValueError: no run in ``runs``, or one without a line.
@@ -82,17 +83,17 @@ def accuracy_figure(runs: Runs, *, name: str = "") -> Figure:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
         strips = _shade((upper, lower), runs)
         _curves(upper, runs, lambda line: 100.0 * line["test_accuracy"])
-        metric, counted = _judged_by(runs)
+        measure, counted = _judged_by(runs)
         value, what = (_gap, "generalisation gap") if counted else (_loss, "training loss")
         _curves(lower, runs, value)
         for panel in (upper, lower):
             _leave_out_the_start(panel)
         if counted:
             lower.axhline(0.0, color="#808080", linewidth=0.8, zorder=1)
-        upper.set_ylabel(f"test {metric} (%)")
-        lower.set_ylabel(f"{what}:\ntrain − test {metric} (points)" if counted else what)  # noqa: RUF001
+        upper.set_ylabel(f"{measure} (%)")
+        lower.set_ylabel(f"{what}:\ntrain − {measure} (points)" if counted else what)  # noqa: RUF001
         _epoch_axis(lower, runs)
-        upper.set_title(_title(name, f"test {metric} and {what}", runs))
+        upper.set_title(_title(name, f"{measure} and {what}", runs))
         key(figure, _scheme_keys(runs, strips))
     return figure
 
@@ -106,9 +107,10 @@ def _loss(line: Mapping[str, Any]) -> float:
 
 
 def _judged_by(runs: Runs) -> tuple[str, bool]:
-    """What the accuracies of these runs are, and whether training counted right answers."""
+    """What the accuracies of these runs are, such as "test accuracy", and whether training counted right answers."""
     lines = [line for seeds in runs.values() for one in seeds.values() for line in one]
-    return str(lines[0].get("metric", "accuracy")), all(line["train_accuracy"] is not None for line in lines)
+    measure = f"{lines[0].get('judged', 'test')} {lines[0].get('metric', 'accuracy')}"
+    return measure, all(line["train_accuracy"] is not None for line in lines)
 
 
 def overlap_figure(runs: Runs, *, name: str = "") -> Figure:

@@ -26,6 +26,10 @@ HUB = {"name": "hub", "hub": "cppe-5", "size": 320}
             {**PARQUET, "workers": 4},
             "data.workers=4: has no effect with memory=True; leave it out or set memory: false",
         ),
+        (
+            {**PARQUET, "judge": "validation"},
+            "data.judge='validation': needs something held out to judge on; set validation to how much",
+        ),
         ({**PARQUET, "split_seed": 3}, "data.split_seed=3: has no effect without limit, test_limit or validation"),
         ({**COCO, "size": 0}, "data.size=0: must be at least 1"),
         ({**COCO, "size": [32, 10**6]}, "data.size[1]=1000000: must be at most 16384"),

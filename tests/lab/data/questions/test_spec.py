@@ -23,6 +23,10 @@ VQA = {"name": "vqa", **dict.fromkeys(PATHS, "x")}
         ({**EASY, "words": 0}, "data.words=0: must be at least 1"),
         ({**EASY, "limits": 3}, "data.limits: unknown key; did you mean data.limit?"),
         ({**EASY, "workers": 3}, "data.workers=3: has no effect with memory=True; leave it out or set memory: false"),
+        (
+            {**EASY, "judge": "validation"},
+            "data.judge='validation': needs something held out to judge on; set validation to how much",
+        ),
         ({**EASY, "split_seed": 3}, "data.split_seed=3: has no effect without limit, test_limit or validation"),
     ],
 )

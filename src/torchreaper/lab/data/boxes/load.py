@@ -24,7 +24,7 @@ from torchreaper.lab.data.gather import SAMPLE, gathered
 from torchreaper.lab.data.hub import read_hub
 from torchreaper.lab.data.memory import check_table
 from torchreaper.lab.data.parquet import find_files, read_parquet
-from torchreaper.lab.data.split import Dataset, choose, divide, histogram, keep_of_test, moments_of
+from torchreaper.lab.data.split import Dataset, choose, divide, histogram, judged_on, keep_of_test, moments_of
 from torchreaper.lab.data.stream import Form, Streamed
 from torchreaper.lab.data.table import Progress
 from torchreaper.lab.errors import UserError
@@ -44,7 +44,7 @@ def load_boxes(spec: BoxesSpec, base: Path | str = ".", *, progress: Progress | 
     Raises ``UserError``, with file, image and box, for what is missing, not readable, or makes no sense.
     """
     there, read = _found(spec, Path(base))
-    return cached(spec, there, lambda: _load(spec, *read(), progress))
+    return judged_on(spec.judge, cached(spec, there, lambda: _load(spec, *read(), progress)))
 
 
 def _found(spec: BoxesSpec, base: Path) -> tuple[str, Callable[[], tuple[Photographs, Photographs]]]:

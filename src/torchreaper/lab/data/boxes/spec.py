@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from torchreaper.lab.data.spec import check_keys, check_split_seed, check_workers, listed
+from torchreaper.lab.data.spec import Judge, check_judge, check_keys, check_split_seed, check_workers, listed
 from torchreaper.lab.settings import Settings
 
 _FOLDERS = ("train_images", "test_images")
@@ -40,7 +40,8 @@ class BoxesSpec(Settings):
         workers: without ``memory``: processes that read. It changes no number.
         limit, test_limit: training and test images kept, chosen at random; None: all.
         validation: images split off the training set at random, before ``limit``.
-        split_seed: the random choice of all three.
+        judge: "test", or "validation": the test images are left alone, see ``DataSpec``.
+        split_seed: the random choice of limit, test_limit and validation.
     """
 
     name: Literal["coco", "parquet", "hub"]
@@ -61,6 +62,7 @@ class BoxesSpec(Settings):
     limit: int | None = Field(default=None, ge=1)
     test_limit: int | None = Field(default=None, ge=1)
     validation: int = Field(default=0, ge=0)
+    judge: Judge = "test"
     split_seed: int = Field(default=0, ge=0)
 
     @field_validator("size", mode="before")
@@ -87,6 +89,7 @@ class BoxesSpec(Settings):
         check_keys(self, self.name, keys, needed=_WHERE[self.name], allowed=_MAY[self.name])
         check_workers(self)
         check_split_seed(self)
+        check_judge(self)
         return self
 
     def __hash__(self) -> int:

@@ -24,7 +24,7 @@ from torchreaper.lab.data.questions.pictures import Pictures, numbered
 from torchreaper.lab.data.questions.spec import QuestionsSpec
 from torchreaper.lab.data.questions.split import Questions
 from torchreaper.lab.data.questions.words import encode, tokenise, vocabulary_of
-from torchreaper.lab.data.split import Readable
+from torchreaper.lab.data.split import Readable, judged_on
 from torchreaper.lab.data.stream import Part
 from torchreaper.lab.data.table import Progress
 from torchreaper.lab.errors import UserError
@@ -81,7 +81,8 @@ def load_questions(spec: QuestionsSpec, base: Path | str = ".", *, progress: Pro
     files = [path for one in (train, test) for path in one.files]
     if spec.memory:
         files += [folder / name for folder, names in pictures.items() for name in names.values()]
-    return cached(spec, state_of(files), partial(_load, spec, train, test, pictures, progress))
+    read = partial(_load, spec, train, test, pictures, progress)
+    return judged_on(spec.judge, cached(spec, state_of(files), read))
 
 
 def _stored(spec: QuestionsSpec, base: Path, part: str) -> _Stored:

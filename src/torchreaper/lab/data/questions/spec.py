@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from torchreaper.lab.data.spec import check_split_seed, check_workers
+from torchreaper.lab.data.spec import Judge, check_judge, check_split_seed, check_workers
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.settings import Settings, did_you_mean, show
 
@@ -38,7 +38,8 @@ class QuestionsSpec(Settings):
         limit: training questions kept, at random; None: all. test_limit: test questions kept, likewise.
         validation: training questions held out, before ``limit``: all that belong to some pictures, as many as go into
             that number whole, so that no picture is on both sides.
-        split_seed: the random choice of all three.
+        judge: "test", or "validation": the test questions are left alone, see ``DataSpec``.
+        split_seed: the random choice of limit, test_limit and validation.
     """
 
     name: str
@@ -58,6 +59,7 @@ class QuestionsSpec(Settings):
     limit: int | None = Field(default=None, ge=1)
     test_limit: int | None = Field(default=None, ge=1)
     validation: int = Field(default=0, ge=0)
+    judge: Judge = "test"
     split_seed: int = Field(default=0, ge=0)
 
     @field_validator("name")
@@ -82,4 +84,5 @@ class QuestionsSpec(Settings):
                 raise UserError(f"{key}: is missing; name={self.name!r} needs it")
         check_workers(self)
         check_split_seed(self)
+        check_judge(self)
         return self

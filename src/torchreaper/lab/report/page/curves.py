@@ -14,7 +14,7 @@ from matplotlib.colors import to_hex
 
 from torchreaper.lab.report.figures import sub_spans
 from torchreaper.lab.report.page.reading import Folder, Json, Run, parts
-from torchreaper.lab.report.page.tables import interval
+from torchreaper.lab.report.page.tables import interval, measure_of
 from torchreaper.lab.report.style import FEW_LAYERS, layer_colour, look
 
 DIGITS = 4  # significant ones
@@ -43,18 +43,19 @@ def _gap(line: Line) -> float | None:
 
 
 METRICS = (
-    Metric("accuracy", "Test {}", "test {} (%)", _percent),
-    Metric("gap", "Gap", "training minus test {} (points)", _gap),
+    Metric("accuracy", "{}", "{} (%)", _percent),
+    Metric("gap", "Gap", "training minus {} (points)", _gap),
     Metric("loss", "Training loss", "training loss", lambda line: line.get("train_loss")),
     Metric("overlap", "Overlap", "sum of O<sub>f</sub> over all filters", lambda line: line.get("overlap_total")),
 )  # fmt: skip
 
 
 def named(name: str, plots: Json) -> tuple[Metric, ...]:
-    """What can be drawn, where accuracies are called ``name``; not what no run has, as the gap of detectors."""
+    """What can be drawn, where accuracy is called ``name``; not what no run has, as the gap of detectors."""
     means = [scheme["means"] for scheme in plots["schemes"]]
     there = [one for one in METRICS if not means or any(any(y is not None for y in m[one.key]["mean"]) for m in means)]
-    return tuple(replace(one, title=one.title.format(name), axis=one.axis.replace("{}", name)) for one in there)
+    title = name[:1].upper() + name[1:]
+    return tuple(replace(o, title=o.title.replace("{}", title), axis=o.axis.replace("{}", name)) for o in there)
 
 
 def plots(folder: Folder) -> Json:
@@ -64,7 +65,7 @@ def plots(folder: Folder) -> Json:
     return {
         "schemes": [_scheme(number, *item) for number, item in enumerate(schemes.items())],
         "strips": len({phases for phases in spans if phases}) > 1,
-        "metric": str(folder.found.get("metric", "accuracy")),
+        "measure": measure_of(folder.found),
         "forest": forest(folder),
         "pairs": pairs(folder, list(schemes)),
         "maps": [drawn for run in folder.every if (drawn := filter_map(run, _layers(folder))) is not None],
@@ -141,7 +142,7 @@ def forest(folder: Folder) -> list[Json]:
 
 
 def pairs(folder: Folder, schemes: Sequence[str]) -> list[Json]:
-    """Per seed, the reported test accuracy of every scheme in percent; null where the run is not finished."""
+    """Per seed, the reported accuracy of every scheme in percent; null where the run is not finished."""
     seeds = sorted({run.seed for run in folder.every if run.result is not None})
     table = {(run.scheme, run.seed): _percent(run.result) for run in folder.every if run.result is not None}
     return [{"seed": seed, "values": _rounded(table.get((name, seed)) for name in schemes)} for seed in seeds]

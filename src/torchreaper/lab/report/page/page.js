@@ -101,7 +101,7 @@
       }));
       return [traces, {
         height: heights.forest(number), hovermode: "closest",
-        xaxis: { title: { text: `points of test ${plain(data[number].metric)}` }, rangemode: "tozero", zeroline: true, zerolinecolor: css("--ink"), zerolinewidth: 1.5 },
+        xaxis: { title: { text: `points of ${plain(data[number].measure)}` }, rangemode: "tozero", zeroline: true, zerolinecolor: css("--ink"), zerolinewidth: 1.5 },
         yaxis: schemeAxis(rows.map((row) => row.scheme)),
       }];
     },
@@ -149,7 +149,7 @@
         marker: { size: 10, color: schemes.map((scheme) => ink(scheme.colour)) },
       }));
       return [traces, {
-        height: heights.pairs(number), hovermode: "closest", xaxis: { title: { text: `test ${plain(data[number].metric)} (%)` }, zeroline: false },
+        height: heights.pairs(number), hovermode: "closest", xaxis: { title: { text: `${plain(data[number].measure)} (%)` }, zeroline: false },
         yaxis: schemeAxis(schemes.map((scheme) => scheme.name)),
       }];
     },

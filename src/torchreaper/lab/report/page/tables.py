@@ -38,16 +38,21 @@ def metric_of(found: Json) -> str:
     return str(found.get("metric", "accuracy"))
 
 
+def measure_of(found: Json) -> str:
+    """The same with the images it is of, such as "test accuracy"."""
+    return f"{found.get('judged', 'test')} {metric_of(found)}"
+
+
 def comparison_table(found: Json) -> Table:
     """A line per scheme: what was measured, and how it differs from the baseline."""
     baseline = str(found.get("baseline", "the baseline"))
     contrasts = {part.get("scheme"): part for part in parts(found, "contrasts")}
     epochs = {one.get("epochs") for one in parts(found, "schemes")}
-    metric = metric_of(found)
+    measure = measure_of(found)
     columns: list[tuple[str, Callable[[Json, Json], str]]] = [
         ("scheme", lambda one, _: str(one.get("scheme", ""))),
         ("seeds", lambda one, _: _count(_inner(one, "accuracy").get("n"))),
-        (f"test {metric}, %", lambda one, _: interval(one.get("accuracy"))),
+        (f"{measure}, %", lambda one, _: interval(one.get("accuracy"))),
         ("paper, %", lambda one, _: percent(one["published"]) if _is_number(one.get("published")) else ""),
         ("gap, points", lambda one, _: interval(one.get("gap"))),
         (f"minus {baseline}, points", lambda _, other: interval(other.get("accuracy"), signed=True)),
@@ -64,7 +69,7 @@ def comparison_table(found: Json) -> Table:
     kept = [number for number in range(len(columns)) if any(row[number] for row in rows)]
     epoch = "the last epoch" if found.get("report", "last") == "last" else "the epoch chosen on validation images"
     return Table(
-        f"Test {metric} of {epoch}, mean over the seeds; in brackets 95 % intervals",
+        f"{measure[:1].upper()}{measure[1:]} of {epoch}, mean over the seeds; in brackets 95 % intervals",
         [columns[number][0] for number in kept],
         [[row[number] for number in kept] for row in rows],
     )
@@ -125,8 +130,8 @@ def run_table(folder: Folder) -> Table:
                 duration(result["seconds"]) if _is_number(result.get("seconds")) else "",
             ]
         )
-    metric = metric_of(folder.found)
-    heads = ["scheme", "seed", "state", f"test {metric}, %", f"training {metric}, %", "gap, points", "time"]
+    measures = measure_of(folder.found), f"training {metric_of(folder.found)}"
+    heads = ["scheme", "seed", "state", *(f"{measure}, %" for measure in measures), "gap, points", "time"]
     return Table("Every run, as it ended", heads, rows)
 
 
