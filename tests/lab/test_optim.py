@@ -7,6 +7,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
+from tests.lab.tiny import recipe
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, CosineAnnealingWarmRestarts, CyclicLR, MultiStepLR, StepLR
 
@@ -94,6 +96,24 @@ def test_cosine_falls_to_nothing_by_the_end_and_trains_in_every_epoch(epochs, wa
     assert math.isclose(end, 0, abs_tol=1e-12)
 
 
+@given(epochs=st.integers(1, 300), fall=st.integers(1, 300), steps=st.integers(1, 9))
+def test_a_trapezoid_is_flat_and_then_falls_in_a_straight_line_to_nothing(epochs, fall, steps):
+    spec = ScheduleSpec(name="trapezoid", fall=min(fall, epochs))
+    found = [factor(spec, step, epochs=epochs, steps_per_epoch=steps) for step in range(epochs * steps + 1)]
+    flat = (epochs - spec.fall) * steps
+    assert found[: flat + 1] == [1.0] * (flat + 1)
+    falls = [earlier - later for earlier, later in pairwise(found[flat:])]
+    assert falls == pytest.approx([1 / (spec.fall * steps)] * len(falls))
+    assert found[-1] == 0
+    assert min(found[:-1]) > 0
+
+
+def test_a_fall_longer_than_the_training_is_refused():
+    with pytest.raises(ValidationError, match=r"schedule\.fall=6: longer than the 5 epochs; use fall <= 5"):
+        recipe(schedule={"name": "trapezoid", "fall": 6})
+    assert recipe(schedule={"name": "trapezoid", "fall": 5}).schedule.fall == 5
+
+
 @pytest.mark.parametrize(
     ("spec", "kind", "expected"),
     [
@@ -122,6 +142,14 @@ def test_optimizers_get_what_the_recipe_says(spec, kind, expected):
     [
         ({"name": "cyclic"}, "schedule.period: is missing; how many epochs does a cycle of the learning rate take?"),
         ({"name": "restarts"}, "schedule.period: is missing; how many epochs does a cycle of the learning rate take?"),
+        (
+            {"name": "trapezoid"},
+            "schedule.fall: is missing; over how many epochs, the last ones, does the learning rate fall to 0?",
+        ),
+        (
+            {"name": "step", "milestones": [2], "fall": 2},
+            "schedule.fall=2: has no effect with name: step; it belongs to trapezoid",
+        ),
         ({"name": "cyclic", "period": 0}, "schedule.period=0: must be at least 1"),
         ({"name": "cyclic", "period": 1.5}, "schedule.period=1.5: must be a whole number"),
         ({"name": "cyclic", "period": 4, "low": 1}, "schedule.low=1: must be less than 1"),

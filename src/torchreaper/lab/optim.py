@@ -79,7 +79,8 @@ def position(step: int, lengths: Sequence[int], *, epochs: int, steps_per_epoch:
 def factor(spec: ScheduleSpec, step: int, *, epochs: int, steps_per_epoch: int) -> float:
     """What the learning rate is multiplied by in the optimizer step number `step` (from 0) of a run.
 
-    "halving" changes every `every` steps, "cyclic" and "restarts" in each one; "step" and "cosine" between epochs. A
+    "halving" changes every `every` steps, "cyclic", "restarts" and the fall of "trapezoid" in each one; "step" and
+    "cosine" between epochs. A
     warm-up of w epochs rises in a straight line, step by step, to the full rate; "cosine" falls over the epochs after
     it, the milestones of "step", the steps of "halving" and the periods count from the beginning of the run.
     """
@@ -96,6 +97,9 @@ def factor(spec: ScheduleSpec, step: int, *, epochs: int, steps_per_epoch: int) 
             return rising * (1 + math.cos(math.pi * min(part, 1))) / 2
         case "halving":
             return rising * spec.factor ** (step // (spec.every or 1))
+        case "trapezoid":
+            left = epochs * steps_per_epoch - step
+            return rising * min(1.0, max(0, left) / ((spec.fall or 1) * steps_per_epoch))
         case "cyclic":
             away = abs(2 * _within(spec, step, steps_per_epoch) - 1)  # 1 at both ends of a period, 0 in the middle
             return rising * (1 - away * (1 - spec.low))

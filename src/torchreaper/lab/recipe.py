@@ -27,7 +27,10 @@ EVAL_BATCH = {"classification": 1000, "detection": 16, "vqa": 1000}
 ALL = "all"
 # Keys that older versions did not have, and what they did: a teacher of theirs keeps its name.
 _LATER = {"task": "classification", "source": None, "channels_last": False}
-_LATER_DATA = {"classes": None, "judge": "test", "label_noise": 0.0}
+_LATER_IN: dict[str, dict[str, Any]] = {
+    "data": {"classes": None, "judge": "test", "label_noise": 0.0},
+    "schedule": {"fall": None},
+}
 # Sections whose other keys belong to their name; that of data has keys that go with any.
 _NAMED = ("model", "scheme", "cnn")
 # Names that become folders, on Windows too: there some are devices, whatever follows a dot, and a last dot is lost.
@@ -155,6 +158,8 @@ class Recipe(Settings):
             raise UserError(f"schedule.warmup={self.schedule.warmup}: must be less than epochs={self.epochs}")
         if late := [epoch for epoch in self.schedule.milestones if epoch >= self.epochs]:
             raise UserError(f"schedule.milestones: {late[0]} has no effect with epochs={self.epochs}")
+        if (fall := self.schedule.fall or 0) > self.epochs:
+            raise UserError(f"schedule.fall={fall}: longer than the {self.epochs} epochs; use fall <= {self.epochs}")
         if self.model.tasks and self.task not in self.model.tasks:
             raise UserError(
                 f"model.name={self.model.name!r}: is a network for {' and '.join(self.model.tasks)}, the recipe's task "
@@ -272,7 +277,10 @@ class Recipe(Settings):
         """SHA-256 of ``canonical``, in hexadecimal; of what recipes learnt to say later only what is said."""
         values = self.canonical()
         values = {key: value for key, value in values.items() if (key, value) not in _LATER.items()}
-        values["data"] = {k: value for k, value in values["data"].items() if (k, value) not in _LATER_DATA.items()}
+        for section, later in _LATER_IN.items():
+            values[section] = {
+                key: value for key, value in values[section].items() if (key, value) not in later.items()
+            }
         text = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 

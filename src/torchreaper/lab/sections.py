@@ -38,17 +38,20 @@ class ScheduleSpec(Settings):
         name: "constant"; "step": times ``gamma`` after each epoch of ``milestones``; "halving": times ``factor``
             after every ``every`` optimizer steps; "cosine": to 0 at the last epoch; "cyclic": in straight lines from
             ``low`` times the rate up to it and back, once in ``period`` epochs (Smith 2017, triangular); "restarts":
-            along a cosine to 0, anew every ``period`` epochs (Loshchilov and Hutter 2017).
+            along a cosine to 0, anew every ``period`` epochs (Loshchilov and Hutter 2017); "trapezoid": constant, then
+            in a straight line to 0 over the last ``fall`` epochs. It suits RePr, whose filters must be back before the
+            rate falls.
         warmup: epochs in which the rate first rises to its value.
     """
 
-    name: Literal["constant", "step", "halving", "cosine", "cyclic", "restarts"] = "constant"
+    name: Literal["constant", "step", "halving", "cosine", "cyclic", "restarts", "trapezoid"] = "constant"
     milestones: Annotated[tuple[int, ...], Field(strict=False)] = ()
     gamma: float = Field(default=0.1, gt=0, le=1000)
     every: int | None = Field(default=None, ge=1)
     factor: float = Field(default=0.5, gt=0, le=1000)
     period: int | None = Field(default=None, ge=1)
     low: float = Field(default=0.1, ge=0, lt=1)
+    fall: int | None = Field(default=None, ge=1)
     warmup: int = Field(default=0, ge=0)
 
     @field_validator("milestones")
@@ -61,7 +64,14 @@ class ScheduleSpec(Settings):
     @model_validator(mode="after")
     def _together(self) -> ScheduleSpec:
         step, halving, cyclic = ("step",), ("halving",), ("cyclic",)
-        owners = {"milestones": step, "gamma": step, "every": halving, "factor": halving, "low": cyclic}
+        owners = {
+            "milestones": step,
+            "gamma": step,
+            "every": halving,
+            "factor": halving,
+            "low": cyclic,
+            "fall": ("trapezoid",),
+        }
         for key, names in {**owners, "period": ("cyclic", "restarts")}.items():
             value = getattr(self, key)
             if self.name not in names and value != type(self).model_fields[key].default:
@@ -73,6 +83,8 @@ class ScheduleSpec(Settings):
             raise UserError("every: is missing; after how many optimizer steps does the learning rate fall?")
         if self.name in ("cyclic", "restarts") and self.period is None:
             raise UserError("period: is missing; how many epochs does a cycle of the learning rate take?")
+        if self.name == "trapezoid" and self.fall is None:
+            raise UserError("fall: is missing; over how many epochs, the last ones, does the learning rate fall to 0?")
         return self
 
 

@@ -88,7 +88,7 @@ optim:
   weight_decay: 0.0
 
 schedule:
-  name: constant      # or: step with milestones: [15, 25]; cosine; halving with every: 1000
+  name: constant      # or: step with milestones: [15, 25]; cosine; trapezoid with fall: 5
 
 scheme:               # how `reaper train` trains; `reaper compare` adds "standard", the usual way
   name: repr
