@@ -1,0 +1,63 @@
+"""The recipes of the replication: the grid is whole, and RePr's filters are back before the learning rate falls."""
+
+from itertools import product
+from pathlib import Path
+
+import pytest
+import yaml
+
+from torchreaper.lab.recipe import load_recipe
+
+FOLDER = Path(__file__).parents[2] / "recipes" / "replication"
+EVERY = [
+    (path.stem, profile)
+    for path in sorted(FOLDER.glob("*.yaml"))
+    for profile in (None, *yaml.safe_load(path.read_text())["profiles"])
+]
+
+
+def load(name, profile=None):
+    return load_recipe(FOLDER / f"{name}.yaml", profile=profile)
+
+
+@pytest.mark.parametrize(("name", "profile"), EVERY)
+def test_all_schemes_fit_and_the_filters_are_back_before_the_rate_falls(name, profile):
+    recipe = load(name, profile)
+    for key in recipe.every_scheme():
+        spec = recipe.scheme_spec(key)
+        if spec.name == "repr":
+            back = spec.cycles * (spec.full + spec.sub)
+            assert (back <= recipe.epochs - recipe.schedule.fall) == (key != "paper"), key
+    assert recipe.report == "last"
+
+
+def test_the_grid_has_each_cell_once_and_nothing_else_changes():
+    cells, rest = [], set()
+    for profile in (profile for name, profile in EVERY if name == "grid"):
+        recipe = load("grid", profile)
+        data, optim = recipe.data, recipe.optim
+        cells.append((recipe.augment, optim.weight_decay, data.label_noise, data.limit))
+        share = {key: recipe.scheme[key] / recipe.epochs for key in ("full", "sub")}
+        same = recipe.model_dump_json(include={"model", "batch", "precision", "channels_last"})
+        rest.add(
+            (same, optim.lr, data.validation, data.test_limit, recipe.schedule.fall / recipe.epochs, *share.values())
+        )
+        ours, theirs = recipe.scheme, recipe.schemes["repr-random"]
+        assert {key for key in ours if ours[key] != theirs[key]} == {"criterion"}
+    assert sorted(cells, key=str) == sorted(product(("none", "crop-flip"), (0, 5e-4), (0, 0.2), (4500, None)), key=str)
+    assert len(rest) == 1
+
+
+def test_the_parts_differ_from_the_whole_in_what_they_are_named_after():
+    recipe = load("c3-32")
+    parts = {
+        "slices-kept": {"reinit": {"consumers": "keep"}},
+        "random": {"criterion": "random"},
+        "reversed": {"criterion": "orthogonality-reversed"},
+        "random-directions": {"reinit": {"method": "random"}},
+        "at-once": {"full": 7, "sub": 0},
+    }
+    for key, changes in parts.items():
+        expected = {**recipe.scheme, **changes, "reinit": {**recipe.scheme["reinit"], **changes.get("reinit", {})}}
+        assert recipe.schemes[key] == expected, key
+    assert recipe.schemes["as-they-were"]["reinit"]["method"] == "keep"
