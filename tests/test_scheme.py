@@ -216,6 +216,35 @@ def test_nan_weights_are_an_error_that_names_the_layer_and_drops_nothing():
     assert scheme.step().kind == "drop", "the step can be tried again"
 
 
+@pytest.mark.parametrize("sub", [0, 1])
+@pytest.mark.parametrize(
+    ("gamma", "said"),
+    [(1.0, ""), (0.7, ""), (0.3, "down to 0.015, 30 % of the first"), (0.0, "down to 0, 0 % of the first")],
+)
+def test_a_return_under_a_rate_that_has_fallen_is_told(sub, gamma, said):
+    model, optimizer = build("residual")
+    scheme = scheme_for(model, optimizer, full=1, sub=sub, cycles=1)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [1], gamma=gamma)
+    for epoch in range(1 + sub):
+        train_step(model, optimizer, epoch)
+        if epoch == 0:
+            schedule.step()
+        done = scheme.step()
+    assert done.kind == "restore"
+    told = [note for note in done.notes if "learning rate" in note]
+    assert len(told) == bool(said)
+    assert all(said in note and note.endswith("before the rate falls") for note in told)
+
+
+def test_without_a_schedule_nothing_is_known_of_the_rate():
+    model, optimizer = build("residual")
+    scheme = scheme_for(model, optimizer, full=1, cycles=1)
+    train_step(model, optimizer, 0)
+    scheme.step()
+    optimizer.param_groups[0]["lr"] *= 0.01
+    assert not any("learning rate" in note for note in scheme.step().notes)
+
+
 class Given:
     """A criterion that does what it is told."""
 

@@ -17,7 +17,7 @@ from torchreaper.bank import find_filters
 from torchreaper.checks import check_counts, check_weights
 from torchreaper.errors import NoEffectWarning, OneLayerWarning, ReaperError
 from torchreaper.filters import Skip
-from torchreaper.fitting import check_optimizers, warn_without_effect
+from torchreaper.fitting import check_optimizers, late_return, warn_without_effect
 from torchreaper.flow.tracing import ExampleInputs, refuse_shards
 from torchreaper.ranks import Wrappers, decided_by_rank_zero
 from torchreaper.reinit import Reinit, as_reinit
@@ -117,6 +117,7 @@ class RePr:
             why = "masked draws at full width anyway" if self.bank.flow.dropouts else "no filter passes an nn.Dropout"
             warnings.warn(f"exact_dropout=True: has no effect ({why}); leave it out", NoEffectWarning, stacklevel=2)
         self.bank.attach(optimizers, followers)
+        self._optimizers = optimizers
         self._wrappers = Wrappers()
         self._watch = model.register_forward_pre_hook(self._wrappers.watch) if subnetwork == "compact" else None
         self.history: list[Transition] = []
@@ -176,7 +177,7 @@ class RePr:
         start = time.perf_counter()
         filters = self.dropped
         self._outdate_wrappers()
-        notes = self.bank.restore(self.reinit)
+        notes = self.bank.restore(self.reinit) + late_return(self._optimizers)
         return self._record("restore", filters, {}, start, notes)
 
     def remove(self) -> None:
@@ -294,7 +295,7 @@ class RePr:
         notes += self._one_layer(filters)
         self.bank.drop(filters, mode="masked")
         try:
-            notes += self.bank.restore(self.reinit)
+            notes += self.bank.restore(self.reinit) + late_return(self._optimizers)
         except BaseException:
             self.bank.restore()  # as if nothing had been tried
             raise
