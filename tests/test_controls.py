@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 import torchreaper as tr
 from tests.nets import build, inputs, train_step
@@ -44,6 +45,20 @@ def test_kept_filters_return_bit_for_bit_with_their_state(net, subnetwork):
     restored = scheme.step()
     assert restored.kind == "restore"
     assert all("as they were" in note for note in restored.notes)
+    assert same(snapshot(model, optimizer), before)
+
+
+def test_what_a_kept_weight_is_computed_from_returns_too():
+    """Length and direction of weight normalisation; the direction's own length is no part of the weight."""
+    model, optimizer = build("plain")
+    for name in ("0", "2"):
+        nn.utils.parametrizations.weight_norm(model.get_submodule(name))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    scheme = scheme_for(model, optimizer, full=1, reinit="keep")
+    train_step(model, optimizer, 0)
+    before = snapshot(model, optimizer)
+    assert scheme.step().filters.keys() & {"0", "2"}
+    scheme.step()
     assert same(snapshot(model, optimizer), before)
 
 
