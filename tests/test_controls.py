@@ -183,21 +183,6 @@ def test_without_a_phase_no_smaller_network_is_told_of():
     assert str(scheme).endswith("\nno sub-network: filters return as soon as they are chosen")
 
 
-def test_averages_of_kept_filters_go_on():
-    """They are of the same filters, before and after."""
-    model, optimizer = build("plain")
-    average = torch.optim.swa_utils.AveragedModel(model)
-    scheme = scheme_for(model, optimizer, reinit="keep", followers=[average.module])
-    for epoch in range(2):
-        train_step(model, optimizer, epoch)
-        average.update_parameters(model)
-        before = copy.deepcopy(average.module.state_dict())
-        scheme.step()
-    scheme.step()
-    assert same(average.module.state_dict(), before)
-    assert not same(before, model.state_dict())
-
-
 def test_a_ranking_turned_round_takes_the_other_end():
     model, _ = build("residual")
     bank = tr.find_filters(model, inputs()[0], skip=None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -350,8 +350,7 @@ class FilterBank:
                     self.dropped, self.mode = before
                     self.generator.set_state(random)
                 raise
-            if replace(how, optimizer_state="keep") != Reinit("keep"):  # else averages of what returned go on as well
-                self._subnetwork.share_returned(cuts(self.flow, ids))
+            self._subnetwork.share_returned(cuts(self.flow, ids))
             return notes
 
     @contextmanager
