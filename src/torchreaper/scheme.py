@@ -195,8 +195,11 @@ class RePr:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.restore()
-        self.remove()
+        try:
+            self.restore()
+        finally:  # candidates may not be measurable any more
+            self.bank.restore()
+            self.remove()
 
     def state_dict(self) -> dict[str, Any]:
         """Where the scheme stands: small, and loadable with ``weights_only=True``."""
