@@ -8,6 +8,7 @@ investigations of hundreds of runs. Unpacked into a folder of runs,
     mkdir -p runs/NAME && tar -xf benchmarks/results/NAME/runs.tar.xz -C runs/NAME
 
 they are finished runs again: reaper report draws them, and reaper compare goes on with what is missing.
+The weights are not kept: reaper analyze cannot look at them.
 Prints the table and where it was measured.
 """
 
@@ -32,7 +33,7 @@ def keep(source: Path, target: Path, *, archive: bool = False) -> None:
     runs = [result.parent for result in sorted(source.glob("*/seed-*/result.json"))]
     records = [path for run in runs for name in RECORDS if (path := run / name).exists()]
     target.mkdir(parents=True)
-    for path in sorted(source.glob("*.*")):
+    for path in sorted(path for path in source.glob("*.*") if path.is_file()):  # a scheme's name may have a dot
         if not archive or path.suffix in (".md", ".json", ".csv"):
             shutil.copy(path, target / path.name)
     if archive:

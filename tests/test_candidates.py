@@ -255,6 +255,17 @@ def test_without_a_phase_too():
     assert_all_close(everything(*failing), everything(*whole), "after all", rtol=0, atol=0)
 
 
+def test_leaving_the_block_leaves_a_whole_model_where_measuring_fails():
+    reader = Loader()
+    model, _, scheme, _ = begun("plain", "compact", reader)
+    whole = copy.deepcopy(model.state_dict())
+    reader.works = False
+    with pytest.raises(tr.ReaperError, match="the disk is gone"), scheme:
+        pass
+    assert all(torch.equal(value, whole[name]) for name, value in model.named_parameters())
+    tr.find_filters(model, BATCHES[0][0]).attach()  # nothing of the scheme is left on it
+
+
 def nothing_finite(outputs, targets):
     return F.cross_entropy(outputs, targets) * float("nan")
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 import torchreaper as tr
 from tests.nets import build, inputs, train_step
@@ -47,6 +48,20 @@ def test_kept_filters_return_bit_for_bit_with_their_state(net, subnetwork):
     assert same(snapshot(model, optimizer), before)
 
 
+def test_what_a_kept_weight_is_computed_from_returns_too():
+    """Length and direction of weight normalisation; the direction's own length is no part of the weight."""
+    model, optimizer = build("plain")
+    for name in ("0", "2"):
+        nn.utils.parametrizations.weight_norm(model.get_submodule(name))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    scheme = scheme_for(model, optimizer, full=1, reinit="keep")
+    train_step(model, optimizer, 0)
+    before = snapshot(model, optimizer)
+    assert scheme.step().filters.keys() & {"0", "2"}
+    scheme.step()
+    assert same(snapshot(model, optimizer), before)
+
+
 def test_a_phase_moves_the_others_and_not_the_kept():
     model, optimizer = build("plain")
     scheme = scheme_for(model, optimizer, reinit="keep")
@@ -81,7 +96,9 @@ def test_what_else_of_kept_filters_is_fresh_can_be_said():
 
 
 @settings(max_examples=6, deadline=None)
-@given(st.integers(1, 3), st.integers(0, 3), st.sampled_from(["orthogonal", "random", "keep"]))
+@given(
+    st.integers(1, 3), st.integers(0, 3), st.sampled_from(["orthogonal", "random", tr.Reinit("keep", consumers="zero")])
+)
 def test_at_once_is_a_phase_without_a_step(full, cycles, method):
     """``sub`` 0 does what ``sub`` 1 would do if nothing were trained in its phase, draw for draw."""
     twins = [build("residual") for _ in range(2)]
@@ -147,10 +164,23 @@ def test_at_once_that_fails_changes_nothing(monkeypatch):
     assert scheme.step().kind == "restore"
 
 
-@pytest.mark.parametrize("subnetwork", ["compact", "masked"])
-def test_a_way_to_leave_filters_out_has_no_effect_where_none_are(subnetwork):
-    with pytest.warns(tr.NoEffectWarning, match=rf"^subnetwork='{subnetwork}': has no effect \(with sub=0 there is"):
-        scheme_for(*build("plain"), sub=0, subnetwork=subnetwork)
+@pytest.mark.parametrize(
+    ("choice", "said"),
+    [
+        ({"subnetwork": "compact"}, "subnetwork='compact'"),
+        ({"subnetwork": "masked"}, "subnetwork='masked'"),
+        ({"exact_dropout": True}, "exact_dropout=True"),
+        ({"reinit": "keep"}, "reinit='keep'"),
+    ],
+)
+def test_what_needs_a_phase_has_no_effect_without_one(choice, said):
+    with pytest.warns(tr.NoEffectWarning, match=rf"^{said}: has no effect \(with sub=0 there is no sub-network phase"):
+        scheme_for(*build("plain"), sub=0, **choice)
+
+
+def test_without_a_phase_no_smaller_network_is_told_of():
+    scheme = scheme_for(*build("plain"), sub=0)
+    assert str(scheme).endswith("\nno sub-network: filters return as soon as they are chosen")
 
 
 def test_a_ranking_turned_round_takes_the_other_end():
@@ -164,3 +194,27 @@ def test_a_ranking_turned_round_takes_the_other_end():
     taken = [{(name, one) for name, some in filters.items() for one in some} for filters in (first, last)]
     assert len(taken[0]) == len(taken[1]) == int(0.3 * ranked)
     assert not taken[0] & taken[1]
+
+
+class ByIndex:
+    """A user's own: no dataclass, and lists for tensors."""
+
+    def scores(self, bank):
+        return {layer.name: list(range(layer.filters)) for layer in bank.ranked}
+
+
+def test_any_criterion_can_be_turned_round():
+    bank = tr.find_filters(build("plain")[0], inputs()[0], skip=None)
+    for one, plain in (("magnitude", "magnitude"), (ByIndex(), ByIndex())):
+        ahead, back = tr.criteria.make(plain).scores(bank), tr.criteria.Reversed(one).scores(bank)
+        assert all(torch.equal(torch.as_tensor(ahead[name]), -back[name]) for name in ahead)
+    with pytest.raises(tr.ReaperError, match=r"^criterion='magnitud': must be one of "):
+        tr.criteria.Reversed("magnitud")
+
+
+def test_one_turned_round_goes_on_with_another_object_of_the_same_kind():
+    states = [scheme_for(*build("plain"), criterion=tr.criteria.Reversed(ByIndex())) for _ in range(2)]
+    states[1].load_state_dict(states[0].state_dict())
+    other = scheme_for(*build("plain"), criterion=tr.criteria.Reversed("random"))
+    with pytest.raises(tr.ReaperError, match=r"^load_state_dict: criterion was "):
+        other.load_state_dict(states[0].state_dict())

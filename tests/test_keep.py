@@ -37,11 +37,13 @@ def test_packed_runs_are_finished_runs_again(tmp_path):
     assert again.schemes == found.schemes
 
 
-def test_the_same_runs_make_the_same_archive(tmp_path):
-    recipe = tiny.recipe(scheme={"name": "standard"}, epochs=1, seeds=1)
-    compare(recipe, ("standard",), 1, tmp_path)
+def test_the_same_runs_make_the_same_archive_whatever_a_scheme_is_called(tmp_path):
+    recipe = tiny.recipe(scheme={"name": "longer"}, schemes={"half-0.5": {"name": "shorter"}}, epochs=2, seeds=1)
+    compare(recipe, ("half-0.5",), 1, tmp_path)
     for name in ("one", "two"):
         for path in (tmp_path / "tiny").rglob("*"):
             path.touch()
         keep(tmp_path / "tiny", tmp_path / name, "--archive")
+    keep(tmp_path / "tiny", tmp_path / "plain")
+    assert (tmp_path / "plain" / "half-0.5" / "seed-0" / "result.json").exists()
     assert (tmp_path / "one" / "runs.tar.xz").read_bytes() == (tmp_path / "two" / "runs.tar.xz").read_bytes()

@@ -74,3 +74,16 @@ def late_return(optimizers: Sequence[torch.optim.Optimizer]) -> list[str]:
         f"the learning rate is down to {rate:.2g}, {100 * share:.2g} % of the first: what returns now learns little; "
         "let the last filters return before the rate falls"
     ]
+
+
+def warn_without_phase(reinit: Reinit, subnetwork: str, exact_dropout: bool) -> None:
+    """What nothing can feel where filters return as soon as they are chosen."""
+    useless = {
+        f"subnetwork={subnetwork!r}": subnetwork != "auto",
+        "exact_dropout=True": exact_dropout,
+        "reinit='keep'": reinit == Reinit("keep"),
+    }
+    for what in (what for what, so in useless.items() if so):
+        text = f"{what}: has no effect (with sub=0 there is no sub-network phase); "
+        remedy = "use sub of at least 1" if "keep" in what else "leave it out"
+        warnings.warn(text + remedy, NoEffectWarning, stacklevel=3)

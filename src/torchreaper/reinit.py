@@ -42,7 +42,7 @@ class Reinit:
             filters. "random": random directions, the honest control. "zero": zeros; where a ReLU follows, such a filter
             gets no gradient and never wakes, with a fresh norm between them neither. "released": the release's, the
             Gram-Schmidt residual of the filter's own old value against the filters before it. "keep": the values it had
-            when it was dropped, the control for re-initialising at all; everything below is then "keep" too.
+            when it was dropped, the control for re-initialising at all; all below but ``gain`` defaults to "keep".
         gain: length of the new filters: "kept", the mean length of the kept ones, or a number. Default: "kept";
             1.0 for "released".
         bias: "zero" or "keep" (the value when dropped). Default: "zero"; "keep" for "released".

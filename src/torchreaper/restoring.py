@@ -194,7 +194,9 @@ def _return_layer(
         if isinstance(returned, str):
             why, returned = returned, returning_rows(reference[group], mine - group.start, reinit, generator)
             returned = replace(returned, case=f"{returned.case}, {why}") if why else returned
-        layer.write(mine, returned.rows)
+        # Writing a computed weight changes what it is computed from, even by what it holds.
+        if reinit.method != "keep" or not torch.equal(returned.rows, _rows(layer, mine).double().cpu()):
+            layer.write(mine, returned.rows)
         cases[returned.case] = None
         # Of what was written, in the weight's own precision.
         written = _rows(layer, mine).cpu()

@@ -17,7 +17,7 @@ from torchreaper.bank import find_filters
 from torchreaper.checks import check_counts, check_weights
 from torchreaper.errors import NoEffectWarning, OneLayerWarning, ReaperError
 from torchreaper.filters import Skip
-from torchreaper.fitting import check_optimizers, late_return, warn_without_effect
+from torchreaper.fitting import check_optimizers, late_return, warn_without_effect, warn_without_phase
 from torchreaper.flow.tracing import ExampleInputs, refuse_shards
 from torchreaper.ranks import Wrappers, decided_by_rank_zero
 from torchreaper.reinit import Reinit, as_reinit
@@ -107,13 +107,10 @@ class RePr:
         check_optimizers(self.bank, optimizers)
         self.bank.check_settings(fraction, min_filters, max_per_layer)
         resolve(subnetwork, model, self.bank.ranked, optimizers)
-        if not sub and subnetwork != "auto":
-            why = "with sub=0 there is no sub-network phase"
-            warnings.warn(
-                f"subnetwork={subnetwork!r}: has no effect ({why}); leave it out", NoEffectWarning, stacklevel=2
-            )
+        if not sub:
+            warn_without_phase(self.reinit, subnetwork, exact_dropout)
         warn_without_effect(self.bank, self.reinit, optimizers)
-        if exact_dropout and (subnetwork == "masked" or not self.bank.flow.dropouts):
+        if sub and exact_dropout and (subnetwork == "masked" or not self.bank.flow.dropouts):
             why = "masked draws at full width anyway" if self.bank.flow.dropouts else "no filter passes an nn.Dropout"
             warnings.warn(f"exact_dropout=True: has no effect ({why}); leave it out", NoEffectWarning, stacklevel=2)
         self.bank.attach(optimizers, followers)
@@ -199,8 +196,11 @@ class RePr:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.restore()
-        self.remove()
+        try:
+            self.restore()
+        finally:  # candidates may not be measurable any more
+            self.bank.restore()
+            self.remove()
 
     def state_dict(self) -> dict[str, Any]:
         """Where the scheme stands: small, and loadable with ``weights_only=True``."""
@@ -247,12 +247,13 @@ class RePr:
             ).filters
             which = f"with {self.fraction:.0%} of the ranked filters left out at random"
         share = percent(self.bank.cost(filters).multiply_adds, self.bank.cost({}).multiply_adds)
+        smaller = f"sub-network, {which}: {share} of the multiply-adds; {self._way()}"
         return "\n".join(
             [
                 f"RePr full={self.full} sub={self.sub} cycles={self.cycles} fraction={self.fraction:g} "
                 f"criterion={self._criterion_name} reinit={self.reinit.method}: step {self.steps}, {state}",
                 str(self.bank),
-                f"sub-network, {which}: {share} of the multiply-adds; {self._way()}",
+                smaller if self.sub else "no sub-network: filters return as soon as they are chosen",
             ]
         )
 

@@ -62,6 +62,13 @@ def test_an_end_in_a_sub_network_phase_is_refused_and_leaves_the_model_alone():
         Adapter(**SETTINGS).start(*parts(), until=3)
 
 
+def test_without_sub_network_phases_cycles_that_fit_are_not_warned_of():
+    at_once = {**SETTINGS, "sub": 0}
+    Adapter(**at_once).start(*parts(), until=4)
+    with pytest.warns(tr.NoEffectWarning, match="only 1 cycles fit into 3 epochs"):
+        Adapter(**at_once).start(*parts(), until=3)
+
+
 def test_what_is_dropped_at_the_end_is_back_as_it_was(caplog):
     model, optimizer, images = parts()
     before = {name: value.clone() for name, value in model.state_dict().items()}

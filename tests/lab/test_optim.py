@@ -109,9 +109,11 @@ def test_a_trapezoid_is_flat_and_then_falls_in_a_straight_line_to_nothing(epochs
 
 
 def test_a_fall_longer_than_the_training_is_refused():
-    with pytest.raises(ValidationError, match=r"schedule\.fall=6: longer than the 5 epochs; use fall <= 5"):
+    with pytest.raises(ValidationError, match=r"schedule\.fall=6: longer than the 5 epochs after warm-up; use"):
         recipe(schedule={"name": "trapezoid", "fall": 6})
     assert recipe(schedule={"name": "trapezoid", "fall": 5}).schedule.fall == 5
+    with pytest.raises(ValidationError, match=r"fall=4: longer than the 3 epochs after warm-up; use fall <= 3"):
+        recipe(schedule={"name": "trapezoid", "fall": 4, "warmup": 2})
 
 
 @pytest.mark.parametrize(

@@ -124,8 +124,8 @@ class Adapter:
         plan = f"full={scheme.full}, sub={scheme.sub}, cycles={scheme.cycles}"
         if kinds and kinds[-1] == "drop":
             raise ReaperError(f"{plan}: training ends after {units} {self.unit}s, in a sub-network phase; change one")
-        if len(kinds) < 2 * scheme.cycles:
-            text = f"{plan}: only {len(kinds) // 2} cycles fit into {units} {self.unit}s; lower full, sub or cycles"
+        if (whole := kinds.count("restore")) < scheme.cycles:
+            text = f"{plan}: only {whole} cycles fit into {units} {self.unit}s; lower full, sub or cycles"
             warnings.warn(text, NoEffectWarning, stacklevel=4)
 
     def reached(self, done: int) -> list[Transition]:

@@ -80,9 +80,9 @@ def factor(spec: ScheduleSpec, step: int, *, epochs: int, steps_per_epoch: int) 
     """What the learning rate is multiplied by in the optimizer step number `step` (from 0) of a run.
 
     "halving" changes every `every` steps, "cyclic", "restarts" and the fall of "trapezoid" in each one; "step" and
-    "cosine" between epochs. A
-    warm-up of w epochs rises in a straight line, step by step, to the full rate; "cosine" falls over the epochs after
-    it, the milestones of "step", the steps of "halving" and the periods count from the beginning of the run.
+    "cosine" between epochs. A warm-up of w epochs rises in a straight line, step by step, to the full rate; "cosine"
+    falls over the epochs after it, the milestones of "step", the steps of "halving" and the periods count from the
+    beginning of the run.
     """
     epoch = step // steps_per_epoch
     warm = spec.warmup * steps_per_epoch

@@ -158,8 +158,8 @@ class Recipe(Settings):
             raise UserError(f"schedule.warmup={self.schedule.warmup}: must be less than epochs={self.epochs}")
         if late := [epoch for epoch in self.schedule.milestones if epoch >= self.epochs]:
             raise UserError(f"schedule.milestones: {late[0]} has no effect with epochs={self.epochs}")
-        if (fall := self.schedule.fall or 0) > self.epochs:
-            raise UserError(f"schedule.fall={fall}: longer than the {self.epochs} epochs; use fall <= {self.epochs}")
+        if (fall := self.schedule.fall or 0) > (most := self.epochs - self.schedule.warmup):
+            raise UserError(f"schedule.fall={fall}: longer than the {most} epochs after warm-up; use fall <= {most}")
         if self.model.tasks and self.task not in self.model.tasks:
             raise UserError(
                 f"model.name={self.model.name!r}: is a network for {' and '.join(self.model.tasks)}, the recipe's task "

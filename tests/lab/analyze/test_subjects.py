@@ -353,10 +353,11 @@ def test_a_filter_that_is_dropped_in_two_cycles_counts_twice(trained, tmp_path):
         {"epoch": 1, "kind": "drop", "filters": {"conv2": [1, 3]}},
         {"epoch": 3, "kind": "restore", "filters": {"conv2": [1, 3]}},
         {"epoch": 4, "kind": "drop", "filters": {"conv2": [3], "c": [0]}},
+        {"epoch": 6, "kind": "restore", "filters": {"c": [0]}, "scores": {"c": [0.5, 0.1]}},  # at once, with sub: 0
     ]
     (folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     (folder / "events.jsonl.sha256").unlink()
-    assert source_of(folder).dropped() == {"conv2": {1: 1, 3: 2}, "c": {0: 1}}
+    assert source_of(folder).dropped() == {"conv2": {1: 1, 3: 2}, "c": {0: 2}}
 
 
 # --- the network

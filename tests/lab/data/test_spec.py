@@ -52,7 +52,10 @@ PARQUET = {"name": "parquet", "train": "a", "test": "b"}
         ({**PARQUET, "judge": "train"}, "data.judge='train': must be 'test' or 'validation'"),
         ({**PARQUET, "label_noise": 1.0}, "data.label_noise=1.0: must be less than 1"),
         ({**PARQUET, "label_noise": -0.1}, "data.label_noise=-0.1: must be at least 0"),
-        ({**PARQUET, "split_seed": 3}, "data.split_seed=3: has no effect without limit, test_limit or validation"),
+        (
+            {**PARQUET, "split_seed": 3},
+            "data.split_seed=3: has no effect without limit, test_limit, validation or label_noise",
+        ),
     ],
 )
 def test_wrong_settings_are_refused_in_one_line(values, message):

@@ -29,6 +29,11 @@ def test_one_training_shorter_by_the_factor(epochs, factor):
     assert abs(length - factor * epochs) <= max(0.5, 1 - factor * epochs, factor * epochs - epochs + 1)
 
 
+def test_one_epoch_cannot_be_shorter():
+    with pytest.raises(UserError, match=r"^epochs=1: leaves nothing to shorten; use at least 2, or leave out shorter$"):
+        parse({"name": "sam+shorter"}).check(1)
+
+
 def test_a_costly_scheme_in_half_the_epochs(tmp_path, one_thread):
     what = recipe(schedule={"name": "step", "milestones": [2, 4]}, epochs=6)
     result = train(what, scheme="sam+shorter", seed=0, out=tmp_path)

@@ -44,12 +44,13 @@ def test_before_its_start_it_is_standard_training():
     assert same(*found)
 
 
-def test_with_repr_the_whole_network_teaches_the_smaller_one():
+@pytest.mark.parametrize("name", ["self-kd+repr", "repr+self-kd"])
+def test_with_repr_the_whole_network_teaches_the_smaller_one(name):
     """The copy is of the filters as they are right before they go, and does not change while they are away."""
     model = network()
     on = setup(model, lengths=(6,))
     parts = {"repr": {"full": 2, "sub": 2, "cycles": 1, "fraction": 0.4}, "self-kd": {"start": 2, "every": 4}}
-    scheme = parse({"name": "self-kd+repr", "parts": parts}).attach(on)
+    scheme = parse({"name": name, "parts": parts}).attach(on)
     for epoch in range(1, 5):
         train_epoch(scheme, on)
         if epoch == 2:
@@ -61,6 +62,21 @@ def test_with_repr_the_whole_network_teaches_the_smaller_one():
             assert same(teacher, whole)
     assert scheme.phase == "full"
     assert not same(weights_of(model), whole)
+    scheme.close()
+
+
+@pytest.mark.parametrize("name", ["self-kd+repr", "repr+self-kd"])
+def test_a_copy_due_when_filters_return_is_taken_in_the_order_of_the_names(name):
+    on = setup(network(), lengths=(6,))
+    parts = {"repr": {"full": 1, "sub": 1, "cycles": 1, "fraction": 0.4}, "self-kd": {"start": 2, "every": 9}}
+    scheme = parse({"name": name, "parts": parts}).attach(on)
+    for _ in range(2):
+        train_epoch(scheme, on)
+        returning = {key: value.clone() for key, value in on.model.state_dict().items()}
+        scheme.step()
+    (teacher,) = [part["teacher"] for part in scheme.state_dict()["parts"] if "teacher" in part]
+    assert same(teacher, returning) is (name == "self-kd+repr")
+    assert same(teacher, weights_of(on.model)) is (name == "repr+self-kd")
     scheme.close()
 
 

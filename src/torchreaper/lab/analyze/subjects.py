@@ -105,7 +105,9 @@ class Source:
         """How often each filter was dropped: layer -> index -> times."""
         times: dict[str, dict[int, int]] = {}
         for event in read_events(self.path) if self.is_run else []:
-            for layer, filters in event["filters"].items() if event["kind"] == "drop" else ():
+            # With `sub: 0` there is one event for both: the return, with the scores by which filters went.
+            went = event["kind"] == "drop" or event.get("scores")
+            for layer, filters in event["filters"].items() if went else ():
                 counts = times.setdefault(layer, {})
                 for index in filters:
                     counts[index] = counts.get(index, 0) + 1

@@ -127,7 +127,7 @@ class DataSpec(Settings):
             raise UserError("memory=False: digits are always in memory; leave it out")
         if not self.own:
             check_workers(self)
-        if not self.own and not self.label_noise:
+        if not self.own:
             check_split_seed(self)
         check_judge(self)
         return self
@@ -157,8 +157,10 @@ def check_workers(section: Any) -> None:
 
 def check_split_seed(section: Any) -> None:
     """Raise ``UserError`` where a choice is seeded that is not made."""
-    if section.split_seed and section.limit is None and section.test_limit is None and not section.validation:
-        raise UserError(f"split_seed={section.split_seed}: has no effect without limit, test_limit or validation")
+    seeded = [key for key in ("limit", "test_limit", "validation", "label_noise") if key in type(section).model_fields]
+    if section.split_seed and not any(getattr(section, key) for key in seeded):
+        either = f"{', '.join(seeded[:-1])} or {seeded[-1]}"
+        raise UserError(f"split_seed={section.split_seed}: has no effect without {either}")
 
 
 def check_judge(section: Any) -> None:

@@ -20,5 +20,6 @@ def in_channels_last(net: nn.Module) -> nn.Module:
             weight.data = weight.data.contiguous(memory_format=form)
             laid = True
     if not laid:
-        raise UserError("channels_last=True: has no effect, the network has no convolution in 2 or 3 dimensions")
+        why = "the network has no convolution in 2 or 3 dimensions"
+        raise UserError(f"channels_last=True: has no effect, {why}; leave it out")
     return net

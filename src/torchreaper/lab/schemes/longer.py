@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from torchreaper.lab.errors import UserError
 from torchreaper.lab.schemes.base import Attached, Setup, Spec
 
 
@@ -36,6 +37,11 @@ class ShorterSpec(Spec):
     hands: ClassVar[frozenset[str]] = frozenset({"the epochs"})
     name: Literal["shorter"] = "shorter"
     factor: float = Field(default=0.5, gt=0, lt=1)
+
+    def check(self, epochs: int) -> None:
+        """Refuse a training that cannot be shorter."""
+        if epochs < 2:
+            raise UserError(f"epochs={epochs}: leaves nothing to shorten; use at least 2, or leave out {self.name}")
 
     def lengths(self, epochs: int) -> tuple[int, ...]:
         """One training, shorter by the factor; at least by an epoch, where there are two."""

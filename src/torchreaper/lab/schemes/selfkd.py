@@ -31,7 +31,7 @@ class SelfTaught(Attached):
         return torch.lerp(loss, divergence(batch.outputs, said, self._spec.temperature), self._spec.weight)
 
     def ended(self, epoch: int) -> tr.Transition | None:
-        """Take the copy where it is due, before another scheme drops filters."""
+        """Take the copy where it is due; of the whole network, in a sub-network phase too."""
         since = epoch - self._spec.start
         if since >= 0 and since % self._spec.every == 0 and epoch < self._setup.epochs:
             self._becomes(self._setup.model.state_dict())
