@@ -202,4 +202,5 @@ def _return_layer(
         written = _rows(layer, mine).cpu()
         written = written.float() if written.element_size() < 4 else written
         worst = max(worst, worst_cosine(written, reference[group]))
-    return f"{layer.name}: {len(back)} back, {'; '.join(cases)}, worst |cos| {worst:.1e}"
+    how = "" if reinit.method == "keep" else f", worst |cos| {worst:.1e}"  # with itself it is 1
+    return f"{layer.name}: {len(back)} back, {'; '.join(cases)}{how}"

@@ -539,11 +539,11 @@ def test_the_line_beside_the_bar(made_up):
     assert console.status_line(1, 12, "", None, {}, wide=True) == "epoch 1/12"
 
 
-@pytest.mark.parametrize("kind", ["drop", "restore"])
-def test_a_transition_names_its_largest_layers(kind):
+@pytest.mark.parametrize(("kind", "verb"), [("drop", "dropped"), ("restore", "back"), ("at once", "re-initialised")])
+def test_a_transition_names_its_largest_layers(kind, verb):
     filters = {f"conv{i}": tuple(range(i)) for i in range(1, 8)}
-    line = console.transition_line(20, SimpleNamespace(kind=kind, filters=filters))
-    verb = "dropped" if kind == "drop" else "back"
+    scores = {"conv1": torch.zeros(1)} if verb != "back" else {}
+    line = console.transition_line(20, SimpleNamespace(kind=kind, filters=filters, scores=scores))
     assert line == f"epoch 20: 28 filters {verb} (conv7 7, conv6 6, conv5 5, conv4 4, 3 layers more)"
 
 

@@ -94,6 +94,13 @@ def test_a_comparison_on_validation_images_says_so_everywhere(pictures, tmp_path
     assert notes[-1].endswith("not looked at. The epoch was chosen on them too, which flatters the numbers.")
 
 
+def test_a_comparison_on_noisy_labels_says_what_its_gap_counts(tmp_path):
+    noisy = recipe(data={"name": "digits", "limit": 60, "label_noise": 0.25}, epochs=1, scheme={"name": "standard"})
+    compare(noisy, ["standard"], 1, tmp_path)
+    notes = json.loads((tmp_path / "tiny" / "comparison.json").read_text())["notes"]
+    assert any(note.startswith("0.25 of the training images have another class than theirs") for note in notes)
+
+
 # --- how weights lie in memory
 
 

@@ -161,7 +161,7 @@ def _run(
 
 def _remarks(recipe: Recipe, results: dict[str, dict[int, Result]], out: Path) -> tuple[str, ...]:
     """What a reader has to know of how the runs were made."""
-    return (*_on_judging(recipe), *_on_sharing(recipe, results, out))
+    return (*_on_judging(recipe), *_on_noise(recipe), *_on_sharing(recipe, results, out))
 
 
 def _on_judging(recipe: Recipe) -> Iterable[str]:
@@ -174,6 +174,16 @@ def _on_judging(recipe: Recipe) -> Iterable[str]:
     chosen = " The epoch was chosen on them too, which flatters the numbers." if recipe.report != "last" else ""
     paper = " Published values are of test images and left out." if recipe.published else ""
     yield f"Judged on the {held}validation {what}; the test {what} were not looked at.{chosen}{paper}"
+
+
+def _on_noise(recipe: Recipe) -> Iterable[str]:
+    """That right answers in training are not all right."""
+    noise = getattr(recipe.data, "label_noise", 0.0)
+    if noise:
+        yield (
+            f"{noise:.3g} of the training images have another class than theirs: training accuracy and gap count these "
+            "classes as right."
+        )
 
 
 def _on_sharing(recipe: Recipe, results: dict[str, dict[int, Result]], out: Path) -> Iterable[str]:

@@ -276,7 +276,8 @@ def transition_line(epoch: int, transition: tr.Transition, *, most: int = 4) -> 
     if len(counts) > most:
         where += f", {len(counts) - most} layers more"
     total = sum(count for count, _ in counts)
-    return f"epoch {epoch}: {total} filters {'dropped' if transition.kind == 'drop' else 'back'} ({where})"
+    what = "dropped" if transition.kind == "drop" else "re-initialised" if transition.scores else "back"
+    return f"epoch {epoch}: {total} filters {what} ({where})"
 
 
 def note_line(name: str, text: str) -> str:

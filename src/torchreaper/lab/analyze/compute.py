@@ -264,7 +264,10 @@ def _earlier(
 
 
 def _criteria(settings: Settings, batches: data.FixedBatches) -> dict[str, tr.criteria.Criterion]:
-    names = settings.criteria or tuple(name for name in tr.criteria.names() if name != ORACLE)
+    # Not the oracle, which the others are held against, nor a mirror image of another one.
+    names = settings.criteria or tuple(
+        name for name in tr.criteria.names() if name != ORACLE and not name.endswith("-reversed")
+    )
     return {name: tr.criteria.make(name, batches) for name in names}
 
 

@@ -1,4 +1,4 @@
-"""Snapshot distillation (Yang et al. 2019): learn from the network as it was some epochs ago, within one training."""
+"""Learn from the network as it was some epochs ago, in one training; after Yang et al. 2019, snapshot distillation."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class SelfKDSpec(Spec):
     """
 
     summary: ClassVar[str] = "learn from the network as it was some epochs ago"
-    source: ClassVar[str] = "Yang et al. 2019 (snapshot distillation)"
+    source: ClassVar[str] = "after Yang et al. 2019, snapshot distillation"
     hands: ClassVar[frozenset[str]] = frozenset({"the teacher"})
     tasks: ClassVar[frozenset[str] | None] = frozenset({"classification", "vqa"})  # it reads logits
     name: Literal["self-kd"] = "self-kd"
