@@ -55,7 +55,8 @@ def test_the_parts_differ_from_the_whole_in_what_they_are_named_after():
         "random": {"criterion": "random"},
         "reversed": {"criterion": "orthogonality-reversed"},
         "random-directions": {"reinit": {"method": "random"}},
-        "at-once": {"full": 7, "sub": 0},
+        "at-once": {"full": 4, "sub": 0},
+        "longer-phases": {"full": 5, "sub": 3, "cycles": 4},
     }
     for key, changes in parts.items():
         expected = {**recipe.scheme, **changes, "reinit": {**recipe.scheme["reinit"], **changes.get("reinit", {})}}
