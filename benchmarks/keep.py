@@ -38,10 +38,11 @@ def keep(source: Path, target: Path, *, archive: bool = False) -> None:
             shutil.copy(path, target / path.name)
     if archive:
         pack(records, source, target / "runs.tar.xz")
-    for path in [] if archive else records:
-        copy = target / path.relative_to(source)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, copy)
+    else:
+        for path in records:
+            copy = target / path.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, copy)
     machine = json.loads((runs[0] / "environment.json").read_text())
     print((target / "comparison.md").read_text())
     print(f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}, {machine['date'][:10]}")

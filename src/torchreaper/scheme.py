@@ -279,10 +279,7 @@ class RePr:
 
     def _drop(self) -> Transition:
         start = time.perf_counter()
-        refuse_shards(self.model)  # by whom it was wrapped since
-        filters, notes, scores, random = decided_by_rank_zero(self._decide)
-        self.bank.generator.set_state(random)  # so that the return draws the same on every rank
-        notes += self._one_layer(filters)
+        filters, notes, scores = self._chosen()
         self._leave_out(filters)
         notes.append(f"sub-network: {self._way()}")
         return self._record("drop", dict(self.bank.dropped), scores, start, notes)
@@ -290,10 +287,7 @@ class RePr:
     def _renew(self) -> Transition:
         """Drop filters and bring them back at once: re-initialising without a sub-network phase."""
         start = time.perf_counter()
-        refuse_shards(self.model)
-        filters, notes, scores, random = decided_by_rank_zero(self._decide)
-        self.bank.generator.set_state(random)
-        notes += self._one_layer(filters)
+        filters, notes, scores = self._chosen()
         self.bank.drop(filters, mode="masked")
         try:
             notes += self.bank.restore(self.reinit) + late_return(self._optimizers)
@@ -301,6 +295,13 @@ class RePr:
             self.bank.restore()  # as if nothing had been tried
             raise
         return self._record("restore", filters, scores, start, notes)
+
+    def _chosen(self) -> tuple[dict[str, tuple[int, ...]], list[str], dict[str, Tensor]]:
+        """What goes, on every rank; notes on it, and the scores behind it."""
+        refuse_shards(self.model)  # by whom it was wrapped since
+        filters, notes, scores, random = decided_by_rank_zero(self._decide)
+        self.bank.generator.set_state(random)  # so that the return draws the same on every rank
+        return filters, notes + self._one_layer(filters), scores
 
     def _decide(self) -> tuple[dict[str, tuple[int, ...]], list[str], dict[str, Tensor], Tensor]:
         """What goes, notes on it, the scores behind it, and the state of the generator after them."""
@@ -327,7 +328,7 @@ class RePr:
             )
         else:
             text += "max_per_layer spreads them"
-        warnings.warn(text, OneLayerWarning, stacklevel=4)
+        warnings.warn(text, OneLayerWarning, stacklevel=5)
         return [text]
 
     def _record(
