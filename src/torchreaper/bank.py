@@ -322,7 +322,8 @@ class FilterBank:
             reinit: how they start; ``None``: exactly as they were when dropped.
 
         Returns:
-            One note per layer on how its filters came back; empty without ``reinit``.
+            One note per layer on how its filters came back, and one where the learning rate has fallen; empty without
+            ``reinit``.
 
         Raises:
             ReaperError: it cannot be; the filters are still dropped.

@@ -55,27 +55,6 @@ def warn_without_effect(bank: FilterBank, reinit: Reinit, optimizers: Sequence[t
             )
 
 
-LATE = 0.5
-"""Filters that return at less than this share of the first learning rate come late (docs/replication.md, step 1)."""
-
-
-def late_return(optimizers: Sequence[torch.optim.Optimizer]) -> list[str]:
-    """A note where a schedule has brought the learning rate down before filters return: they will learn little.
-
-    torch's schedulers leave the rate that they began with in each parameter group; where there is none, nothing is
-    known.
-    """
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups if group.get("initial_lr")]
-    shares = [(float(group["lr"]) / float(group["initial_lr"]), float(group["lr"])) for group in groups]
-    share, rate = max(shares, default=(1.0, 0.0))
-    if share >= LATE:
-        return []
-    return [
-        f"the learning rate is down to {rate:.2g}, {100 * share:.2g} % of the first: what returns now learns little; "
-        "let the last filters return before the rate falls"
-    ]
-
-
 def warn_without_phase(reinit: Reinit, subnetwork: str, exact_dropout: bool) -> None:
     """What nothing can feel where filters return as soon as they are chosen."""
     useless = {

@@ -43,7 +43,7 @@ def bring_back(
         ids: theirs in the flow.
 
     Returns:
-        One note per layer: how many, the room there was, the worst |cos|.
+        One note per layer: how many, the room there was, the worst |cos|; and one where the learning rate has fallen.
 
     Raises:
         ReaperError: candidates cannot be measured; everything is as it was before.
@@ -75,7 +75,7 @@ def bring_back(
         for name, entries in _belongings(model, flow, ids, ROLES).items():
             for tensor, cut in entries.items():
                 reset(optimizers, _tensor(model, name, tensor), cut, reinit.optimizer_state)
-    return notes
+    return notes + _late_return(optimizers)
 
 
 def check_sources(
@@ -204,3 +204,24 @@ def _return_layer(
         worst = max(worst, worst_cosine(written, reference[group]))
     how = "" if reinit.method == "keep" else f", worst |cos| {worst:.1e}"  # with itself it is 1
     return f"{layer.name}: {len(back)} back, {'; '.join(cases)}{how}"
+
+
+LATE = 0.5
+"""Filters that return at less than this share of the first learning rate come late (docs/replication.md, step 1)."""
+
+
+def _late_return(optimizers: Sequence[torch.optim.Optimizer]) -> list[str]:
+    """A note where a schedule has brought the learning rate down before filters return: they will learn little.
+
+    torch's schedulers leave the rate that they began with in each parameter group; where there is none, nothing is
+    known.
+    """
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups if group.get("initial_lr")]
+    shares = [(float(group["lr"]) / float(group["initial_lr"]), float(group["lr"])) for group in groups]
+    share, rate = max(shares, default=(1.0, 0.0))
+    if share >= LATE:
+        return []
+    return [
+        f"the learning rate is down to {rate:.2g}, {100 * share:.2g} % of the first: what returns now learns little; "
+        "let the last filters return before the rate falls"
+    ]

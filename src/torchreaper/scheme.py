@@ -17,7 +17,7 @@ from torchreaper.bank import find_filters
 from torchreaper.checks import check_counts, check_weights
 from torchreaper.errors import NoEffectWarning, OneLayerWarning, ReaperError
 from torchreaper.filters import Skip
-from torchreaper.fitting import check_optimizers, late_return, warn_without_effect, warn_without_phase
+from torchreaper.fitting import check_optimizers, warn_without_effect, warn_without_phase
 from torchreaper.flow.tracing import ExampleInputs, refuse_shards
 from torchreaper.ranks import Wrappers, decided_by_rank_zero
 from torchreaper.reinit import Reinit, as_reinit
@@ -114,7 +114,6 @@ class RePr:
             why = "masked draws at full width anyway" if self.bank.flow.dropouts else "no filter passes an nn.Dropout"
             warnings.warn(f"exact_dropout=True: has no effect ({why}); leave it out", NoEffectWarning, stacklevel=2)
         self.bank.attach(optimizers, followers)
-        self._optimizers = optimizers
         self._wrappers = Wrappers()
         self._watch = model.register_forward_pre_hook(self._wrappers.watch) if subnetwork == "compact" else None
         self.history: list[Transition] = []
@@ -174,7 +173,7 @@ class RePr:
         start = time.perf_counter()
         filters = self.dropped
         self._outdate_wrappers()
-        notes = self.bank.restore(self.reinit) + late_return(self._optimizers)
+        notes = self.bank.restore(self.reinit)
         return self._record("restore", filters, {}, start, notes)
 
     def remove(self) -> None:
@@ -290,7 +289,7 @@ class RePr:
         filters, notes, scores = self._chosen()
         self.bank.drop(filters, mode="masked")
         try:
-            notes += self.bank.restore(self.reinit) + late_return(self._optimizers)
+            notes += self.bank.restore(self.reinit)
         except BaseException:
             self.bank.restore()  # as if nothing had been tried
             raise
