@@ -27,6 +27,8 @@ from torchreaper.lab.runs import folder_of, read_metrics
 ROOT = Path(__file__).parents[2]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 REAPER = "from torchreaper.lab.cli import main; main()"
+#: A process of several that Python tears down may abort, as its group's threads still run: here it always does.
+ABORTS = f"import atexit, os; atexit.register(os.abort); {REAPER}"
 #: torchrun's processes would meet at its own store, which a restart finds full of the addresses of the dead ones
 #: (https://github.com/pytorch/pytorch/issues/135712).
 SHARED = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
@@ -170,9 +172,9 @@ def numbers(out: Path) -> list[dict[str, Any]]:
 
 def test_devices_slurm_and_torchrun_come_to_the_same_and_a_rank_that_dies_changes_nothing(job):
     """Fabric's own launcher, two processes as srun starts them, and an elastic restart after a SIGKILL."""
-    reaper = ["-c", REAPER, "train", "tiny.yaml", "--threads", "1"]
+    reaper = ["-c", ABORTS, "train", "tiny.yaml", "--threads", "1"]
     script = job / "reaper.py"
-    script.write_text(REAPER)
+    script.write_text(ABORTS)
     mark = str(job / "killed")
     out, errors = ended(
         started([sys.executable, str(script), *reaper[2:], "--out", "devices", "--devices", "2"], job, KILLED=mark)

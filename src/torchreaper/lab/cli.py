@@ -47,6 +47,7 @@ from torchreaper.lab.command_line import (
     fail,
     guarded,
     leave,
+    leaving_others,
     load,
     use_threads,
 )
@@ -87,7 +88,8 @@ app = typer.Typer(
 def main() -> None:
     """The entry point."""
     stopping.at_once(leave)
-    app(prog_name="reaper")
+    with leaving_others():
+        app(prog_name="reaper")
 
 
 def _show_version(wanted: bool) -> None:

@@ -23,7 +23,7 @@ from torchreaper.errors import NoEffectWarning, OneLayerWarning, ReaperError
 from torchreaper.lab import stopping
 from torchreaper.lab.errors import LESS_MEMORY, UserError, remedy, trouble
 from torchreaper.lab.foreign import line
-from torchreaper.lab.launched import rank
+from torchreaper.lab.launched import rank, several
 
 if TYPE_CHECKING:
     from torchreaper.lab.recipe import Recipe
@@ -196,9 +196,19 @@ def _say_stopped(number: int, more: str) -> None:
         print(_one_line(f"{stopping.WORDS[number]}{more}"), file=sys.stderr)
 
 
+@contextmanager
+def leaving_others() -> Iterator[None]:
+    """End a process of several, when the block exits, at once, with its exit code."""
+    try:
+        yield
+    except SystemExit as end:
+        _leave_others(end.code if isinstance(end.code, int) else int(bool(end.code)))
+        raise
+
+
 def _leave_others(code: int) -> None:
-    """End a process of several at once: its group's threads may abort it noisily when Python tears them down."""
-    if (torch := sys.modules.get("torch")) and torch.distributed.is_initialized():
+    """End a process of several at once: threads of their group, even if it is left, may abort Python's teardown."""
+    if several() and "torch" in sys.modules:
         _end_now(code)
 
 

@@ -17,6 +17,11 @@ def started() -> tuple[int, int] | None:
     return None
 
 
+def several() -> bool:
+    """Whether this process is one of several that train together, wherever they were started."""
+    return started() is not None or "LOCAL_RANK" in os.environ
+
+
 def rank() -> int:
     """The number of this process among those that train together, from 0, wherever it was started."""
     ranks = ("RANK", "SLURM_PROCID") if started() else ("LOCAL_RANK",)
