@@ -174,7 +174,7 @@ def test_worst_cosine_sees_old_rows_and_new_ones():
         ({"bias": "random"}, "reinit.bias='random': must be one of zero, keep"),
         ({"consumers": "drop"}, "reinit.consumers='drop': must be one of keep, zero, random"),
         ({"optimizer_state": "mean"}, "reinit.optimizer_state='mean': must be one of zero, layer-mean, keep"),
-        ({"norms": "zero"}, "reinit.norms='zero': must be one of reset, keep"),
+        ({"norms": "zero"}, "reinit.norms='zero': must be one of reset, small, keep"),
     ],
 )
 def test_wrong_choices_are_named(choice, message):

@@ -20,7 +20,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "bias": ("zero", "keep"),
     "consumers": ("keep", "zero", "random"),
     "optimizer_state": ("zero", "layer-mean", "keep"),
-    "norms": ("reset", "keep"),
+    "norms": ("reset", "small", "keep"),
 }
 _FRESH = {"consumers": "keep", "optimizer_state": "zero", "norms": "reset"}
 _DEFAULTS: dict[str, dict[str, Any]] = {
@@ -51,7 +51,9 @@ class Reinit:
             those layers themselves are new throughout.
         optimizer_state: per-weight state of all that: "zero" (the default: what a new optimizer holds), "layer-mean"
             (second moments start from the mean of the rest of their tensor) or "keep" (as when dropped).
-        norms: the filter's BatchNorm entries: "reset" (the default) to gamma 1, beta 0, mean 0, variance 1, or "keep".
+        norms: the filter's BatchNorm entries: "reset" (the default) to gamma 1, beta 0, mean 0, variance 1; "small":
+            the same, but gamma 0.01 where the map goes from its norm right into a sum, much as residual blocks begin in
+            Goyal et al. 2017: with ``consumers="zero"`` what returns changes next to nothing at first; or "keep".
         candidates: ``None``: directions are left to chance. A :class:`Candidates`: of several as random ones, those
             return that the loss wants most, for "orthogonal" and "random". Where a layer has no room for more than
             return, or a filter is not read by later layers alone (it enters a sum, say), they are left to chance, and

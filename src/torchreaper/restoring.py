@@ -16,6 +16,7 @@ from torchreaper.candidates import Contest, no_choice, strongest
 from torchreaper.errors import ReaperError
 from torchreaper.filters import ROLES, FilterLayer, cuts, tensor_of, undoing
 from torchreaper.flow.channels import Flow, Role
+from torchreaper.flow.operations import NORMS
 from torchreaper.ranks import decided_by_rank_zero
 from torchreaper.reinit import Reinit, Return, candidate_rows, returning_rows, worst_cosine
 from torchreaper.state import SECOND_MOMENTS, Cut, all_finite, per_weight_state, reset
@@ -54,8 +55,10 @@ def bring_back(
     old = {} if reinit.consumers == "keep" else {layer: _rows(layer, mine) for layer, mine in back.items()}
     for name, entries in _belongings(model, flow, ids, {"norm"}).items():
         for tensor, cut in entries.items():
-            if reinit.norms == "reset":
+            if reinit.norms != "keep":
                 cut.fill(_tensor(model, name, tensor).detach(), _NORM_ENTRIES[tensor])
+    if reinit.norms == "small":
+        _hush(model, back, flow)
     for name, entries in _belongings(model, flow, ids, {"consumer"}).items():
         for tensor, cut in entries.items():
             _set_consumer(_tensor(model, name, tensor).detach(), cut, reinit.consumers, generator)
@@ -129,6 +132,31 @@ def _set_consumer(weight: Tensor, cut: Cut, how: str, generator: torch.Generator
     elif how == "random":
         scale, count = sqrt(cut.mean_outside(weight, 2) or 0.0), int(cut.mask(weight).sum())
         cut.put(weight, torch.randn(count, dtype=torch.float64, generator=generator, device="cpu").mul_(scale))
+
+
+SMALL = 0.01
+"""Gamma of what returns into a sum; not 0: where all else in the sum is 0, a ReLU behind it would pass no gradient."""
+
+
+def _hush(model: nn.Module, back: Mapping[FilterLayer, Int[Tensor, " returning"]], flow: Flow) -> None:
+    """Let the norms before sums begin with a small gamma for what returns."""
+    for layer in back:
+        if (norm := norm_before_sum(model, flow, layer)) is not None:
+            ids = back[layer] + flow.start[layer.name]
+            cut = _belongings(model, flow, ids, {"norm"}).get(norm, {}).get("weight")
+            if cut is not None:
+                cut.fill(_tensor(model, norm, "weight").detach(), SMALL)
+
+
+def norm_before_sum(model: nn.Module, flow: Flow, layer: FilterLayer) -> str | None:
+    """The norm behind which a layer's map enters a sum, or whatever else takes it at full width.
+
+    ``None`` where a later layer reads the map by itself, or an activation comes first.
+    """
+    seen, own = flow.maps.get(layer.name), torch.arange(layer.filters, device="cpu") + flow.start[layer.name]
+    if seen is None or seen.activation is not None or type(model.get_submodule(seen.module)) not in NORMS:
+        return None
+    return None if any(torch.isin(own, origin.cpu()).any() for origin in flow.readers.values()) else seen.module
 
 
 def _choose(
