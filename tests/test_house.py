@@ -100,7 +100,7 @@ LAB = [
         "data",
         "models",
     ),
-    *("objects", "settings", "files", "stopping", "yaml_text", "foreign", "launched", "errors"),
+    *("objects", "settings", "files", "stopping", "yaml_text", "foreign", "launched", "wording", "errors"),
 ]
 FILES = sorted(p.relative_to(SOURCE) for p in SOURCE.rglob("*.py"))
 

@@ -21,6 +21,7 @@ from rich.text import Text
 
 from torchreaper.lab.errors import UserError, remedy
 from torchreaper.lab.foreign import line, visible
+from torchreaper.lab.wording import measure_of
 
 if TYPE_CHECKING:  # both need torch, which takes longer to load than --help to answer
     import torchreaper as tr
@@ -292,9 +293,8 @@ def run_line(result: dict[str, Any]) -> str:
     which = result["scheme"] if before is None else result["recipe"]
     if before and before[1] == "source":
         which = f"{which}, {result['scheme']}"
-    measure = f"{result.get('judged', 'test')} {result.get('metric', 'accuracy')}"
     return (
-        f"{which} seed {result['seed']}: {measure} {100 * result['test_accuracy']:.2f} %, "
+        f"{which} seed {result['seed']}: {measure_of(result)} {100 * result['test_accuracy']:.2f} %, "
         f"gap {100 * result['gap']:.2f}, {result['epochs']} epochs, {result['seconds']:.1f} s"
     )
 

@@ -40,6 +40,7 @@ from torchreaper.lab.report.style import (
     short,
     title,
 )
+from torchreaper.lab.wording import measure_of
 
 Metrics = Sequence[Mapping[str, Any]]
 Runs = Mapping[str, Mapping[int, Metrics]]
@@ -109,8 +110,7 @@ def _loss(line: Mapping[str, Any]) -> float:
 def _judged_by(runs: Runs) -> tuple[str, bool]:
     """What the accuracies of these runs are, such as "test accuracy", and whether training counted right answers."""
     lines = [line for seeds in runs.values() for one in seeds.values() for line in one]
-    measure = f"{lines[0].get('judged', 'test')} {lines[0].get('metric', 'accuracy')}"
-    return measure, all(line["train_accuracy"] is not None for line in lines)
+    return measure_of(lines[0]), all(line["train_accuracy"] is not None for line in lines)
 
 
 def overlap_figure(runs: Runs, *, name: str = "") -> Figure:

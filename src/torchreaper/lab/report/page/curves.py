@@ -14,8 +14,9 @@ from matplotlib.colors import to_hex
 
 from torchreaper.lab.report.figures import sub_spans
 from torchreaper.lab.report.page.reading import Folder, Json, Run, parts
-from torchreaper.lab.report.page.tables import interval, measure_of
+from torchreaper.lab.report.page.tables import interval
 from torchreaper.lab.report.style import FEW_LAYERS, layer_colour, look
+from torchreaper.lab.wording import measure_of
 
 DIGITS = 4  # significant ones
 DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}

@@ -24,6 +24,7 @@ from markupsafe import Markup
 from torchreaper.lab.foreign import visible
 from torchreaper.lab.report.page import curves, tables
 from torchreaper.lab.report.page.reading import Folder, parts
+from torchreaper.lab.wording import measure_of
 
 PACKAGE = "torchreaper.lab.report.page"
 #: What the pictures of an analysis show, by how their names begin; longer beginnings first.
@@ -72,8 +73,8 @@ def _section(number: int, folder: Folder) -> Mapping[str, Any]:
         "number": number,
         "folder": folder,
         "baseline": str(folder.found.get("baseline", "")),
-        "measure": tables.measure_of(folder.found),
-        "metrics": curves.named(tables.measure_of(folder.found), drawn),
+        "measure": measure_of(folder.found),
+        "metrics": curves.named(measure_of(folder.found), drawn),
         "verdicts": [note for note in folder.notes if note in verdicts],
         "failures": failures,
         "notes": [note for note in folder.notes if note not in {*verdicts, *failures}],

@@ -16,6 +16,7 @@ from torchreaper.lab.comparison import duration
 from torchreaper.lab.published import percent
 from torchreaper.lab.report.page.reading import Folder, Json, Run, parts
 from torchreaper.lab.statistics import decimals, format_p
+from torchreaper.lab.wording import measure_of, metric_of
 
 ENVIRONMENT = {
     "device": "device", "gpu": "GPU", "cpu": "CPU", "threads": "CPU threads", "precision": "precision",
@@ -31,16 +32,6 @@ class Table:
     caption: str
     heads: Sequence[str]
     rows: Sequence[Sequence[str]]
-
-
-def metric_of(found: Json) -> str:
-    """What the comparison calls accuracy."""
-    return str(found.get("metric", "accuracy"))
-
-
-def measure_of(found: Json) -> str:
-    """The same with the images it is of, such as "test accuracy"."""
-    return f"{found.get('judged', 'test')} {metric_of(found)}"
 
 
 def comparison_table(found: Json) -> Table:
