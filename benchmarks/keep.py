@@ -31,6 +31,8 @@ def keep(source: Path, target: Path, *, archive: bool = False) -> None:
     if target.exists():
         raise SystemExit(f"error: {target}: exists; results are never overwritten, choose another name")
     runs = [result.parent for result in sorted(source.glob("*/seed-*/result.json"))]
+    if not runs:
+        raise SystemExit(f"error: {source}: no run of it has finished; give the same reaper compare again first")
     records = [path for run in runs for name in RECORDS if (path := run / name).exists()]
     target.mkdir(parents=True)
     for path in sorted(path for path in source.glob("*.*") if path.is_file()):  # a scheme's name may have a dot

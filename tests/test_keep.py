@@ -47,3 +47,12 @@ def test_the_same_runs_make_the_same_archive_whatever_a_scheme_is_called(tmp_pat
     keep(tmp_path / "tiny", tmp_path / "plain")
     assert (tmp_path / "plain" / "half-0.5" / "seed-0" / "result.json").exists()
     assert (tmp_path / "one" / "runs.tar.xz").read_bytes() == (tmp_path / "two" / "runs.tar.xz").read_bytes()
+
+
+def test_without_a_finished_run_nothing_is_written(tmp_path):
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "comparison.json").write_text("{}")
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        keep(tmp_path / "tiny", tmp_path / "kept")
+    assert "tiny: no run of it has finished" in caught.value.stderr
+    assert not (tmp_path / "kept").exists()
