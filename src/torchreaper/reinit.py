@@ -22,12 +22,12 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "optimizer_state": ("zero", "layer-mean", "keep"),
     "norms": ("reset", "small", "keep"),
 }
-_FRESH = {"consumers": "keep", "optimizer_state": "zero", "norms": "reset"}
+_FRESH = {"optimizer_state": "zero", "norms": "reset"}
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    "orthogonal": {"gain": "kept", "bias": "zero", **_FRESH},
-    "random": {"gain": "kept", "bias": "zero", **_FRESH},
-    "zero": {"gain": 0.0, "bias": "zero", **_FRESH},
-    "released": {"gain": 1.0, "bias": "keep", **_FRESH},
+    "orthogonal": {"gain": "kept", "bias": "zero", "consumers": "zero", **_FRESH},
+    "random": {"gain": "kept", "bias": "zero", "consumers": "zero", **_FRESH},
+    "zero": {"gain": 0.0, "bias": "zero", "consumers": "keep", **_FRESH},
+    "released": {"gain": 1.0, "bias": "keep", "consumers": "keep", **_FRESH},
     "keep": {"bias": "keep", "consumers": "keep", "optimizer_state": "keep", "norms": "keep"},
 }
 METHODS = tuple(_DEFAULTS)
@@ -46,9 +46,10 @@ class Reinit:
         gain: length of the new filters: "kept", the mean length of the kept ones, or a number. Default: "kept";
             1.0 for "released".
         bias: "zero" or "keep" (the value when dropped). Default: "zero"; "keep" for "released".
-        consumers: what later layers' slices that read the filter hold: "keep" (the default: the values when dropped),
-            "zero", or "random": normal, with the root mean square of the rest of that tensor. Rows that return in
-            those layers themselves are new throughout.
+        consumers: what later layers' slices that read the filter hold: "zero", so that what is computed does not change
+            at first; "keep" (the values when dropped); or "random": normal, with the root mean square of the rest of
+            that tensor. Rows that return in those layers themselves are new throughout. Default: "zero"; "keep" for
+            "released", which has it so, and for "zero", whose filters would never wake.
         optimizer_state: per-weight state of all that: "zero" (the default: what a new optimizer holds), "layer-mean"
             (second moments start from the mean of the rest of their tensor) or "keep" (as when dropped).
         norms: the filter's BatchNorm entries: "reset" (the default) to gamma 1, beta 0, mean 0, variance 1; "small":

@@ -88,18 +88,19 @@ optim:
   weight_decay: 0.0
 
 schedule:
-  name: constant      # or: step with milestones: [15, 25]; cosine; trapezoid with fall: 5
+  name: trapezoid     # or: constant; cosine; step with milestones: [15, 25]
+  fall: 6             # the last epochs, in which it falls to 0: RePr wants its filters back before
 
 scheme:               # how `reaper train` trains; `reaper compare` adds "standard", the usual way
   name: repr
-  full: 5             # epochs with the whole network; then the filters that overlap most are dropped,
+  full: 3             # epochs with the whole network; then the filters that overlap most are dropped,
   sub: 3              # epochs without them; then they come back, pointing where no other filter points
-  cycles: 3           # how often; a whole network must be left at the end, with some epochs to settle
+  cycles: 4           # how often: back for good after epoch 24 of 30
   fraction: 0.3       # share of the filters that goes each time
   criterion: orthogonality
 
 schemes:              # others, by a name of yours: reaper compare {file} --schemes standard,repr,repr-random
-  repr-random: {{name: repr, full: 5, sub: 3, cycles: 3, criterion: random}}  # do the chosen filters matter?
+  repr-random: {{name: repr, full: 3, sub: 3, cycles: 4, criterion: random}}  # do the chosen filters matter?
 # `reaper schemes` lists all there are, `reaper schemes NAME` the options of one.
 
 seeds: 3              # trainings per scheme, from different random starts; one alone would prove nothing
