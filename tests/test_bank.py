@@ -264,7 +264,7 @@ def test_biases_and_norm_entries_on_return(how):
     bank = tr.find_filters(model, inputs()[0], skip=None)
     before = copy.deepcopy(model.state_dict())
     bank.drop({"3": [1]})
-    bank.restore(tr.Reinit(bias=how, norms="keep" if how == "keep" else "reset"))
+    bank.restore(tr.Reinit(bias=how, consumers="keep", norms="keep" if how == "keep" else "reset"))
     after = model.state_dict()
     if how == "keep":
         assert all(torch.equal(after[k], before[k]) for k in before if k != "3.weight")

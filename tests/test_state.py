@@ -73,7 +73,7 @@ def test_first_adam_step_after_a_return():
         for state in opt.state.values():
             state["step"].fill_(100_000)  # late in training, when bias correction is over
         bank.drop({"2": [1, 4]})
-        bank.restore(tr.Reinit(optimizer_state=how))
+        bank.restore(tr.Reinit(consumers="keep", optimizer_state=how))
         before = model[2].weight.detach().clone()
         train_step(model, opt, 999)
         moved = (model[2].weight.detach() - before)[[1, 4]].abs()

@@ -23,6 +23,8 @@ from torchreaper.state import SECOND_MOMENTS, Cut, all_finite, per_weight_state,
 
 Chosen = dict[tuple[str, int], Union[Return, str]]
 """Layer and first filter of a group -> the rows that were chosen for it, or why chance decides."""
+Old = dict[FilterLayer, Tensor]
+"""Rows of filters as they were when dropped, where slices of them have changed since: [returning, dims] each."""
 _NORM_ENTRIES = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
 
 
@@ -51,29 +53,32 @@ def bring_back(
     """
     undo = None if reinit.candidates is None else undoing(model, flow, ids)
     back = {layer: torch.tensor(indices, dtype=torch.int64, device="cpu") for layer, indices in dropped.items()}
-    # Old values must be read before slices of them change with what they read.
-    old = {} if reinit.consumers == "keep" else {layer: _rows(layer, mine) for layer, mine in back.items()}
     for name, entries in _belongings(model, flow, ids, {"norm"}).items():
         for tensor, cut in entries.items():
             if reinit.norms != "keep":
                 cut.fill(_tensor(model, name, tensor).detach(), _NORM_ENTRIES[tensor])
     if reinit.norms == "small":
         _hush(model, back, flow)
-    for name, entries in _belongings(model, flow, ids, {"consumer"}).items():
-        for tensor, cut in entries.items():
-            _set_consumer(_tensor(model, name, tensor).detach(), cut, reinit.consumers, generator)
+    readers = _Readers(model, _belongings(model, flow, ids, {"consumer"}), reinit.consumers, generator)
     for layer in back:
         bias = layer.module.bias
         if bias is not None and bias.requires_grad and reinit.bias == "zero":
             bias.detach()[back[layer].to(bias.device)] = 0
     chosen: Chosen = {}
-    if undo is not None:
+    old: Old = {}
+    if undo is not None:  # candidates are measured where all slices are set
+        old = {layer: rows for layer, mine in back.items() if (rows := readers.set(layer, mine)) is not None}
+        readers.set_rest()
         try:
             chosen = _choose(model, back, flow, ids, old, reinit, generator)
         except BaseException:
             undo()
             raise
-    notes = [_return_layer(x, mine, old.pop(x, None), chosen, reinit, generator) for x, mine in back.items()]
+    notes = []
+    for layer, mine in back.items():
+        was = old.pop(layer) if layer in old else readers.set(layer, mine)
+        notes.append(_return_layer(layer, mine, was, chosen, reinit, generator))
+    readers.set_rest()
     if reinit.optimizer_state != "keep":
         for name, entries in _belongings(model, flow, ids, ROLES).items():
             for tensor, cut in entries.items():
@@ -126,6 +131,40 @@ def _frozen(tensor: Tensor) -> bool:
     return isinstance(tensor, nn.Parameter) and not tensor.requires_grad
 
 
+class _Readers:
+    """The slices that read returning filters, until they are set."""
+
+    def __init__(
+        self, model: nn.Module, parts: dict[str, dict[str, Cut]], how: str, generator: torch.Generator
+    ) -> None:
+        self._model, self._how, self._generator = model, how, generator
+        self._parts = {} if how == "keep" else parts
+
+    def set(self, layer: FilterLayer, back: Int[Tensor, " returning"]) -> Float[Tensor, "returning dims"] | None:
+        """Set those in a layer that filters return to.
+
+        Returns:
+            What these filters held when they were dropped; ``None``: the layer reads none, and they still do. Of one
+            layer at a time, so that a deep network needs no more memory.
+        """
+        inside = [name for name in self._parts if name == layer.name or name.startswith(f"{layer.name}.")]
+        if not inside:
+            return None
+        old = _rows(layer, back)
+        for name in inside:
+            self._set(name)
+        return old
+
+    def set_rest(self) -> None:
+        """Set those that are left."""
+        for name in list(self._parts):
+            self._set(name)
+
+    def _set(self, name: str) -> None:
+        for tensor, cut in self._parts.pop(name).items():
+            _set_consumer(_tensor(self._model, name, tensor).detach(), cut, self._how, self._generator)
+
+
 def _set_consumer(weight: Tensor, cut: Cut, how: str, generator: torch.Generator) -> None:
     if how == "zero":
         cut.fill(weight, 0)
@@ -164,7 +203,7 @@ def _choose(
     back: Mapping[FilterLayer, Int[Tensor, " returning"]],
     flow: Flow,
     ids: Int[Tensor, " ids"],
-    old: Mapping[FilterLayer, Float[Tensor, "returning dims"]],
+    old: Old,
     reinit: Reinit,
     generator: torch.Generator,
 ) -> Chosen:
