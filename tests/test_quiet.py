@@ -54,6 +54,16 @@ def test_what_returns_quietly_changes_nothing_at_first_and_wakes(net, training):
         assert not torch.equal(layer.module.weight[0], before[layer.name][0]), layer.name
 
 
+@pytest.mark.parametrize("reinit", ["orthogonal", "random"])
+def test_without_sums_the_default_is_quiet(reinit):
+    model = build("plain-norm")[0].eval()
+    bank = tr.find_filters(model, inputs()[0], skip=None)
+    bank.drop(everywhere(bank))
+    expected = model(inputs()[0]).detach()
+    bank.restore(reinit)
+    assert torch.allclose(model(inputs()[0]), expected, atol=1e-6)
+
+
 def test_a_loud_return_would_be_seen():
     model = build("residual")[0].eval()
     bank = tr.find_filters(model, inputs()[0], skip="stem")

@@ -39,11 +39,10 @@ def warn_without_effect(bank: FilterBank, reinit: Reinit, optimizers: Sequence[t
     read = any("weight" in entries and len(entries["weight"].columns) for entries in found.values())
     biased = any(layer.module.bias is not None for layer in bank.ranked)
     wanted = any(not no_choice(bank.model, bank.flow, layer) for layer in bank.ranked)
-    summed = any(norm_before_sum(bank.model, bank.flow, layer) is not None for layer in bank.ranked)
     moments = any(not isinstance(optimizer, torch.optim.SGD) for optimizer in optimizers)
     useless = {
         "bias": "no ranked convolution has a bias" if not biased else "",
-        "norms": _no_norm(normed, summed, reinit.norms),
+        "norms": _no_norm(bank, normed, reinit.norms),
         "consumers": "no layer reads a ranked filter directly" if not read else "",
         "candidates": "no ranked filter is read by later layers alone" if not wanted else "",
         "optimizer_state": "SGD keeps no second moments" if not moments and reinit.optimizer_state != "keep" else "",
@@ -57,11 +56,13 @@ def warn_without_effect(bank: FilterBank, reinit: Reinit, optimizers: Sequence[t
             )
 
 
-def _no_norm(normed: bool, summed: bool, how: str) -> str:
+def _no_norm(bank: FilterBank, normed: bool, how: str) -> str:
     """Why a choice of norm entries has no effect, or ""."""
     if not normed:
         return "no BatchNorm follows a ranked convolution"
-    return "no ranked filter's norm goes right into a sum" if how == "small" and not summed else ""
+    if how == "small" and all(norm_before_sum(bank.model, bank.flow, layer) is None for layer in bank.ranked):
+        return "no ranked filter's norm goes right into a sum"
+    return ""
 
 
 def warn_without_phase(reinit: Reinit, subnetwork: str, exact_dropout: bool) -> None:

@@ -179,12 +179,13 @@ SMALL = 0.01
 
 def _hush(model: nn.Module, back: Mapping[FilterLayer, Int[Tensor, " returning"]], flow: Flow) -> None:
     """Let the norms before sums begin with a small gamma for what returns."""
-    for layer in back:
-        if (norm := norm_before_sum(model, flow, layer)) is not None:
-            ids = back[layer] + flow.start[layer.name]
-            cut = _belongings(model, flow, ids, {"norm"}).get(norm, {}).get("weight")
-            if cut is not None:
-                cut.fill(_tensor(model, norm, "weight").detach(), SMALL)
+    norms = {layer: norm for layer in back if (norm := norm_before_sum(model, flow, layer)) is not None}
+    if not norms:
+        return
+    entries = _belongings(model, flow, torch.cat([layer.start + back[layer] for layer in norms]), {"norm"})
+    for norm in set(norms.values()):
+        if (cut := entries.get(norm, {}).get("weight")) is not None:
+            cut.fill(_tensor(model, norm, "weight").detach(), SMALL)
 
 
 def norm_before_sum(model: nn.Module, flow: Flow, layer: FilterLayer) -> str | None:
@@ -192,10 +193,11 @@ def norm_before_sum(model: nn.Module, flow: Flow, layer: FilterLayer) -> str | N
 
     ``None`` where a later layer reads the map by itself, or an activation comes first.
     """
-    seen, own = flow.maps.get(layer.name), torch.arange(layer.filters, device="cpu") + flow.start[layer.name]
+    seen = flow.maps.get(layer.name)
     if seen is None or seen.activation is not None or type(model.get_submodule(seen.module)) not in NORMS:
         return None
-    return None if any(torch.isin(own, origin.cpu()).any() for origin in flow.readers.values()) else seen.module
+    ids = torch.arange(layer.start, layer.start + layer.filters, device="cpu")
+    return None if cuts(flow, ids, {"consumer"}) else seen.module
 
 
 def _choose(

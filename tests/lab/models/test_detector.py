@@ -214,9 +214,8 @@ def test_compact_is_masked_under_the_real_loss(scope):
     for mode, model in models.items():
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
         settings = {"full": 1, "sub": 2, "cycles": 2, "fraction": 0.4, "max_per_layer": 0.5}
-        settings["reinit"] = tr.Reinit(
-            consumers="keep"
-        )  # zeros in a layer that has hardly trained make it overlap most
+        # With zeros a layer that has hardly trained since would overlap most.
+        settings["reinit"] = tr.Reinit(consumers="keep")
         scheme = tr.RePr(model, optimizer, batches[0][0], scope=scope, subnetwork=mode, **settings)
         found[mode] = []
         for images, targets in batches:
