@@ -170,6 +170,10 @@ def test_worst_cosine_sees_old_rows_and_new_ones():
         ({"method": "orthagonal"}, "reinit='orthagonal': must be one of orthogonal, random, zero, released"),
         ({"gain": 0}, 'reinit.gain=0: must be "kept" or a number above 0'),
         ({"gain": float("nan")}, "reinit.gain=nan: must be"),
+        (
+            {"method": "zero", "consumers": "zero"},
+            "reinit.consumers='zero': with method \"zero\" nothing would ever wake",
+        ),
         ({"method": "zero", "gain": 2.0}, 'reinit.gain=2.0: has no effect with method "zero"'),
         ({"bias": "random"}, "reinit.bias='random': must be one of zero, keep"),
         ({"consumers": "drop"}, "reinit.consumers='drop': must be one of keep, zero, random"),

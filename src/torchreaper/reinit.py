@@ -49,7 +49,7 @@ class Reinit:
         consumers: what later layers' slices that read the filter hold: "zero", so that what is computed does not change
             at first; "keep" (the values when dropped); or "random": normal, with the root mean square of the rest of
             that tensor. Rows that return in those layers themselves are new throughout. Default: "zero"; "keep" for
-            "released", which has it so, and for "zero", whose filters would never wake.
+            "released", which has it so, and for "zero", whose filters would never wake with both at 0.
         optimizer_state: per-weight state of all that: "zero" (the default: what a new optimizer holds), "layer-mean"
             (second moments start from the mean of the rest of their tensor) or "keep" (as when dropped).
         norms: the filter's BatchNorm entries: "reset" (the default) to gamma 1, beta 0, mean 0, variance 1; "small":
@@ -84,6 +84,11 @@ class Reinit:
                 raise ReaperError(f"reinit.{name}={getattr(self, name)!r}: must be one of {', '.join(allowed)}")
         self._check_gain()
         self._check_candidates()
+        if self.method == self.consumers == self.bias == "zero" and self.norms != "keep":
+            raise ReaperError(
+                "reinit.consumers='zero': with method \"zero\" nothing would ever wake what returns: filter and slices "
+                'at 0 give each other no gradient; leave it out ("keep")'
+            )
 
     def _check_gain(self) -> None:
         gain = self.gain
