@@ -57,8 +57,17 @@ def test_the_parts_differ_from_the_whole_in_what_they_are_named_after():
         "random-directions": {"reinit": {"method": "random"}},
         "at-once": {"full": 4, "sub": 0},
         "longer-phases": {"full": 5, "sub": 3, "cycles": 4},
+        "criterion-released": {"criterion": "orthogonality-released"},
+        "first-layer": {"skip": None},
+        "first-layer-corrected": {"skip": None, "criterion": "orthogonality-corrected"},
+        "half": {"fraction": 0.5},
+        "length-one": {"reinit": {"gain": 1}},
+        "bias-kept": {"reinit": {"bias": "keep"}},
+        "candidates": {"reinit": {"candidates": 8}},
+        "activation-correlation": {"criterion": "activation-correlation"},
     }
     for key, changes in parts.items():
         expected = {**recipe.scheme, **changes, "reinit": {**recipe.scheme["reinit"], **changes.get("reinit", {})}}
         assert recipe.schemes[key] == expected, key
     assert recipe.schemes["as-they-were"]["reinit"]["method"] == "keep"
+    assert recipe.schemes["return-released"]["reinit"]["method"] == "released"
