@@ -151,7 +151,6 @@ def test_the_table_shows_what_there_is_of_any_version():
         "scheme": "b",
         "paper, %": "",
         "minus a, points": "-1.50 [-2.00, -1.00]",
-        "bootstrap": "[-1.90, -1.10]",
         "p": "0.012",
         "p, Holm": "0.024",
         "to baseline, epochs": "34 (4 of 5)",

@@ -89,6 +89,22 @@ def test_the_verdict_stands_first_in_sight(browser, page):
     assert "Failed" not in browser.find_element("tag name", "body").text
 
 
+def test_the_table_of_numbers_fits_a_small_laptop_and_no_number_is_broken(browser, tmp_path, made_up):
+    open_page(browser, make(tmp_path, made_up, ("standard", "repr", "standard-with-fewer-epochs")), wide=1240)
+    table = browser.find_element("css selector", ".scroll")
+    assert "minus standard" in table.text
+    assert browser.execute_script("return arguments[0].scrollWidth - arguments[0].clientWidth", table) <= 0
+    broken = browser.execute_script(
+        """
+        return [...arguments[0].querySelectorAll("td")].filter((cell) => cell.textContent.trim()
+          && [...cell.querySelectorAll("span")].map((part) => part.getClientRects().length).join("") !== "1".repeat(
+            cell.textContent.split(/ (?=[[(])/).length)).map((cell) => cell.textContent)
+        """,
+        table,
+    )
+    assert broken == []
+
+
 def test_a_click_in_the_legend_hides_a_scheme_and_another_brings_it_back(browser, page):
     open_page(browser, page)
     draw_all(browser)

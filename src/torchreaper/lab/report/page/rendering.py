@@ -52,6 +52,7 @@ def render(folders: Sequence[Folder]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["in_brackets"] = tables.in_brackets
     return environment.get_template("page.html").render(
         folders=sections,
         style=Markup(_own("page.css")),

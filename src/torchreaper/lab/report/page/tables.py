@@ -6,6 +6,7 @@ without a cell is left out, and what no column shows stands in `every_number`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,7 +48,6 @@ def comparison_table(found: Json) -> Table:
         ("paper, %", lambda one, _: percent(one["published"]) if _is_number(one.get("published")) else ""),
         ("gap, points", lambda one, _: interval(one.get("gap"))),
         (f"minus {baseline}, points", lambda _, other: interval(other.get("accuracy"), signed=True)),
-        ("bootstrap", lambda _, other: _bounds(_inner(other, "bootstrap"), "{:+.2f}")),
         ("p", lambda _, other: _p(_inner(other, "accuracy").get("p"))),
         ("p, Holm", lambda _, other: _p(other.get("p_holm"))),
         (f"gap minus {baseline}, points", lambda _, other: interval(other.get("gap"), signed=True)),
@@ -64,6 +64,11 @@ def comparison_table(found: Json) -> Table:
         [columns[number][0] for number in kept],
         [[row[number] for number in kept] for row in rows],
     )
+
+
+def in_brackets(cell: str) -> list[str]:
+    """The parts of a cell that may stand on a line each where there is little room: a number, and its interval."""
+    return re.split(r" (?=[\[(])", cell)
 
 
 def parts_table(found: Json) -> Table:
