@@ -93,6 +93,7 @@ LAB = [
         "checksums",
         "library",
         "recipe",
+        "recipe_text",
         "sections",
         "records",
         "published",

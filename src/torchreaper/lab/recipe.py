@@ -17,9 +17,9 @@ from torchreaper.lab.data import AUGMENTATIONS, SPECS, Augmentation, BoxesSpec, 
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.models import ModelSpec
 from torchreaper.lab.published import Published
+from torchreaper.lab.recipe_text import read, with_override, with_profile
 from torchreaper.lab.sections import OptimSpec, ScheduleSpec, SourceSpec, TaskName
 from torchreaper.lab.settings import Settings, did_you_mean, parse, parse_nested, show
-from torchreaper.lab.yaml_text import LONGEST, YAMLProblem, parse_yaml
 
 #: Images at a time when a network is judged, by task: photographs are large.
 EVAL_BATCH = {"classification": 1000, "detection": 16, "vqa": 1000}
@@ -31,8 +31,6 @@ _LATER_IN: dict[str, dict[str, Any]] = {
     "data": {"classes": None, "judge": "test", "label_noise": 0.0},
     "schedule": {"fall": None},
 }
-# Sections whose other keys belong to their name; that of data has keys that go with any.
-_NAMED = ("model", "scheme", "cnn")
 # Names that become folders, on Windows too: there some are devices, whatever follows a dot, and a last dot is lost.
 _DEVICE = r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)"
 _SAFE = re.compile(rf"(?!{_DEVICE})[a-z0-9][a-z0-9._+-]{{0,99}}(?<!\.)", re.IGNORECASE | re.ASCII)
@@ -295,7 +293,7 @@ def load_recipe(path: str | Path, *, profile: str | None = None, overrides: Iter
     Raises ``UserError``, one line that names the full key, its value and the remedy.
     """
     path = Path(path)
-    values = _read(path)
+    values = read(path)
     profiles = values.pop("profiles", None) or {}
     if not isinstance(profiles, dict) or not all(isinstance(p, dict) for p in profiles.values()):
         raise UserError("profiles: must be a mapping of names to changes, such as quick: {epochs: 2}")
@@ -305,83 +303,14 @@ def load_recipe(path: str | Path, *, profile: str | None = None, overrides: Iter
     parse(Recipe, values)
     for name in profiles:
         try:
-            parse(Recipe, _with_profile(values, str(name), profiles[name]))
+            parse(Recipe, with_profile(values, str(name), profiles[name]))
         except UserError as error:
             raise UserError(f"profiles.{name}: {error}") from None
     if profile is not None:
-        values = _with_profile(values, profile, profiles[profile])
+        values = with_profile(values, profile, profiles[profile])
     for override in overrides:
-        values = _with_override(values, override)
+        values = with_override(values, override)
     return parse(Recipe, {**values, "profiles": profiles}).at(path.parent)
-
-
-def _yaml(text: str, where: str) -> Any:
-    try:
-        return parse_yaml(text)
-    except YAMLProblem as error:
-        raise UserError(f"{where}: is not valid YAML: {error}") from None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    where = f"recipe={str(path)!r}"
-    try:
-        with path.open("rb") as file:
-            data = file.read(LONGEST + 1)
-        if len(data) > LONGEST:
-            raise UserError(f"{where}: has more than {LONGEST:,} bytes; is it a recipe?")
-        text = data.decode()
-    except FileNotFoundError:
-        raise UserError(f"{where}: no such file") from None
-    except (OSError, ValueError) as error:  # of a folder, of bytes that are no UTF-8, of a path with a NUL
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{where}: cannot be read as text ({error})") from None
-    values = _yaml(text, where)
-    if not isinstance(values, dict):
-        raise UserError(f"{where}: must be a mapping (key: value), not {show(values)}")
-    return values
-
-
-def _with_profile(values: dict[str, Any], name: str, changes: dict[str, Any]) -> dict[str, Any]:
-    if "profiles" in changes:
-        raise UserError("profiles: a profile cannot have profiles")
-    merged = _merge(values, changes)
-    if "name" not in changes and isinstance(values.get("name"), str):
-        merged["name"] = f"{values['name']}-{name}"
-    return merged
-
-
-def _merge(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(values)
-    for key, change in changes.items():
-        old = values.get(key)
-        merged[key] = change
-        if isinstance(old, dict) and isinstance(change, dict):
-            # Options belong to a name: with another one they start afresh.
-            another = key in _NAMED and change.get("name", old.get("name")) != old.get("name")
-            merged[key] = change if another else _merge(old, change)
-    return merged
-
-
-def _with_override(values: dict[str, Any], override: str) -> dict[str, Any]:
-    key, equals, text = override.partition("=")
-    key = key.strip()
-    if not equals or not key or not all(key.split(".")):
-        raise UserError(f"set={override!r}: must be key=value, such as optim.lr=0.1")
-    if key.split(".")[0] == "profiles":
-        raise UserError(f"set={override!r}: has no effect; set the key itself, or choose a profile")
-    changes: Any = _yaml(text, f"set={show(override)}")
-    *parents, last = key.split(".")
-    result = section = dict(values)
-    for depth, part in enumerate(parents, start=1):
-        inner = section.get(part)
-        if inner is not None and not isinstance(inner, dict):
-            outer = ".".join(parents[:depth])
-            raise UserError(f"set={override!r}: {outer}={show(inner)} has no keys; set {outer} as a whole")
-        section[part] = dict(inner or {})
-        section = section[part]
-    section[last] = changes
-    return result
 
 
 def _complete(key: Any, scheme: Mapping[str, Any], schemes: Mapping[str, Any]) -> Any:
