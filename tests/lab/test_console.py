@@ -49,6 +49,19 @@ def test_a_terminal_shows_where_the_run_stands(width):
     assert "repr seed 1: test accuracy 75.00 %, gap 20.00, 3 epochs, 1.5 s" in text
 
 
+def test_the_last_look_stays_where_not_every_epoch_is_judged():
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, width=130, highlight=False, color_system=None)
+    with screen.progress_on(console, quiet=False, runs=1) as progress:
+        progress.start_run("demo / repr / seed 1", 3, 10, 0)
+        for line in (METRICS, {**METRICS, "epoch": 2, "test_accuracy": None, "images_per_second": 77.0}):
+            progress.epoch(line)
+        progress.batch(3, 5, 1.5)
+        time.sleep(0.15)
+        progress.end_run(RESULT)
+    assert "test 50.00 %  77 images/s" in text.getvalue()
+
+
 def test_what_a_run_was_judged_on_is_told():
     there = {"judged": "validation"}
     assert "  validation 50.00 %" in screen.status_line(1, 3, "full", 0.5, {**METRICS, **there}, wide=True)

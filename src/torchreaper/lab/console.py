@@ -213,7 +213,8 @@ class BarProgress:
 
     def epoch(self, metrics: dict[str, Any]) -> None:
         """Show the numbers of the epoch that has ended, and the phase of the one that begins."""
-        self._last = metrics
+        looked = metrics.get("test_accuracy") is not None
+        self._last = metrics if looked else {**metrics, "test_accuracy": self._last.get("test_accuracy")}
         self._phase, self._next_phase = self._next_phase or metrics["phase"], ""
         self._draw(int(metrics["epoch"]), self._batches)
 

@@ -29,7 +29,8 @@ class _Record(Settings):
 class MetricsLine(_Record):
     """A line of ``metrics.jsonl``: one epoch. Accuracies are the metric of the run's task, and ``parts`` its parts.
 
-    What is called ``test_...`` is of the images that ``judged`` names, here and in ``result.json``.
+    What is called ``test_...`` is of the images that ``judged`` names, here and in ``result.json``; null in an epoch
+    after which nobody looked (``eval_every``).
     """
 
     epoch: Epoch
@@ -37,7 +38,7 @@ class MetricsLine(_Record):
     counts: bool | None = None
     train_loss: Number | None = None
     train_accuracy: Share | None
-    test_accuracy: Share
+    test_accuracy: Share | None
     parts: dict[str, Share] = {}
     metric: str = "accuracy"
     judged: Judged = "test"

@@ -61,6 +61,20 @@ def _problems(state: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]
         yield f"chosen is {show(chosen)}"
 
 
+def moved(there: Mapping[str, Any], here: Mapping[str, Any], *, threads: int, processes: int) -> Iterator[str]:
+    """What may give other numbers where a run that began on machine `there` goes on `here`, a line each."""
+    if there["threads"] != here["threads"]:
+        yield (
+            f"the run used {there['threads']} threads and this process {here['threads']}: going on with {threads}, "
+            "because the number of threads changes the last bits"
+        )
+    for key in ("torch", "cpu", "device", "gpu"):
+        if there.get(key) != here[key]:
+            yield f"{key} was {there.get(key)} and is {here[key]}: the last bits may differ"
+    if (before := there.get("processes", 1)) != processes:
+        yield f"{before} processes began this run and {processes} go on with it: its numbers will be others"
+
+
 def _unlike(there: Any, here: Any, where: str, *, strict: bool = True) -> Iterator[str]:
     """Where two values are of different kinds; ``strict``: mappings must have the same keys."""
     if isinstance(here, Tensor):

@@ -161,16 +161,12 @@ class Run:
             raise RunFailed(f"epoch {epoch}: {error}") from error
         seconds = time.perf_counter() - start
         # Before the scheme's step: filters that have just come back are not what this epoch trained.
-        test = self._judged(self.test, epoch, self.recipe.data.judge)
-        if self.validation is self.test:
-            validation: float | None = test.score
-        else:
-            validation = self._judged(self.validation, epoch, "validation").score if self.validation else None
+        test, validation = self._judge(epoch)
         others = {} if self.judged is self.module else {" in the network that is judged": self.judged}
         check_weights({"": self.module, **others}, epoch)
         overlaps, total = overlap_by_layer(self.layers, self.filters, dropped)
         counts = self.scheme.counts
-        if self.recipe.report == "validation" and counts:
+        if self.recipe.report == "validation" and counts and test:
             self._choose(epoch, validation, test)
         snapshot = None
         if snapshots.due(epoch, every=self.recipe.snapshots, epochs=self.epochs):
@@ -195,9 +191,9 @@ class Run:
             "counts": counts,
             **trained,
             "validation_accuracy": validation,
-            "test_accuracy": test.score,
-            "test_loss": test.loss,
-            **({"parts": dict(test.parts)} if test.parts else {}),
+            "test_accuracy": test.score if test else None,
+            "test_loss": test.loss if test else None,
+            **({"parts": dict(test.parts)} if test and test.parts else {}),
             **({} if self.task.metric == "accuracy" else {"metric": self.task.metric}),
             **({} if self.recipe.data.judge == "test" else {"judged": self.recipe.data.judge}),
             "overlap": overlaps,
@@ -281,15 +277,8 @@ class Run:
         there, here = state["machine"], machine(self.fabric.device)
         if there["threads"] != here["threads"]:
             torch.set_num_threads(there["threads"])
-            note(
-                f"the run used {there['threads']} threads and this process {here['threads']}: going on with "
-                f"{torch.get_num_threads()}, because the number of threads changes the last bits"
-            )
-        for key in ("torch", "cpu", "device", "gpu"):
-            if there.get(key) != here[key]:
-                note(f"{key} was {there.get(key)} and is {here[key]}: the last bits may differ")
-        if (before := there.get("processes", 1)) != self.share.of:
-            note(f"{before} processes began this run and {self.share.of} go on with it: its numbers will be others")
+        for text in resuming.moved(there, here, threads=torch.get_num_threads(), processes=self.share.of):
+            note(text)
 
     def _wrap_anew(self) -> None:
         """DDP lays out its reductions for the shapes that the parameters have when it is made."""
@@ -363,6 +352,15 @@ class Run:
             loss = self.scheme.loss(batch, loss)
         self.fabric.backward(loss)
         return batch, loss
+
+    def _judge(self, epoch: int) -> tuple[tasks.Judged | None, float | None]:
+        """What the network is worth on the test images, and its score on those of validation; None: nobody looks."""
+        if epoch % self.recipe.eval_every and epoch < self.epochs:
+            return None, None
+        test = self._judged(self.test, epoch, self.recipe.data.judge)
+        if self.validation is None or self.validation is self.test:
+            return test, test.score if self.validation else None
+        return test, self._judged(self.validation, epoch, "validation").score
 
     def _judged(self, split: data.Readable, epoch: int, what: str, most: int | None = None) -> tasks.Judged:
         judged = self.judged

@@ -43,6 +43,19 @@ def test_phases_are_read_from_the_metrics(made_up):
     assert sub_spans(made_up.metrics(cycles=0)) == ()
 
 
+def test_lines_are_drawn_through_the_epochs_that_were_judged(runs):
+    whole = accuracy_figure(runs)
+    for rows in (rows for seeds in runs.values() for rows in seeds.values()):
+        for row in rows:
+            if row["epoch"] % 5 and row["epoch"] < 12:
+                row |= {"test_accuracy": None, "test_loss": None}
+    for panel, same in zip(accuracy_figure(runs).axes, whole.axes):
+        assert panel.get_ylabel() == same.get_ylabel()
+        for line, every in zip(panel.lines[:2], same.lines[:2]):
+            np.testing.assert_array_equal(line.get_xdata(), [5, 10, 12])
+            np.testing.assert_array_equal(line.get_ydata(), every.get_ydata()[[4, 9, 11]])
+
+
 def test_accuracy_shows_mean_range_gap_and_phases(runs):
     figure = accuracy_figure(runs)
     upper, lower = figure.axes

@@ -87,6 +87,26 @@ def test_an_unfinished_comparison_says_so_and_shows_what_there_is(compared):
     assert "at epoch 7 of 12" in html
 
 
+def test_curves_are_of_the_epochs_that_were_judged(compared):
+    path, _ = compared
+    for file in path.glob("*/*/metrics.jsonl"):
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        for line in lines:
+            line["test_accuracy"] = line["test_accuracy"] if line["epoch"] in (5, 10, 12) else None
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (file.parent / "metrics.jsonl.sha256").unlink(missing_ok=True)
+    for drawn in plots(reading.read(path))["schemes"]:
+        for key in ("accuracy", "gap"):
+            assert drawn["means"][key]["x"] == [5, 10, 12]
+            assert None not in drawn["means"][key]["mean"]
+        assert drawn["means"]["loss"]["x"] == list(range(1, 13))
+        assert [x for x, y in zip(drawn["seeds"][0]["x"], drawn["seeds"][0]["accuracy"]) if y is not None] == [
+            5,
+            10,
+            12,
+        ]
+
+
 def test_nothing_finished_is_a_page_too(compared):
     path, _ = compared
     for file in ("comparison.json", "comparison.md", "*/*/result.json", "*/*/recipe.yaml"):

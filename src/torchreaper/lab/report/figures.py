@@ -83,10 +83,11 @@ def accuracy_figure(runs: Runs, *, name: str = "") -> Figure:
         figure = Figure(figsize=(WIDTH, 6.2), layout="constrained")
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
         strips = _shade((upper, lower), runs)
-        _curves(upper, runs, lambda line: 100.0 * line["test_accuracy"])
+        looks = _looked_at(runs)
+        _curves(upper, looks, lambda line: 100.0 * line["test_accuracy"])
         measure, counted = _judged_by(runs)
         value, what = (_gap, "generalisation gap") if counted else (_loss, "training loss")
-        _curves(lower, runs, value)
+        _curves(lower, looks if counted else runs, value)
         for panel in (upper, lower):
             _leave_out_the_start(panel)
         if counted:
@@ -97,6 +98,14 @@ def accuracy_figure(runs: Runs, *, name: str = "") -> Figure:
         upper.set_title(_title(name, f"{measure} and {what}", runs))
         key(figure, _scheme_keys(runs, strips))
     return figure
+
+
+def _looked_at(runs: Runs) -> Runs:
+    """The same runs with the epochs only after which they were judged."""
+    return {
+        scheme: {seed: [one for one in lines if one["test_accuracy"] is not None] for seed, lines in seeds.items()}
+        for scheme, seeds in runs.items()
+    }
 
 
 def _gap(line: Mapping[str, Any]) -> float:

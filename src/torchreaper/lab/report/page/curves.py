@@ -31,6 +31,11 @@ class Metric:
     title: str
     axis: str
     value: Callable[[Line], float | None]
+    judged: bool = False
+
+    def lines(self, run: Run) -> Sequence[Line]:
+        """Those that have it: not every epoch need have been judged."""
+        return [line for line in run.lines if line.get("test_accuracy") is not None] if self.judged else run.lines
 
 
 def _percent(line: Line) -> float | None:
@@ -44,8 +49,8 @@ def _gap(line: Line) -> float | None:
 
 
 METRICS = (
-    Metric("accuracy", "{}", "{} (%)", _percent),
-    Metric("gap", "Gap", "training minus {} (points)", _gap),
+    Metric("accuracy", "{}", "{} (%)", _percent, judged=True),
+    Metric("gap", "Gap", "training minus {} (points)", _gap, judged=True),
     Metric("loss", "Training loss", "training loss", lambda line: line.get("train_loss")),
     Metric("overlap", "Overlap", "sum of O<sub>f</sub> over all filters", lambda line: line.get("overlap_total")),
 )  # fmt: skip
@@ -83,7 +88,7 @@ def _scheme(number: int, name: str, runs: Mapping[int, Run]) -> Json:
         "colour": colour,
         "dash": DASHES[dash],
         "spans": sub_spans(_longest(runs)),
-        "means": {metric.key: mean_and_range([run.lines for run in whole], metric.value) for metric in METRICS},
+        "means": {metric.key: mean_and_range([metric.lines(run) for run in whole], metric.value) for metric in METRICS},
         "seeds": [
             {
                 "seed": run.seed,

@@ -6,6 +6,8 @@
   const MOST_ROWS = 1024; // filters; a map of more shows the share of each layer
   const MOST_BANDS = 4; // schemes; the bands of more would hide each other
 
+  const JUDGED = new Set(["accuracy", "gap"]); // not in every epoch, where eval_every says so
+
   const css = (name) => getComputedStyle(root).getPropertyValue(name).trim();
   const ink = (colour) => (colour === "#000000" ? css("--ink") : colour);
   const faded = (colour, share) => colour + Math.round(255 * share).toString(16).padStart(2, "0");
@@ -121,7 +123,7 @@
         if (checked(number, "seeds")) for (const seed of scheme.seeds) {
           seen.push({ x: seed.x, y: seed[metric] });
           traces.push({
-            x: seed.x, y: seed[metric], mode: "lines", line: { color: faded(colour, 0.55), width: 1, dash: scheme.dash },
+            x: seed.x, y: seed[metric], mode: "lines", connectgaps: JUDGED.has(metric), line: { color: faded(colour, 0.55), width: 1, dash: scheme.dash },
             name: `${plain(scheme.name)}, seed ${seed.seed}`, hovertemplate: "%{y}<extra>%{fullData.name}</extra>",
           });
         }
