@@ -61,6 +61,7 @@ def test_the_parts_differ_from_the_whole_in_what_they_are_named_after():
         "first-layer": {"skip": None},
         "first-layer-corrected": {"skip": None, "criterion": "orthogonality-corrected"},
         "half": {"fraction": 0.5},
+        "capped": {"max_per_layer": 0.5},
         "length-one": {"reinit": {"gain": 1}},
         "bias-kept": {"reinit": {"bias": "keep"}},
         "candidates": {"reinit": {"candidates": 8}},
