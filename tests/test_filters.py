@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import torchreaper as tr
+from tests.families import FAMILIES
 from tests.nets import Residual, inputs, plain
 from torchreaper.flow import find_flow
 
@@ -37,11 +38,29 @@ def test_layers_of_a_residual_network():
         ({"skip": None, "scope": "block1"}, ["block1.conv1", "block1.conv2"]),
         ({"skip": ("first", "*conv2")}, ["block1.conv1", "block2.conv1", "block2.shortcut.0"]),
         ({"include": ["stem"], "scope": "stem"}, ["stem"]),
+        ({"skip": "full-width"}, ["block1.conv1", "block2.conv1"]),
+        ({"skip": ["first", "full-width"]}, ["block1.conv1", "block2.conv1"]),
+        ({"skip": ["first", "full-width"], "include": ["stem"]}, ["stem", "block1.conv1", "block2.conv1"]),
         ({"skip": None, "scope": ["stem", "block2.shortcut"]}, ["stem", "block2.shortcut.0"]),
     ],
 )
 def test_what_is_ranked_can_be_chosen(settings, ranked):
     assert [layer.name for layer in tr.find_filters(Residual(), inputs()[0], **settings).ranked] == ranked
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_without_full_width_what_is_ranked_needs_it_nowhere(family):
+    torch.manual_seed(0)
+    model, images = FAMILIES[family](), inputs()[0]
+    every = tr.find_filters(model, images, skip=None)
+    wanted = [layer.name for layer in every.ranked if not every.flow.barriers.get(layer.name)]
+    if not wanted:
+        with pytest.raises(tr.ReaperError, match="no convolution to rank"):
+            tr.find_filters(model, images, skip="full-width")
+        return
+    bank = tr.find_filters(model, images, skip="full-width")
+    assert [layer.name for layer in bank.ranked] == wanted
+    assert all("full width" not in layer.reason for layer in bank.ranked)
 
 
 def test_frozen_depthwise_and_output_layers_are_not_ranked():

@@ -40,7 +40,8 @@ def find_filters(
     Args:
         model: a plain ``nn.Module``; what ``torch.fx`` cannot trace is found by running it, and masked.
         example_inputs: a batch as in training: a tensor, a tuple (positional) or a dict (keywords). Only shapes count.
-        skip: layers left out of the ranking: "first", names, shell patterns, a sequence of these, or ``None``.
+        skip: layers left out of the ranking: "first", "full-width" (what ends in a sum, say), names, shell patterns, a
+            sequence of these, or ``None``.
         include: layers to rank although they would be left out (output and depthwise convolutions).
         scope: rank only convolutions inside these submodules.
         seed: of the bank's own random generator.

@@ -98,8 +98,10 @@ def filter_layers(
 
     Args:
         flow: the channel flow of the same model.
-        skip: layers left out of the ranking: "first", names, shell patterns such as ``layer4.*``, several of them, or
-            ``None``. The first layer's few dimensions make it look redundant by geometry alone.
+        skip: layers left out of the ranking: "first", "full-width", names, shell patterns such as ``layer4.*``, several
+            of them, or ``None``. The first layer's few dimensions make it look redundant by geometry alone. Full width
+            is what a sum needs: filters that end in one, as half of a ResNet's, are read by more than later layers, so
+            that they cannot return without a change to what is computed.
         include: layers to rank although they would be left out (output and depthwise convolutions, the first layer).
         scope: only convolutions inside these submodules are ranked (names or patterns); ``None``: all.
 
@@ -107,10 +109,12 @@ def filter_layers(
         ReaperError: a name that is no layer, or one that cannot be ranked.
     """
     names = list(flow.start)
-    skipped = _matches(skip, names, "skip", first=True)
+    words = {"first": names[:1], "full-width": [name for name in names if flow.barriers.get(name)]}
+    skipped = _matches(skip, names, "skip", words)
+    by_name = _matches([word for word in _as_patterns(skip, "skip") if word not in words], names, "skip")
     included = _matches(include, names, "include")
     inside = _inside(scope, names)
-    if both := [name for name in names if name in included and name in skipped and skip != "first"]:
+    if both := [name for name in names if name in included and name in by_name]:
         raise ReaperError(f"include={both}: also named in skip={skip!r}; name each layer in one of them")
     layers = []
     for name in names:
@@ -272,10 +276,13 @@ def _as_patterns(value: Skip, argument: str) -> list[str]:
     return patterns
 
 
-def _matches(value: Skip, names: list[str], argument: str, first: bool = False) -> set[str]:
+def _matches(value: Skip, names: list[str], argument: str, words: Mapping[str, list[str]] | None = None) -> set[str]:
     found: set[str] = set()
     for pattern in _as_patterns(value, argument):
-        hits = names[:1] if first and pattern == "first" else [n for n in names if fnmatchcase(n, pattern)]
+        if words and pattern in words:
+            found.update(words[pattern])
+            continue
+        hits = [name for name in names if fnmatchcase(name, pattern)]
         if names and not hits:
             raise ReaperError(f"{argument}={pattern!r}: no such layer; the layers are {', '.join(names)}")
         found.update(hits)
