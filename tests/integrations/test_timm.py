@@ -511,3 +511,8 @@ def test_two_processes_of_a_slurm_job(images, tmp_path):
 def test_a_network_without_filters_to_drop(images, tmp_path):
     found = refused(images, tmp_path, model="test_vit.r160_in1k")
     assert found.startswith("model=VisionTransformer: no convolution to rank (patch_embed.proj: skipped)")
+
+
+def test_layers_to_skip_are_listed(images, tmp_path):
+    found = refused(images, tmp_path, skip="first, full-width,conv9")
+    assert found.startswith("skip='conv9': no such layer; the layers are conv1.0, conv1.3, ")

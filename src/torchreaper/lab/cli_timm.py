@@ -51,7 +51,7 @@ def timm_train(
     criterion: Annotated[str, _option("What ranks the filters.", "NAME")] = "orthogonality",
     reinit: Annotated[str, _option("How they come back.", "NAME")] = "orthogonal",
     subnetwork: Annotated[str, _option("auto, compact or masked.", "NAME")] = "auto",
-    skip: Annotated[str, _option("Layers whose filters stay: first, or none.", "NAME")] = "first",
+    skip: Annotated[str, _option("Layers whose filters stay; none: all may go.", "A,B,...")] = "first",
     repr_kwargs: Annotated[list[str] | None, _option("More of RePr's, such as min_filters=4.", "KEY=VALUE")] = None,
     dataset: Annotated[str, _option("timm's name, such as hfds/NAME or torch/cifar10.", "NAME", "a folder")] = "",
     train_split: Annotated[str, _option("Split to train on.", "NAME")] = "train",
@@ -126,7 +126,8 @@ def timm_train(
         args.output, args.experiment = str(output), folder.name
         args.lr = base_rate(args) if lr is None else lr
         settings = {name: given[name] for name in _SETTINGS} | pairs("repr_kwargs", repr_kwargs)
-        settings["skip"] = None if skip == "none" else skip
+        layers = [part.strip() for part in skip.split(",")]
+        settings["skip"] = None if skip == "none" else layers if len(layers) > 1 else skip
         if torchcompile and subnetwork == "compact" and started():
             raise UserError(
                 "subnetwork='compact': several processes wrap the model anew, which compiled code does not see"
