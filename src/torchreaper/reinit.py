@@ -84,7 +84,7 @@ class Reinit:
                 raise ReaperError(f"reinit.{name}={getattr(self, name)!r}: must be one of {', '.join(allowed)}")
         self._check_gain()
         self._check_candidates()
-        if self.method == self.consumers == self.bias == "zero" and self.norms != "keep":
+        if self.method == self.consumers == "zero":
             raise ReaperError(
                 "reinit.consumers='zero': with method \"zero\" nothing would ever wake what returns: filter and slices "
                 'at 0 give each other no gradient; leave it out ("keep")'

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from tests.lab.test_run import stopped
 from tests.lab.tiny import recipe
+from torch import nn
 
 from torchreaper.lab.comparison.curves import curve, first_epoch
 from torchreaper.lab.errors import UserError
@@ -16,6 +18,20 @@ from torchreaper.lab.runs import read_metrics
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 LOOKS = ("test_accuracy", "test_loss", "validation_accuracy")
+
+
+class Called:
+    """A criterion that calls the network as it finds it: in training its BatchNorms would move."""
+
+    def scores(self, bank):
+        bank.model(torch.ones(2, 1, 8, 8))
+        return {layer.name: layer.rows.sum(1) for layer in bank.ranked}
+
+
+def spectral():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 10))
+    nn.utils.parametrizations.spectral_norm(model[0])  # its power iteration goes on where the weight is read
+    return model
 
 
 def told(folder):
@@ -37,6 +53,18 @@ def test_nothing_else_changes(tmp_path, judge):
         for line, same in zip(told(tmp_path / str(every)), told(tmp_path / "1"), strict=True):
             nothing = {} if line["epoch"] in looks else dict.fromkeys(LOOKS)
             assert line == {**same, **nothing}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"scheme__criterion": f"{__name__}:Called"},
+        {"model": {"name": f"{__name__}:spectral"}, "scheme": {"name": "repr", "full": 1, "sub": 2, "cycles": 1}},
+    ],
+    ids=["criterion", "network"],
+)
+def test_what_reads_the_network_between_epochs_finds_it_as_if_it_had_been_judged(tmp_path, changes):
+    assert run(tmp_path / "1", **changes) == run(tmp_path / "99", eval_every=99, **changes)
 
 
 def test_it_is_the_same_run_and_goes_on_with_what_it_is_given(tmp_path):

@@ -28,8 +28,11 @@ def test_those_of_versions_that_counted_no_seconds_have_none_either(state):
     now = {key: state[key] for key in state if key not in ("epoch", "lines", "run")}
     assert problem({key: state[key] for key in state if key != "seconds"}, now) == ""
     assert problem({**state, "seconds": None}, now) == ""
+    assert problem({**state, "chosen": CHOSEN}, now) == ""
+    assert problem({**state, "chosen": {**CHOSEN, "parts": {"AP of RBC": 0.5}}}, now) == "", "a detector's"
 
 
+CHOSEN = {"epoch": 1, "test_accuracy": 0.5, "validation_accuracy": 0.5, "train_accuracy": 1.0}
 WRONG = {
     "a key": (lambda state: state.pop("schedule"), "schedule is missing"),
     "a tensor": (lambda state: state["model"].pop("conv1.weight"), "model lacks conv1.weight"),
@@ -47,6 +50,9 @@ WRONG = {
     "threads": (lambda state: put(state["machine"], "threads", 0), "machine.threads is 0"),
     "seconds": (lambda state: put(state, "seconds", float("nan")), "seconds is nan"),
     "a choice": (lambda state: put(state, "chosen", {"epoch": 1}), "chosen is {'epoch': 1}"),
+    "a choice's number": (lambda state: put(state, "chosen", {**CHOSEN, "epoch": "1"}), "chosen is {'epoch': '1'"),
+    "a choice's parts": (lambda state: put(state, "chosen", {**CHOSEN, "parts": [0.5]}), "chosen is {'epoch': 1"),
+    "a choice's part": (lambda state: put(state, "chosen", {**CHOSEN, "parts": {"a": "b"}}), "chosen is {'epoch': 1"),
 }
 
 

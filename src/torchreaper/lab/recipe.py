@@ -50,7 +50,7 @@ class Recipe(Settings):
             compute faster, most of all with ``precision: bf16-mixed``. Numbers change by rounding only, but Dropout
             between convolutions leaves out other places.
         eval_batch: images at a time when the network is judged; None: 1000, of detectors 16.
-        eval_every: judge the network after each so-many-th epoch, and after the last. Of few training images judging
+        eval_every: judge the network after each so-many-th epoch, and after the last. With few training images judging
             takes half of the time. The other epochs' accuracies are null; where the last epoch is reported, no other
             number of a run changes, and a run with another value is the same run.
         grad_clip: largest norm of the gradient; None: not clipped.
@@ -236,11 +236,10 @@ class Recipe(Settings):
 
     def _before(self, what: str, changes: Mapping[str, Any], where: str) -> Recipe:
         """This recipe with `changes`, standard training, and a name that tells what is trained."""
-        own: dict[str, Any] = {
-            **{"scheme": {"name": "standard"}, "schemes": {}},
-            **{"snapshots": None, "eval_every": 1, "report": "last"},
-        }
-        values = {**self.canonical(), **own, "seeds": 1, "source": None, **changes, "name": what}
+        alone: dict[str, Any] = {"scheme": {"name": "standard"}, "schemes": {}, "source": None, "seeds": 1}
+        # The name is a hash of what changes numbers, so that these are the same for all.
+        same = {"snapshots": None, "eval_every": 1, "report": "last"}
+        values = {**self.canonical(), **alone, **same, **changes, "name": what}
         if changes.get("task", self.task) != self.task and "eval_batch" not in changes:
             del values["eval_batch"]
         try:
@@ -248,8 +247,8 @@ class Recipe(Settings):
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
         name = re.sub(r"[^A-Za-z0-9._+-]", "-", found.model.name)[:60]
-        own = {"name": f"{what}-{name}-{found.fingerprint()[:8]}", "eval_every": self.eval_every}
-        return parse(Recipe, {**found.canonical(), **own}).at(self._base)
+        named = {"name": f"{what}-{name}-{found.fingerprint()[:8]}", "eval_every": self.eval_every}
+        return parse(Recipe, {**found.canonical(), **named}).at(self._base)
 
     def scheme_spec(self, key: str) -> lab_schemes.Spec:
         """The scheme that ``key`` stands for: the recipe's own, one of ``schemes``, or one with its defaults.

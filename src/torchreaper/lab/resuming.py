@@ -52,13 +52,18 @@ def _problems(state: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]
         isinstance(seconds, bool) or not isinstance(seconds, _NUMBER) or not 0 <= seconds <= 1e12
     ):
         yield f"seconds is {show(seconds)}"
-    chosen = state["chosen"]
-    if chosen is not None and not (
-        isinstance(chosen, Mapping)
-        and {"epoch", "test_accuracy", "validation_accuracy", "train_accuracy"} <= chosen.keys()
-        and all(isinstance(value, _NUMBER) for value in chosen.values())
-    ):
+    if (chosen := state["chosen"]) is not None and not _is_choice(chosen):
         yield f"chosen is {show(chosen)}"
+
+
+def _is_choice(chosen: Any) -> bool:
+    """Whether this says which epoch was chosen, and what was measured after it."""
+    if not isinstance(chosen, Mapping) or not isinstance(parts := chosen.get("parts", {}), Mapping):
+        return False
+    numbers = {key: value for key, value in chosen.items() if key != "parts"}
+    return {"epoch", "test_accuracy", "validation_accuracy", "train_accuracy"} <= numbers.keys() and all(
+        isinstance(value, _NUMBER) for value in (*numbers.values(), *parts.values())
+    )
 
 
 def moved(there: Mapping[str, Any], here: Mapping[str, Any], *, threads: int, processes: int) -> Iterator[str]:

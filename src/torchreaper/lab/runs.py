@@ -327,9 +327,9 @@ def _good(path: Path, kind: type[MetricsLine | EventLine]) -> list[Json]:
 
 def run_of(recipe: Json, *, seed: int) -> Json:
     """What makes two runs the same: the recipe with one scheme's options, and the seed."""
-    # Where an epoch is chosen, it is among those that are judged.
-    looks = ("eval_every",) if recipe.get("report") == "last" else ()
-    return {**{key: value for key, value in recipe.items() if key not in (*_NOT_OF_THE_RUN, *looks)}, "seed": seed}
+    # How often it is judged changes nothing, unless the epoch that counts is chosen among those that are judged.
+    judging = ("eval_every",) if recipe.get("report") == "last" else ()
+    return {**{key: value for key, value in recipe.items() if key not in (*_NOT_OF_THE_RUN, *judging)}, "seed": seed}
 
 
 def _completed(run: Json) -> Json:

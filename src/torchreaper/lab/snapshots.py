@@ -25,7 +25,7 @@ _NAME = re.compile(r"epoch-(\d{4,})\.pt")
 
 
 def due(epoch: int, *, every: int | None, epochs: int) -> bool:
-    """Whether the network is kept after `epoch`: after each `every`-th one and after the last; never where None."""
+    """Whether something is due after `epoch`: after each `every`-th one and after the last; never where None."""
     return every is not None and (epoch % every == 0 or epoch == epochs)
 
 

@@ -161,7 +161,7 @@ class Run:
             raise RunFailed(f"epoch {epoch}: {error}") from error
         seconds = time.perf_counter() - start
         # Before the scheme's step: filters that have just come back are not what this epoch trained.
-        test, validation = self._judge(epoch)
+        test, validation = self._judge_if_due(epoch)
         others = {} if self.judged is self.module else {" in the network that is judged": self.judged}
         check_weights({"": self.module, **others}, epoch)
         overlaps, total = overlap_by_layer(self.layers, self.filters, dropped)
@@ -353,9 +353,10 @@ class Run:
         self.fabric.backward(loss)
         return batch, loss
 
-    def _judge(self, epoch: int) -> tuple[tasks.Judged | None, float | None]:
+    def _judge_if_due(self, epoch: int) -> tuple[tasks.Judged | None, float | None]:
         """What the network is worth on the test images, and its score on those of validation; None: nobody looks."""
-        if epoch % self.recipe.eval_every and epoch < self.epochs:
+        self.judged.eval()  # due or not, what comes after finds it alike
+        if not snapshots.due(epoch, every=self.recipe.eval_every, epochs=self.epochs):
             return None, None
         test = self._judged(self.test, epoch, self.recipe.data.judge)
         if self.validation is None or self.validation is self.test:

@@ -96,9 +96,12 @@ def test_the_table_of_numbers_fits_a_small_laptop_and_no_number_is_broken(browse
     assert browser.execute_script("return arguments[0].scrollWidth - arguments[0].clientWidth", table) <= 0
     broken = browser.execute_script(
         """
-        return [...arguments[0].querySelectorAll("td")].filter((cell) => cell.textContent.trim()
-          && [...cell.querySelectorAll("span")].map((part) => part.getClientRects().length).join("") !== "1".repeat(
-            cell.textContent.split(/ (?=[[(])/).length)).map((cell) => cell.textContent)
+        return [...arguments[0].querySelectorAll("td")].filter((cell) => {
+          const style = getComputedStyle(cell);
+          const parts = cell.textContent.split(/ (?=[[(])/).length, range = document.createRange();
+          range.selectNodeContents(cell);
+          return range.getBoundingClientRect().height > parts * parseFloat(style.lineHeight) + 1;
+        }).map((cell) => cell.textContent)
         """,
         table,
     )

@@ -185,9 +185,9 @@ def _reading_notes(comparison: Comparison) -> Iterable[str]:
     """How to read the columns that do not speak for themselves."""
     if any(summary.epochs_to_baseline for summary in comparison.schemes):
         yield (
-            f"To baseline: the first epoch with at least the {comparison.measure} that {comparison.baseline} is "
-            "reported with for that seed, sub-network phases left out; the median over the seeds (and how many came so "
-            f"far). It reads the {comparison.judged} curve: a description, not a test."
+            f"To baseline: the first epoch, of those that were judged, with at least the {comparison.measure} that "
+            f"{comparison.baseline} is reported with for that seed, sub-network phases left out; the median over "
+            f"the seeds (and how many came so far). It reads the {comparison.judged} curve: a description, not a test."
         )
     paper = comparison.published
     if paper is not None:

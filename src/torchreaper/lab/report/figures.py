@@ -83,11 +83,11 @@ def accuracy_figure(runs: Runs, *, name: str = "") -> Figure:
         figure = Figure(figsize=(WIDTH, 6.2), layout="constrained")
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
         strips = _shade((upper, lower), runs)
-        looks = _looked_at(runs)
-        _curves(upper, looks, lambda line: 100.0 * line["test_accuracy"])
+        judged = _judged_epochs(runs)
+        _curves(upper, judged, lambda line: 100.0 * line["test_accuracy"])
         measure, counted = _judged_by(runs)
         value, what = (_gap, "generalisation gap") if counted else (_loss, "training loss")
-        _curves(lower, looks if counted else runs, value)
+        _curves(lower, judged if counted else runs, value)
         for panel in (upper, lower):
             _leave_out_the_start(panel)
         if counted:
@@ -100,7 +100,7 @@ def accuracy_figure(runs: Runs, *, name: str = "") -> Figure:
     return figure
 
 
-def _looked_at(runs: Runs) -> Runs:
+def _judged_epochs(runs: Runs) -> Runs:
     """The same runs with the epochs only after which they were judged."""
     return {
         scheme: {seed: [one for one in lines if one["test_accuracy"] is not None] for seed, lines in seeds.items()}

@@ -148,7 +148,7 @@ class Attached:
         """The optimizer has stepped."""
 
     def trained(self) -> None:
-        """The last step of an epoch is done; the network is about to be judged."""
+        """The last step of an epoch is done; if it is judged, then now."""
 
     def step(self) -> tr.Transition | None:
         """End an epoch; return the transition that this was the moment for."""

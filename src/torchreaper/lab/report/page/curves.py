@@ -70,6 +70,7 @@ def plots(folder: Folder) -> Json:
     spans = [sub_spans(_longest(runs)) for runs in schemes.values()]
     return {
         "schemes": [_scheme(number, *item) for number, item in enumerate(schemes.items())],
+        "judged": [metric.key for metric in METRICS if metric.judged],
         "strips": len({phases for phases in spans if phases}) > 1,
         "measure": measure_of(folder.found),
         "forest": forest(folder),
@@ -88,7 +89,9 @@ def _scheme(number: int, name: str, runs: Mapping[int, Run]) -> Json:
         "colour": colour,
         "dash": DASHES[dash],
         "spans": sub_spans(_longest(runs)),
-        "means": {metric.key: mean_and_range([metric.lines(run) for run in whole], metric.value) for metric in METRICS},
+        "means": {
+            metric.key: mean_and_range(list(filter(None, map(metric.lines, whole))), metric.value) for metric in METRICS
+        },
         "seeds": [
             {
                 "seed": run.seed,

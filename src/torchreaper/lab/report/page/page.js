@@ -6,7 +6,6 @@
   const MOST_ROWS = 1024; // filters; a map of more shows the share of each layer
   const MOST_BANDS = 4; // schemes; the bands of more would hide each other
 
-  const JUDGED = new Set(["accuracy", "gap"]); // not in every epoch, where eval_every says so
 
   const css = (name) => getComputedStyle(root).getPropertyValue(name).trim();
   const ink = (colour) => (colour === "#000000" ? css("--ink") : colour);
@@ -121,9 +120,11 @@
           traces.push({ ...edge, y: low }, { ...edge, y: high, fill: "tonexty", fillcolor: faded(colour, 0.18) });
         }
         if (checked(number, "seeds")) for (const seed of scheme.seeds) {
+          const few = seed[metric].filter((y) => y !== null).length <= 15;
           seen.push({ x: seed.x, y: seed[metric] });
           traces.push({
-            x: seed.x, y: seed[metric], mode: "lines", connectgaps: JUDGED.has(metric), line: { color: faded(colour, 0.55), width: 1, dash: scheme.dash },
+            // Not every epoch need have been judged.
+            x: seed.x, y: seed[metric], mode: few ? "lines+markers" : "lines", connectgaps: data[number].judged.includes(metric), line: { color: faded(colour, 0.55), width: 1, dash: scheme.dash },
             name: `${plain(scheme.name)}, seed ${seed.seed}`, hovertemplate: "%{y}<extra>%{fullData.name}</extra>",
           });
         }

@@ -52,7 +52,7 @@ def render(folders: Sequence[Folder]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["in_brackets"] = tables.in_brackets
+    environment.filters["unbroken"] = tables.unbroken
     return environment.get_template("page.html").render(
         folders=sections,
         style=Markup(_own("page.css")),

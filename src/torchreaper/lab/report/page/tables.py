@@ -66,9 +66,9 @@ def comparison_table(found: Json) -> Table:
     )
 
 
-def in_brackets(cell: str) -> list[str]:
-    """The parts of a cell that may stand on a line each where there is little room: a number, and its interval."""
-    return re.split(r" (?=[\[(])", cell)
+def unbroken(cell: str) -> str:
+    """A cell that breaks only between a number and what stands in brackets behind it, where there is little room."""
+    return re.sub(r" (?![\[(])", "\N{NO-BREAK SPACE}", cell)
 
 
 def parts_table(found: Json) -> Table:
