@@ -45,7 +45,7 @@ def load(monkeypatch):
         ("scatter", [], {"scatter": 2}),
         ("oracle", ["--only", "c3-32-pooled"], {"oracle": 1}),
         ("throughput", ["--only", "c3-32-pooled", "--readers", "1"], {"throughput": 2}),
-        ("jobs", ["--only", "c3-32"], {"jobs": 2}),
+        pytest.param("jobs", ["--only", "c3-32"], {"jobs": 2}, marks=pytest.mark.slow),
     ],
 )
 def test_program_runs_at_its_smallest(load, capsys, tmp_path, program, arguments, rows):
@@ -135,6 +135,7 @@ def imagenet(load, monkeypatch):
     return program
 
 
+@pytest.mark.slow
 def test_imagenet_takes_up_what_was_measured(imagenet, capsys, monkeypatch, tmp_path):
     command = ["--quick", "--repeats", "1", "--work", str(tmp_path / "work"), "--out", str(tmp_path)]
     measured, run = [], imagenet.run

@@ -55,7 +55,7 @@ def gone(command):
     until(lambda: not members(command.pid), seconds=20)
 
 
-@pytest.mark.parametrize("out", [400], indirect=True)
+@pytest.mark.parametrize("out", [200], indirect=True)
 def test_ctrl_c_leaves_no_process_and_the_same_command_goes_on(out, begin):
     first = begin(out)
     until(lambda: len(training(out)) == 2, seconds=120)
@@ -64,7 +64,7 @@ def test_ctrl_c_leaves_no_process_and_the_same_command_goes_on(out, begin):
     assert first.returncode == 130
     gone(first)
     counts = {path.parent: path.read_text().count("\n") for path in out.rglob("metrics.jsonl")}
-    assert 0 < min(counts.values()) < 400
+    assert 0 < min(counts.values()) < 200
 
     shown, errors = begin(out).communicate(timeout=200)
     assert errors == ""
