@@ -93,6 +93,7 @@ def test_the_table_of_numbers_fits_a_small_laptop_and_no_number_is_broken(browse
     open_page(browser, make(tmp_path, made_up, ("standard", "repr", "standard-with-fewer-epochs")), wide=1240)
     table = browser.find_element("css selector", ".scroll")
     assert "minus standard" in table.text
+    assert "\\" not in table.text, "a space that does not break is no character to be made visible"
     assert browser.execute_script("return arguments[0].scrollWidth - arguments[0].clientWidth", table) <= 0
     broken = browser.execute_script(
         """

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from functools import cache
@@ -19,7 +20,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from torchreaper.lab.foreign import visible
 from torchreaper.lab.report.page import curves, tables
@@ -52,7 +53,7 @@ def render(folders: Sequence[Folder]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["unbroken"] = tables.unbroken
+    environment.filters["unbroken"] = _unbroken
     return environment.get_template("page.html").render(
         folders=sections,
         style=Markup(_own("page.css")),
@@ -140,6 +141,11 @@ def embedded(value: Any) -> Markup:
 def _shown(value: Any) -> Any:
     """What is put into the page: our own markup as it is, texts with nothing hidden in them."""
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _unbroken(cell: str) -> Markup:
+    """A cell that breaks only between a number and what stands in brackets behind it, where there is little room."""
+    return Markup(re.sub(r" (?![\[(])", "&nbsp;", str(escape(visible(cell)))))
 
 
 def _seen(value: Any) -> Any:

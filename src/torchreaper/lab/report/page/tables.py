@@ -6,7 +6,6 @@ without a cell is left out, and what no column shows stands in `every_number`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -64,11 +63,6 @@ def comparison_table(found: Json) -> Table:
         [columns[number][0] for number in kept],
         [[row[number] for number in kept] for row in rows],
     )
-
-
-def unbroken(cell: str) -> str:
-    """A cell that breaks only between a number and what stands in brackets behind it, where there is little room."""
-    return re.sub(r" (?![\[(])", "\N{NO-BREAK SPACE}", cell)
 
 
 def parts_table(found: Json) -> Table:
