@@ -110,8 +110,9 @@ def filter_layers(
     """
     names = list(flow.start)
     words = {"first": names[:1], "full-width": [name for name in names if flow.barriers.get(name)]}
-    skipped = _matches(skip, names, "skip", words)
-    by_name = _matches([word for word in _as_patterns(skip, "skip") if word not in words], names, "skip")
+    said = _as_patterns(skip, "skip")
+    by_name = _matches([pattern for pattern in said if pattern not in words], names, "skip")
+    skipped = by_name.union(*(words[word] for word in said if word in words))
     included = _matches(include, names, "include")
     inside = _inside(scope, names)
     if both := [name for name in names if name in included and name in by_name]:
@@ -276,12 +277,9 @@ def _as_patterns(value: Skip, argument: str) -> list[str]:
     return patterns
 
 
-def _matches(value: Skip, names: list[str], argument: str, words: Mapping[str, list[str]] | None = None) -> set[str]:
+def _matches(value: Skip, names: list[str], argument: str) -> set[str]:
     found: set[str] = set()
     for pattern in _as_patterns(value, argument):
-        if words and pattern in words:
-            found.update(words[pattern])
-            continue
         hits = [name for name in names if fnmatchcase(name, pattern)]
         if names and not hits:
             raise ReaperError(f"{argument}={pattern!r}: no such layer; the layers are {', '.join(names)}")
