@@ -45,7 +45,6 @@ COLUMNS = {
 RANKS = {"network": "network", "criterion": "criterion", "ranks": "ties in order", "average": "average ranks"}
 NOTES = (
     "One value a seed: medians, in brackets the smallest and the largest.",
-    "Images: up to 5,000 validation images, or as many as the reading says.",
     "Table ranks: correlation with the accuracy oracle; filters that tie are put in order, or share their ranks.",
 )
 Scores = Mapping[str, Tensor]
@@ -87,7 +86,7 @@ def readings(net: Trained) -> Iterator[tuple[str, Reading]]:
     if any(isinstance(module, nn.SiLU) for module in net.bank.model.modules()):
         yield "Taylor: map before the activation, or behind it", behind
     if sums(net):
-        yield "MeanActivation before a sum: |a|, or behind a ReLU", rectified
+        yield "MeanActivation before a sum: absolute value, or behind a ReLU", rectified
 
 
 def of(net: Trained, name: str, images: Any = None) -> Scores:
@@ -239,7 +238,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         parser.error(str(error))
     args.repeats = min(len(network.sources) for network in found)
-    results = report.Report("readings", args, {"readings": COLUMNS, "ranks": RANKS}, NOTES)
+    notes = (*NOTES, f"Images: up to {args.images:,} validation images, or as many as the reading says.")
+    results = report.Report("readings", args, {"readings": COLUMNS, "ranks": RANKS}, notes)
     return results.each(found, lambda network: measure(network, args, results))
 
 
