@@ -153,6 +153,7 @@ def test_imagenet_takes_up_what_was_measured(imagenet, capsys, monkeypatch, tmp_
     assert (tmp_path / "imagenet-cpu.md").read_text() in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_imagenet_says_which_row_failed(imagenet, capsys, monkeypatch, tmp_path):
     run = imagenet.run
 
