@@ -13,8 +13,9 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ NOTES = (
 Scores = Mapping[str, Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trained:
     """A network of one seed, and the images its criteria read."""
 
@@ -89,9 +90,10 @@ def readings(net: Trained) -> Iterator[tuple[str, Reading]]:
         yield "MeanActivation before a sum: absolute value, or behind a ReLU", rectified
 
 
-def of(net: Trained, name: str, images: Any = None) -> Scores:
-    """What a criterion says of the network."""
-    return tr.criteria.make(name, images or net.images).scores(net.bank)
+@cache  # several pairs have the oracle on one side, which takes longest
+def of(net: Trained, name: str) -> Scores:
+    """What a criterion says of the network, by all its images."""
+    return tr.criteria.make(name, net.images).scores(net.bank)
 
 
 def unscaled(net: Trained, name: str) -> tuple[Scores, Scores]:
@@ -102,10 +104,10 @@ def unscaled(net: Trained, name: str) -> tuple[Scores, Scores]:
 
 def other_images(net: Trained, name: str, count: int) -> tuple[Scores, Scores]:
     """Two draws that have no image in common."""
-    both = net.images.take(2 * count, seed=1)
-    batches = list(both)
+    batches = list(replace(net.images.take(2 * count, seed=1), batch=gcd(count, BATCH)))  # so that halves are batches
     half = len(batches) // 2
-    return of(net, name, batches[:half]), of(net, name, batches[half:])
+    first, second = (tr.criteria.make(name, some).scores(net.bank) for some in (batches[:half], batches[half:]))
+    return first, second
 
 
 def zeroed(net: Trained) -> tuple[Scores, Scores]:
@@ -184,12 +186,13 @@ def same(first: Scores, second: Scores) -> float:
 
 
 def opened(source: subjects.Source, most: int) -> Trained:
-    """The run's last weights in evaluation mode, and its validation images."""
+    """The run's last weights in evaluation mode, and the images that its criteria read."""
     model = source.build()
     subjects.load_weights(model, source.last(lambda text: None)[1], source.path)
     dataset = source.dataset
-    split = dataset.validation or dataset.test
-    batches = data.FixedBatches(split, "validation", dataset.mean, dataset.std, BATCH)
+    batches = data.FixedBatches.held_out(
+        dataset.train, dataset.validation, mean=dataset.mean, std=dataset.std, batch=BATCH
+    )
     bank = tr.find_filters(model.eval(), next(iter(batches))[0][:2])
     return Trained(bank, batches.take(min(most, batches.images), seed=0))
 

@@ -1,5 +1,6 @@
 """Shapes and types in the method's annotations are checked while the tests run."""
 
+import importlib
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ settings.load_profile("shared machine")
 # Processes that tests start find `tests` too; they take over sys.path.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 PACKAGE = Path(__file__).parents[1] / "src" / "torchreaper"
 # Not the lab: pydantic and typer read annotations in ways of their own.
 PACKAGES = ["torchreaper.analysis", "torchreaper.criteria", "torchreaper.flow", "torchreaper.subnetwork"]
@@ -33,3 +35,14 @@ def one_rank():
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """Import a module of benchmarks/, which is no package, and forget it afterwards."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    before = set(sys.modules)
+    yield importlib.import_module
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(BENCHMARKS)):
+            del sys.modules[name]

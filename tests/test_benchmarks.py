@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import subprocess
@@ -21,17 +20,6 @@ torchvision_importable()  # which Lightning imports where it is there
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks"
 PROGRAMS = ("subnetwork", "scheme", "transition", "overhead", "growth", "oracle", "throughput", "jobs", "imagenet")
-
-
-@pytest.fixture
-def load(monkeypatch):
-    """Import a module of benchmarks/, which is no package, and forget it afterwards."""
-    monkeypatch.syspath_prepend(FOLDER)
-    before = set(sys.modules)
-    yield importlib.import_module
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(FOLDER)):
-            del sys.modules[name]
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,18 +10,10 @@ from tests.lab.tiny import recipe
 
 from torchreaper.lab.run import train
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
-
 
 @pytest.fixture
-def readings(monkeypatch):
-    """The program, which is no package; forgotten afterwards."""
-    monkeypatch.syspath_prepend(FOLDER)
-    before = set(sys.modules)
-    yield importlib.import_module("readings")
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(FOLDER)):
-            del sys.modules[name]
+def readings(load):
+    return load("readings")
 
 
 @pytest.fixture
