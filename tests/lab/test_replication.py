@@ -48,6 +48,16 @@ def test_the_grid_has_each_cell_once_and_nothing_else_changes():
     assert len(rest) == 1
 
 
+@pytest.mark.parametrize(("profile", "cell"), [(None, "crop"), ("noise", "noise-crop")])
+def test_augmented_is_a_cell_of_the_grid_with_five_times_the_epochs(profile, cell):
+    longer, once = load("augmented", profile), load("grid", cell)
+    same = {"data", "model", "batch", "augment", "precision", "channels_last", "optim", "seeds", "report"}
+    assert longer.model_dump(include=same) == once.model_dump(include=same)
+    assert longer.epochs == 5 * once.epochs
+    assert longer.schedule.fall == 5 * once.schedule.fall
+    assert longer.scheme == {**once.scheme, "full": 5 * once.scheme["full"], "sub": 5 * once.scheme["sub"]}
+
+
 def test_the_parts_differ_from_the_whole_in_what_they_are_named_after():
     recipe = load("c3-32")
     parts = {
