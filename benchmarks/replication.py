@@ -1,0 +1,214 @@
+"""What RePr is worth where: the tables and the picture of docs/replication.md, from the kept records alone.
+
+    python benchmarks/replication.py                                        prints the tables
+    python benchmarks/replication.py --picture docs/images/replication.png
+
+Every row is a network with its images; its families are folders of results/replication, comparisons of other schemes
+on the same seeds. Test accuracy of the last epoch in %, differences in points, paired by seed, with 95 % t-intervals.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from torchreaper.lab.report.saving import save
+from torchreaper.lab.report.style import COLOURS, STYLE, key
+from torchreaper.lab.statistics import Difference, Estimate, estimate, paired_difference
+
+RESULTS = Path(__file__).parent / "results" / "replication"
+BASELINE, METHOD, SHORTER, CHANCE = "standard", "repr", "shorter", "random ranking"
+COMPARED = {
+    METHOD: "RePr",
+    SHORTER: "standard, its whole schedule in 0.4 of the epochs",
+    CHANCE: "RePr, random ranking",
+}
+MARKS = {METHOD: "o", SHORTER: "s", CHANCE: "D"}
+CALLED = {"repr-random": CHANCE, "random": CHANCE}  # two recipes have different names for it
+
+
+class Run(NamedTuple):
+    """One run: accuracies in %, its time in seconds."""
+
+    test: float
+    train: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """A network with its images, and the folders of its results."""
+
+    name: str
+    families: tuple[str, ...]
+    published: str = ""
+
+
+ROWS = (
+    Row("C3(32), 45,000 images", ("final-45000",), "72.1, 76.4"),
+    Row("C3(32), 10,000 images", ("final-10000", "final-10000-parts", "final-10000-alternatives")),
+    Row("C2(32), 5,000 images", ("c2-5000",)),
+    Row("C3(32) with 3x3 kernels, 4,500 images", ("grid-base",)),
+    Row("the same, 20 % wrong labels", ("grid-noise",)),
+    Row("the same, crops and mirror images", ("grid-crop",)),
+    Row("the same, wrong labels, crops and mirror images", ("grid-noise-crop",)),
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The runs of a row: ``runs[scheme][seed]``."""
+
+    row: Row
+    runs: Mapping[str, Mapping[int, Run]]
+
+    def accuracy(self, scheme: str) -> Estimate:
+        """Its test accuracy over the seeds."""
+        return estimate([run.test for run in self.runs[scheme].values()])
+
+    def known(self, scheme: str) -> float:
+        """Its mean accuracy on the training images."""
+        return estimate([run.train for run in self.runs[scheme].values()]).mean
+
+    def minus(self, scheme: str, other: str) -> Difference | None:
+        """The difference paired by the seeds that both have; None where there are none."""
+        ours, theirs = self.runs.get(scheme, {}), self.runs.get(other, {})
+        seeds = sorted(ours.keys() & theirs.keys())
+        if not seeds:
+            return None
+        return paired_difference([ours[seed].test for seed in seeds], [theirs[seed].test for seed in seeds])
+
+    def best(self) -> str:
+        """The scheme with the highest mean of those tried."""
+        return max(self.runs, key=lambda scheme: self.accuracy(scheme).mean)
+
+    def time(self, scheme: str) -> float | None:
+        """Median ratio of its time to that of standard training; None where it was not run."""
+        if scheme not in self.runs:
+            return None
+        ours, theirs = self.runs[scheme], self.runs[BASELINE]
+        return median(ours[seed].seconds / theirs[seed].seconds for seed in ours.keys() & theirs.keys())
+
+
+def find(row: Row, results: Path = RESULTS) -> Found:
+    """The kept runs of a row; of a scheme in several families those of the first."""
+    runs: dict[str, dict[int, Run]] = {}
+    for family in row.families:
+        runs = {**read(results / family / "comparison.csv"), **runs}
+    return Found(row, runs)
+
+
+def read(path: Path) -> dict[str, dict[int, Run]]:
+    """The runs of a comparison, by scheme and seed."""
+    found: dict[str, dict[int, Run]] = {}
+    with path.open(newline="") as file:
+        for line in csv.DictReader(file):
+            scheme = CALLED.get(line["scheme"], line["scheme"])
+            run = Run(100 * float(line["test_accuracy"]), 100 * float(line["train_accuracy"]), float(line["seconds"]))
+            found.setdefault(scheme, {})[int(line["seed"])] = run
+    return found
+
+
+def reached(rows: Sequence[Found]) -> Iterator[str]:
+    """The table of accuracies and times, line by line."""
+    heads = ("test accuracy %", "published", "n", "standard", "RePr", "best of all tried", "time of RePr, `shorter`")
+    yield from head(heads)
+    for found in rows:
+        best = found.best()
+        times = (found.time(METHOD), found.time(SHORTER))
+        yield line(
+            found.row.name,
+            found.row.published,
+            str(found.accuracy(BASELINE).n),
+            number(found.accuracy(BASELINE)),
+            number(found.accuracy(METHOD)),
+            f"{number(found.accuracy(best))} `{best}`, of {len(found.runs)}",
+            ", ".join("-" if time is None else f"{time:.2f}" for time in times),
+        )
+
+
+def worth(rows: Sequence[Found]) -> Iterator[str]:
+    """The table of differences, line by line."""
+    heads = ("points of test accuracy", "standard knows of its images", "RePr", "`shorter`", CHANCE)
+    yield from head((*heads, "RePr minus `shorter`", f"RePr minus {CHANCE}"))
+    pairs = [(scheme, BASELINE) for scheme in COMPARED] + [(METHOD, SHORTER), (METHOD, CHANCE)]
+    for found in rows:
+        known = f"{found.known(BASELINE):.1f} %"
+        yield line(found.row.name, known, *(points(found.minus(*pair)) for pair in pairs))
+
+
+def head(heads: Sequence[str]) -> Iterator[str]:
+    yield line(*heads)
+    yield "|" + "---|" * len(heads)
+
+
+def line(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def number(value: Estimate) -> str:
+    """Such as "73.34 [72.98, 73.71]"."""
+    return f"{value.mean:.2f}" + ("" if value.low is None else f" [{value.low:.2f}, {value.high:.2f}]")
+
+
+def points(value: Difference | None) -> str:
+    """Such as "+1.92 [+1.30, +2.54]"; nothing for None."""
+    if value is None:
+        return ""
+    return f"{value.mean:+.2f}" + ("" if value.low is None else f" [{value.low:+.2f}, {value.high:+.2f}]")
+
+
+def picture(rows: Sequence[Found]) -> Figure:
+    """Every row's differences to standard training with their intervals, one below the other."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8.0, 0.9 + 0.56 * len(rows)), layout="constrained")
+        axes = figure.subplots()
+        axes.axvline(0.0, color="#808080", linewidth=0.8, zorder=1)
+        for number_, (scheme, colour) in enumerate(zip(COMPARED, COLOURS)):
+            there = [(place, found.minus(scheme, BASELINE)) for place, found in enumerate(rows)]
+            drawn = [(place + 0.22 * (number_ - 1), value) for place, value in there if value is not None]
+            axes.errorbar(
+                [value.mean for _, value in drawn],
+                [place for place, _ in drawn],
+                xerr=[value.half_width or 0.0 for _, value in drawn],
+                fmt=MARKS[scheme],
+                color=colour,
+                markersize=5,
+                capsize=2.5,
+                label=COMPARED[scheme],
+            )
+        axes.set_yticks(range(len(rows)), [label(found) for found in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("test accuracy minus that of standard training, in points (95 %)")
+        key(figure, axes.get_legend_handles_labels()[0])
+    return figure
+
+
+def label(found: Found) -> str:
+    """The row's name, and below it how good standard training is and how much of its images it knows."""
+    test, train = found.accuracy(BASELINE).mean, found.known(BASELINE)
+    return f"{found.row.name}\nstandard {test:.1f} %, on training images {train:.0f} %"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the tables, and draw the picture where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--picture", type=Path, metavar="PNG", help="draw it, replacing this file")
+    asked = parser.parse_args(arguments)
+    rows = [find(row) for row in ROWS]
+    if asked.picture:
+        save(picture(rows), asked.picture)
+    print("\n".join((*reached(rows), "", *worth(rows))))
+
+
+if __name__ == "__main__":
+    main()
