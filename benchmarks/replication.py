@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,11 +29,11 @@ RESULTS = Path(__file__).parent / "results" / "replication"
 BASELINE, METHOD, SHORTER, CHANCE = "standard", "repr", "shorter", "random ranking"
 COMPARED = {
     METHOD: "RePr",
-    SHORTER: "standard, its whole schedule in 0.4 of the epochs",
+    SHORTER: "standard, its whole schedule in fewer epochs",
     CHANCE: "RePr, random ranking",
 }
 MARKS = {METHOD: "o", SHORTER: "s", CHANCE: "D"}
-CALLED = {"repr-random": CHANCE, "random": CHANCE}  # two recipes have different names for it
+SAME_AS = {"repr-random": CHANCE, "random": CHANCE}  # two recipes have different names for it
 
 
 class Run(NamedTuple):
@@ -79,12 +80,11 @@ class Found:
         return estimate([run.train for run in self.runs[scheme].values()]).mean
 
     def minus(self, scheme: str, other: str) -> Difference | None:
-        """The difference paired by the seeds that both have; None where there are none."""
-        ours, theirs = self.runs.get(scheme, {}), self.runs.get(other, {})
-        seeds = sorted(ours.keys() & theirs.keys())
-        if not seeds:
+        """The difference, paired by seed; None where one of them was not run."""
+        if scheme not in self.runs or other not in self.runs:
             return None
-        return paired_difference([ours[seed].test for seed in seeds], [theirs[seed].test for seed in seeds])
+        ours, theirs = self.runs[scheme], self.runs[other]
+        return paired_difference([ours[seed].test for seed in ours], [theirs[seed].test for seed in ours])
 
     def best(self) -> str:
         """The scheme with the highest mean of those tried."""
@@ -95,29 +95,37 @@ class Found:
         if scheme not in self.runs:
             return None
         ours, theirs = self.runs[scheme], self.runs[BASELINE]
-        return median(ours[seed].seconds / theirs[seed].seconds for seed in ours.keys() & theirs.keys())
+        return median(ours[seed].seconds / theirs[seed].seconds for seed in ours)
 
 
 def find(row: Row, results: Path = RESULTS) -> Found:
-    """The kept runs of a row; of a scheme in several families those of the first."""
+    """The kept runs of a row.
+
+    Raises:
+        ValueError: the families do not fit together; other seeds, or other numbers for the same scheme.
+    """
     runs: dict[str, dict[int, Run]] = {}
     for family in row.families:
-        runs = {**read(results / family / "comparison.csv"), **runs}
+        for scheme, found in read(results / family / "comparison.csv").items():
+            if runs.setdefault(scheme, found) != found:
+                raise ValueError(f"{row.name}: {scheme} has other numbers in {family} than in a family before it")
+            if found.keys() != runs[BASELINE].keys():
+                raise ValueError(f"{row.name}: {scheme} has other seeds in {family} than {BASELINE}: {list(found)}")
     return Found(row, runs)
 
 
 def read(path: Path) -> dict[str, dict[int, Run]]:
-    """The runs of a comparison, by scheme and seed."""
+    """The runs of a comparison, by scheme and seed; the baseline comes first there."""
     found: dict[str, dict[int, Run]] = {}
     with path.open(newline="") as file:
         for line in csv.DictReader(file):
-            scheme = CALLED.get(line["scheme"], line["scheme"])
+            scheme = SAME_AS.get(line["scheme"], line["scheme"])
             run = Run(100 * float(line["test_accuracy"]), 100 * float(line["train_accuracy"]), float(line["seconds"]))
             found.setdefault(scheme, {})[int(line["seed"])] = run
     return found
 
 
-def reached(rows: Sequence[Found]) -> Iterator[str]:
+def accuracy_table(rows: Sequence[Found]) -> Iterator[str]:
     """The table of accuracies and times, line by line."""
     heads = ("test accuracy %", "published", "n", "standard", "RePr", "best of all tried", "time of RePr, `shorter`")
     yield from head(heads)
@@ -135,7 +143,7 @@ def reached(rows: Sequence[Found]) -> Iterator[str]:
         )
 
 
-def worth(rows: Sequence[Found]) -> Iterator[str]:
+def difference_table(rows: Sequence[Found]) -> Iterator[str]:
     """The table of differences, line by line."""
     heads = ("points of test accuracy", "standard knows of its images", "RePr", "`shorter`", CHANCE)
     yield from head((*heads, "RePr minus `shorter`", f"RePr minus {CHANCE}"))
@@ -172,13 +180,13 @@ def picture(rows: Sequence[Found]) -> Figure:
         figure = Figure(figsize=(8.0, 0.9 + 0.56 * len(rows)), layout="constrained")
         axes = figure.subplots()
         axes.axvline(0.0, color="#808080", linewidth=0.8, zorder=1)
-        for number_, (scheme, colour) in enumerate(zip(COMPARED, COLOURS)):
+        for place, (scheme, colour) in enumerate(zip(COMPARED, COLOURS)):
             there = [(place, found.minus(scheme, BASELINE)) for place, found in enumerate(rows)]
-            drawn = [(place + 0.22 * (number_ - 1), value) for place, value in there if value is not None]
+            drawn = [(place + 0.22 * (place - 1), value) for place, value in there if value is not None]
             axes.errorbar(
                 [value.mean for _, value in drawn],
                 [place for place, _ in drawn],
-                xerr=[value.half_width or 0.0 for _, value in drawn],
+                xerr=[math.nan if value.half_width is None else value.half_width for _, value in drawn],
                 fmt=MARKS[scheme],
                 color=colour,
                 markersize=5,
@@ -206,8 +214,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = parser.parse_args(arguments)
     rows = [find(row) for row in ROWS]
     if asked.picture:
-        save(picture(rows), asked.picture)
-    print("\n".join((*reached(rows), "", *worth(rows))))
+        save(picture(rows), asked.picture, says="\n".join(difference_table(rows)))
+    print("\n".join((*accuracy_table(rows), "", *difference_table(rows))))
 
 
 if __name__ == "__main__":

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
+from statistics import stdev
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from tests.readers import DOCS, ROOT
 
-accuracies = st.dictionaries(st.integers(0, 5), st.floats(10, 90))
+README = (ROOT / "README.md").read_text()
+accuracies = st.floats(10, 90)
 
 
 @pytest.fixture
@@ -18,21 +22,34 @@ def program(load):
     return load("replication")
 
 
-def test_the_tables_of_the_page_are_those_of_the_records(program):
+@pytest.fixture
+def rows(program):
+    return [program.find(row) for row in program.ROWS]
+
+
+def test_the_tables_of_the_page_are_those_of_the_records(program, rows):
     page = (DOCS / "replication.md").read_text().splitlines()
-    rows = [program.find(row) for row in program.ROWS]
-    for table in (list(program.reached(rows)), list(program.worth(rows))):
+    for table in (list(program.accuracy_table(rows)), list(program.difference_table(rows))):
         start = page.index(table[0])
         assert page[start : start + len(table) + 1] == [*table, ""]
 
 
-def test_the_readme_says_the_same(program):
-    readme = (ROOT / "README.md").read_text()
-    for row in program.ROWS:
-        found = program.find(row)
-        differences = [found.minus(scheme, "standard") for scheme in ("repr", "shorter")]
-        cells = (program.number(found.accuracy("standard")), *map(program.points, differences))
-        assert f" | {' | '.join(cells)} |\n" in readme, row.name
+def test_the_readme_says_the_same_in_the_same_order(program, rows):
+    """Its rows have names of their own, for readers who see no other table."""
+    found = re.findall(r"^\| [^|]+ \| (\S+ \[[^|]+\]) \| (\S+ \[[^|]+) \| (\S+ \[[^|]+) \|$", README, re.MULTILINE)
+    schemes = ("repr", "shorter")
+    assert found == [
+        (
+            program.number(row.accuracy("standard")),
+            *(program.points(row.minus(scheme, "standard")) for scheme in schemes),
+        )
+        for row in rows
+    ]
+
+
+def test_the_picture_in_the_documents_is_of_these_numbers(program, rows):
+    with Image.open(DOCS / "images" / "replication.png") as picture:
+        assert picture.text["Description"].splitlines() == list(program.difference_table(rows))
 
 
 def test_it_prints_the_tables_and_draws_the_picture(program, tmp_path, capsys):
@@ -42,28 +59,59 @@ def test_it_prints_the_tables_and_draws_the_picture(program, tmp_path, capsys):
     assert (tmp_path / "new" / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_of_a_scheme_in_several_families_the_first_counts(program, tmp_path):
-    for name, schemes in {"first": {"repr": 0.5}, "second": {"repr": 0.6, "repr-random": 0.7}}.items():
-        (tmp_path / name).mkdir()
-        lines = [f"{scheme},3,{share},1.0,2.0" for scheme, share in schemes.items()]
+def keep(folder, **families):
+    """Families of results as ``reaper compare`` writes them; ``families[name][scheme][seed]`` is a share."""
+    for name, schemes in families.items():
+        (folder / name).mkdir()
+        lines = [f"{scheme},{seed},{share},1.0,2.0" for scheme, by in schemes.items() for seed, share in by.items()]
         heads = "scheme,seed,test_accuracy,train_accuracy,seconds"
-        (tmp_path / name / "comparison.csv").write_text("\n".join([heads, *lines]))
-    found = program.find(program.Row("row", ("first", "second")), tmp_path)
-    assert {scheme: runs[3].test for scheme, runs in found.runs.items()} == {"repr": 50.0, "random ranking": 70.0}
+        (folder / name / "comparison.csv").write_text("\n".join([heads, *lines]))
+
+
+def test_families_of_one_row_are_put_together(program, tmp_path):
+    standard = {0: 0.25, 1: 0.5}
+    keep(
+        tmp_path,
+        a={"standard": standard, "repr": {0: 0.5, 1: 0.75}},
+        b={"standard": standard, "repr-random": {1: 1.0, 0: 0.5}},
+    )
+    found = program.find(program.Row("row", ("a", "b")), tmp_path)
+    assert {scheme: found.accuracy(scheme).mean for scheme in found.runs} == {
+        "standard": 37.5,
+        "repr": 62.5,
+        "random ranking": 75.0,
+    }
     assert found.best() == "random ranking"
+    assert found.time("repr") == 1.0
+    assert found.time("shorter") is None
+    assert found.minus("shorter", "standard") is None
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ({"standard": {0: 0.25, 1: 0.75}}, "row: standard has other numbers in b than in a family before it"),
+        ({"standard": {0: 0.25, 1: 0.5}, "repr": {0: 0.5}}, r"row: repr has other seeds in b than standard: \[0\]"),
+    ],
+)
+def test_families_that_do_not_fit_together_are_refused(program, tmp_path, second, message):
+    keep(tmp_path, a={"standard": {0: 0.25, 1: 0.5}}, b=second)
+    with pytest.raises(ValueError, match=message):
+        program.find(program.Row("row", ("a", "b")), tmp_path)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # the module is the same for all examples
-@given(ours=accuracies, theirs=accuracies)
-def test_differences_are_paired_by_the_seeds_that_both_have(program, ours, theirs):
-    schemes = {"repr": ours, "standard": theirs}
-    runs = {name: {seed: program.Run(test, 100.0, 1.0) for seed, test in of.items()} for name, of in schemes.items()}
-    found = program.Found(program.Row("row", ()), runs)
-    both = ours.keys() & theirs.keys()
+@given(pairs=st.dictionaries(st.integers(0, 9), st.tuples(accuracies, accuracies), min_size=1), order=st.randoms())
+def test_differences_are_paired_by_seed_in_whatever_order_the_runs_stand(program, pairs, order):
+    def runs(which):
+        seeds = order.sample(sorted(pairs), len(pairs))
+        return {seed: program.Run(pairs[seed][which], 100.0, 1.0) for seed in seeds}
+
+    found = program.Found(program.Row("row", ()), {"standard": runs(0), "repr": runs(1)})
     difference = found.minus("repr", "standard")
-    assert (difference is None) == (not both)
-    assert (program.points(difference) == "") == (not both)
-    if both:
-        assert difference.n == len(both)
-        assert math.isclose(difference.mean, sum(ours[s] - theirs[s] for s in both) / len(both), abs_tol=1e-9)
-        assert math.isclose(found.minus("standard", "repr").mean, -difference.mean, abs_tol=1e-9)
+    wanted = [ours - theirs for theirs, ours in pairs.values()]
+    assert difference.n == len(wanted)
+    assert math.isclose(difference.mean, sum(wanted) / len(wanted), abs_tol=1e-9)
+    if len(wanted) > 1:
+        assert math.isclose(difference.sd, stdev(wanted), abs_tol=1e-6)
+    assert math.isclose(found.minus("standard", "repr").mean, -difference.mean, abs_tol=1e-9)

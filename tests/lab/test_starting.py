@@ -86,9 +86,28 @@ def test_what_is_commented_out_is_right_too(here):
     assert tried == 8
 
 
+@pytest.mark.parametrize("data", ["digits", "coco", "easy-vqa"])
+def test_the_filters_are_back_before_the_rate_falls(here, data):
+    (here / "a.yaml").write_text(recipe_text("a.yaml", data=data))
+    recipe = load_recipe(here / "a.yaml")
+    scheme = recipe.scheme_spec("repr")
+    assert scheme.cycles * (scheme.full + scheme.sub) == recipe.epochs - recipe.schedule.fall
+
+
+@pytest.mark.parametrize(
+    ("model", "skip"),
+    [("cnet", None), ("resnet20", ["first", "full-width"]), ("timm:seresnet18", ["first", "full-width"])],
+)
+def test_filters_that_end_in_a_sum_are_left_out_of_residual_networks(here, model, skip):
+    found = yaml.safe_load(recipe_text("a.yaml", model=model))
+    assert found["scheme"].get("skip") == skip
+    assert {"fraction": 0.3, **found["schemes"]["repr-random"]} == {**found["scheme"], "criterion": "random"}
+
+
 def test_no_line_is_wider_than_the_others():
-    for data in ("digits", "folder", "parquet", "hub", "coco", "easy-vqa"):
-        assert max(map(len, recipe_text("recipe.yaml", data=data).splitlines())) <= 120
+    texts = [recipe_text("a.yaml", data=data) for data in ("digits", "folder", "parquet", "hub", "coco", "easy-vqa")]
+    lines = "\n".join([*texts, recipe_text("a.yaml", model="resnet20")]).splitlines()
+    assert max(map(len, lines)) <= 120
 
 
 def test_a_file_that_is_there_is_left_alone(here):

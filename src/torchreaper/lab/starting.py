@@ -55,6 +55,8 @@ _OTHER_MODEL = """\
   name: {name}
   options: {{}}         # arguments of the function or class that makes it; channels and classes come from the data
 """
+_SUMS = "skip: [first, full-width]"
+_WHY = "  # not the first layer; in residual networks: nor filters that end in a sum\n"
 _JUDGING = "eval_batch: 100       # images at a time when the network is judged\n"
 _TEXT = """\
 # What to compare, and how. `reaper compare {file}` trains the network with every scheme and seed named below
@@ -77,7 +79,7 @@ model:
 #   {{name: "torchvision:resnet18"}}                     # or of torchvision
 #   {{name: mypackage.mymodule:make, options: {{width: 32}}}}  # your own function or class
 
-epochs: 30            # times that training goes through all images, for every scheme alike
+epochs: 40            # times that training goes through all images, for every scheme alike
 batch: 25             # images in one step
 augment: none         # crop-flip: random crops and mirror images (not for digits); resized-crop: ImageNet's
 {judging}
@@ -88,19 +90,21 @@ optim:
   weight_decay: 0.0
 
 schedule:
-  name: trapezoid     # or: constant; cosine; step with milestones: [15, 25]
-  fall: 6             # the last epochs, in which it falls to 0: RePr wants its filters back before
+  name: trapezoid     # or: constant; cosine; step with milestones: [20, 30]
+  fall: 8             # the last epochs, in which it falls to 0: RePr wants its filters back before
 
 scheme:               # how `reaper train` trains; `reaper compare` adds "standard", the usual way
   name: repr
-  full: 3             # epochs with the whole network; then the filters that overlap most are dropped,
-  sub: 3              # epochs without them; then they come back, pointing where no other filter points
-  cycles: 4           # how often: back for good after epoch 24 of 30
+  full: 2             # epochs with the whole network; then the filters that overlap most are dropped,
+  sub: 2              # epochs without them; then they come back, pointing where no other filter points
+  cycles: 8           # how often: back for good after epoch 32 of 40
   fraction: 0.3       # share of the filters that goes each time
   criterion: orthogonality
-
-schemes:              # others, by a name of yours: reaper compare {file} --schemes standard,repr,repr-random
-  repr-random: {{name: repr, full: 3, sub: 3, cycles: 4, criterion: random}}  # do the chosen filters matter?
+{skip}
+schemes:              # others: reaper compare {file} --schemes standard,repr,repr-random,shorter
+  repr-random: {{name: repr, full: 2, sub: 2, cycles: 8, criterion: random{too}}}
+  shorter: {{factor: 0.4}}
+# The first: does it matter which filters go? The second, standard training in 0.4 of the epochs: or when to stop?
 # `reaper schemes` lists all there are, `reaper schemes NAME` the options of one.
 
 seeds: 3              # trainings per scheme, from different random starts; one alone would prove nothing
@@ -145,14 +149,15 @@ optim:
   weight_decay: 0.0001
 
 schedule:
-  name: cosine        # to 0 at the last epoch
+  name: trapezoid     # or: cosine; constant; step with milestones: [15, 25]
+  fall: 12            # the last epochs, in which it falls to 0: RePr wants its filters back before
   warmup: 1
 
 scheme:               # how `reaper train` trains; `reaper compare` adds "standard", the usual way
   name: repr
   full: 6             # epochs with the whole network; then the filters that overlap most are dropped,
   sub: 3              # epochs without them; then they come back, pointing where no other filter points
-  cycles: 2           # how often; a whole network must be left at the end, with some epochs to settle
+  cycles: 2           # how often: back for good after epoch 18 of 30
   fraction: 0.3       # share of the filters that goes each time
   scope: null         # or backbone: touch that part only
   max_per_layer: 0.5  # leave half of every layer: narrow ones would nearly vanish
@@ -188,13 +193,14 @@ optim:
   lr: 0.001           # learning rate
 
 schedule:
-  name: constant      # or: step with milestones: [8, 10]; cosine
+  name: trapezoid     # or: constant; step with milestones: [8, 10]; cosine
+  fall: 6             # the last epochs, in which it falls to 0: RePr wants its filters back before
 
 scheme:               # how `reaper train` trains; `reaper compare` adds "standard", the usual way
   name: repr
   full: 2             # epochs with the whole network; then the filters that overlap most are dropped,
   sub: 1              # epochs without them; then they come back, pointing where no other filter points
-  cycles: 2           # how often; a whole network must be left at the end, with some epochs to settle
+  cycles: 2           # how often: back for good after epoch 6 of 12
   fraction: 0.3       # share of the filters that goes each time
   scope: cnn          # the part that looks at the picture
 
@@ -230,12 +236,15 @@ def recipe_text(file: str, *, model: str = DEFAULT, data: str = "digits") -> str
         (other,) = (name for name, (_, usual) in _OTHER_TASKS.items() if MODELS[usual].task in spec.tasks)
         raise UserError(f"model={model!r}: is a network for {spec.tasks[0]}; give --data {other} with it")
     template = _MODEL.get(model, _ZOO_MODEL if model in MODELS else _OTHER_MODEL)
+    residual = "resne" in model  # resnets and resnexts, their relatives too
     return _TEXT.format(
         file=shlex.quote(file),
         stem=stem,
         data=_OWN_DATA.format(name=data) if own else _DATA[data],
         model=template if model in _MODEL else template.format(name=model),
         zoo=f"{', '.join(list(MODELS)[1:3])}, densenet40, vgg16, ...",
+        skip=f"  {'' if residual else '# '}{_SUMS}{_WHY}",
+        too=f", {_SUMS}" if residual else "",
         judging=_JUDGING if data == "folder" or own else "",
     )
 
