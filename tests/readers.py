@@ -80,7 +80,7 @@ def of_the_reader() -> dict[str, Any]:
         fc = list(model.modules())[-1]
         with torch.no_grad():
             fc.bias -= model(images).mean(0)  # so that each class is somewhere the likeliest, and single filters decide
-        return model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        return model, torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
 
     def train_one_epoch(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         for x, y in loader:
