@@ -20,12 +20,16 @@ def load(name, profile=None):
     return load_recipe(FOLDER / f"{name}.yaml", profile=profile)
 
 
+def repr_in(spec):
+    """RePr's own settings in a scheme, which may be one of several parts."""
+    return [part for part in getattr(spec, "parts", {"": spec}).values() if part.name == "repr"]
+
+
 @pytest.mark.parametrize(("name", "profile"), EVERY)
 def test_all_schemes_fit_and_the_filters_are_back_before_the_rate_falls(name, profile):
     recipe = load(name, profile)
     for key in recipe.every_scheme():
-        spec = recipe.scheme_spec(key)
-        if spec.name == "repr":
+        for spec in repr_in(recipe.scheme_spec(key)):
             back = spec.cycles * (spec.full + spec.sub)
             assert (back <= recipe.epochs - recipe.schedule.fall) == (key != "paper"), key
     assert recipe.report == "last"
@@ -39,10 +43,10 @@ def test_the_grid_has_each_cell_once_and_nothing_else_changes():
         cells.append((recipe.augment, optim.weight_decay, data.label_noise, data.limit))
         share = {key: recipe.scheme[key] / recipe.epochs for key in ("full", "sub")}
         same = recipe.model_dump_json(include={"model", "batch", "precision", "channels_last"})
-        rest.add(
-            (same, optim.lr, data.validation, data.test_limit, recipe.schedule.fall / recipe.epochs, *share.values())
-        )
         ours, theirs = recipe.scheme, recipe.schemes["repr-random"]
+        method = str({key: value for key, value in ours.items() if key not in share})
+        fall = recipe.schedule.fall / recipe.epochs
+        rest.add((same, method, optim.lr, data.validation, data.test_limit, fall, *share.values()))
         assert {key for key in ours if ours[key] != theirs[key]} == {"criterion"}
     assert sorted(cells, key=str) == sorted(product(("none", "crop-flip"), (0, 5e-4), (0, 0.2), (4500, None)), key=str)
     assert len(rest) == 1
@@ -56,6 +60,27 @@ def test_augmented_is_a_cell_of_the_grid_with_five_times_the_epochs(profile, cel
     assert longer.epochs == 5 * once.epochs
     assert longer.schedule.fall == 5 * once.schedule.fall
     assert longer.scheme == {**once.scheme, "full": 5 * once.scheme["full"], "sub": 5 * once.scheme["sub"]}
+
+
+def test_100_epochs_are_40_times_two_and_a_half():
+    longer, once = load("c3-32-100"), load("c3-32")
+    same = {"data", "model", "batch", "augment", "precision", "channels_last", "optim", "seeds", "report"}
+    assert longer.model_dump(include=same) == once.model_dump(include=same)
+    assert longer.epochs == 2.5 * once.epochs
+    assert longer.schedule.fall == 2.5 * once.schedule.fall
+    assert longer.scheme == {**once.scheme, "full": 2.5 * once.scheme["full"], "sub": 2.5 * once.scheme["sub"]}
+    epochs = [recipe.epochs * recipe.scheme_spec("shorter").factor for recipe in (longer, once)]
+    assert epochs == [16, 16]
+    paper = longer.scheme_spec("paper")
+    assert (paper.full, paper.sub, paper.cycles, paper.fraction) == (20, 10, 3, 0.3)
+
+
+def test_in_residual_networks_what_ends_in_a_sum_is_left_out():
+    for profile in ("resnet20", "resnet20-crop"):
+        recipe = load("networks", profile)
+        inside, fewer = recipe.schemes["inside"], recipe.schemes["inside-fewer"]
+        assert inside["skip"] == ["first", "full-width"]
+        assert {key for key in inside if inside[key] != fewer[key]} == {"full", "cycles"}
 
 
 def test_the_parts_differ_from_the_whole_in_what_they_are_named_after():
