@@ -105,5 +105,7 @@ def test_the_parts_differ_from_the_whole_in_what_they_are_named_after():
     for key, changes in parts.items():
         expected = {**recipe.scheme, **changes, "reinit": {**recipe.scheme["reinit"], **changes.get("reinit", {})}}
         assert recipe.schemes[key] == expected, key
-    assert recipe.schemes["as-they-were"]["reinit"]["method"] == "keep"
+    as_they_were = recipe.schemes["as-they-were"]["reinit"]
+    assert (as_they_were["method"], as_they_were["consumers"]) == ("keep", "keep")
+    assert recipe.schemes["as-they-were-zero"]["reinit"] == {**as_they_were, "consumers": "zero"}
     assert recipe.schemes["return-released"]["reinit"]["method"] == "released"
