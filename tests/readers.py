@@ -111,7 +111,7 @@ def _of_lightning() -> dict[str, Any]:
 def _of_transformers() -> dict[str, Any]:
     from tests.integrations.hf import Images, Trainer, arguments, resnet
 
-    told = arguments(Path("out"), num_train_epochs=100)
+    told = arguments(Path("out"), num_train_epochs=40)
     return {"Trainer": Trainer, "model": resnet(), "arguments": told, "images": Images(6)}
 
 

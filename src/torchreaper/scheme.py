@@ -37,9 +37,9 @@ class RePr:
 
     ::
 
-        scheme = tr.RePr(model, optimizer, example_inputs, full=5, sub=5, cycles=8)
-        for epoch in range(100):
-            train_one_epoch(model, optimizer)  # its rate should stay until the last return, after 80
+        scheme = tr.RePr(model, optimizer, example_inputs, full=2, sub=2, cycles=8)
+        for epoch in range(40):
+            train_one_epoch(model, optimizer)  # its rate should stay until the last return, after 32
             scheme.step()
 
     The defaults of ``full``, ``sub`` and ``cycles`` are the paper's, which trains for 100 epochs or more.

@@ -22,7 +22,7 @@ class RePrCallback(Adapter, Callback):
 
     ::
 
-        trainer = Trainer(max_epochs=100, callbacks=[RePrCallback(full=5, sub=5, cycles=8)])
+        trainer = Trainer(max_epochs=40, callbacks=[RePrCallback(full=2, sub=2, cycles=8)])
         trainer.fit(module)
 
     The scheme is built when fitting begins and taken off the model at the end; checkpoints of the Trainer hold its

@@ -22,7 +22,7 @@ class RePrCallback(Adapter, TrainerCallback, ExportableState):
 
     ::
 
-        trainer = Trainer(model, args, train_dataset=images, callbacks=[RePrCallback(full=5, sub=5, cycles=8)])
+        trainer = Trainer(model, args, train_dataset=images, callbacks=[RePrCallback(full=2, sub=2, cycles=8)])
         trainer.train()
 
     The scheme is built when training begins and taken off the model at its end (after an error: by ``finish()``, or as
