@@ -41,7 +41,9 @@ def main(asked: argparse.Namespace) -> None:
         task="detection",
     ).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=asked.lr, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, asked.epochs)
+    # The rate stays until the last filters are back, then it falls to 0; the same for standard training.
+    fall = max(1, asked.epochs - asked.cycles * (asked.full + asked.sub))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: min(1.0, (asked.epochs - epoch) / fall))
     print(f"{len(train)} photographs to train on, {len(test)} to be judged by: {', '.join(found.classes)}")
 
     scheme = None

@@ -104,8 +104,10 @@ def main(argv: Sequence[str] | None = None) -> tuple[float, dict[str, list[float
 
     model = UNet(args.width)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.005)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs)
     scheme, unit = None, max(1, args.epochs // 10)
+    # The learning rate stays until the last filters are back, then it falls to 0.
+    fall = max(1, args.epochs - 6 * unit)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: min(1.0, (args.epochs - epoch) / fall))
     # Half of a layer at most: where a layer is all that connects two parts, more of it would cut the network in two.
     settings = {"full": 2 * unit, "sub": unit, "cycles": 2, "max_per_layer": 0.5, "scope": args.scope}
     if args.repr:
