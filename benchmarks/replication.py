@@ -182,9 +182,9 @@ def picture(rows: Sequence[Found]) -> Figure:
         figure = Figure(figsize=(8.0, 0.9 + 0.56 * len(rows)), layout="constrained")
         axes = figure.subplots()
         axes.axvline(0.0, color="#808080", linewidth=0.8, zorder=1)
-        for place, (scheme, colour) in enumerate(zip(COMPARED, COLOURS)):
+        for index, (scheme, colour) in enumerate(zip(COMPARED, COLOURS)):
             there = [(place, found.minus(scheme, BASELINE)) for place, found in enumerate(rows)]
-            drawn = [(place + 0.22 * (place - 1), value) for place, value in there if value is not None]
+            drawn = [(place + 0.22 * (index - 1), value) for place, value in there if value is not None]
             axes.errorbar(
                 [value.mean for _, value in drawn],
                 [place for place, _ in drawn],

@@ -52,6 +52,14 @@ def test_the_picture_in_the_documents_is_of_these_numbers(program, rows):
         assert picture.text["Description"].splitlines() == list(program.difference_table(rows))
 
 
+def test_every_mark_of_the_picture_stands_at_its_row(program, rows):
+    (axes,) = program.picture(rows).axes
+    for scheme, marks in zip(program.COMPARED, axes.containers):
+        there = [(index, row.minus(scheme, "standard")) for index, row in enumerate(rows)]
+        drawn = [(round(y), x) for x, y in marks.lines[0].get_xydata()]
+        assert drawn == [(index, difference.mean) for index, difference in there if difference is not None]
+
+
 def test_it_prints_the_tables_and_draws_the_picture(program, tmp_path, capsys):
     program.main(["--picture", str(tmp_path / "new" / "picture.png")])
     printed = capsys.readouterr().out
