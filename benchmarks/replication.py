@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import matplotlib
 from matplotlib.figure import Figure
+from report import shown
 
 from torchreaper.lab.report.saving import save
 from torchreaper.lab.report.style import COLOURS, STYLE, key
@@ -138,9 +139,9 @@ def accuracy_table(rows: Sequence[Found]) -> Iterator[str]:
             found.row.name,
             found.row.published,
             str(found.accuracy(BASELINE).n),
-            number(found.accuracy(BASELINE)),
-            number(found.accuracy(METHOD)),
-            f"{number(found.accuracy(best))} `{best}`, of {len(found.runs)}",
+            shown(found.accuracy(BASELINE)),
+            shown(found.accuracy(METHOD)),
+            f"{shown(found.accuracy(best))} `{best}`, of {len(found.runs)}",
             ", ".join("-" if time is None else f"{time:.2f}" for time in times),
         )
 
@@ -164,16 +165,9 @@ def line(*cells: str) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def number(value: Estimate) -> str:
-    """Such as "73.34 [72.98, 73.71]"."""
-    return f"{value.mean:.2f}" + ("" if value.low is None else f" [{value.low:.2f}, {value.high:.2f}]")
-
-
 def points(value: Difference | None) -> str:
     """Such as "+1.92 [+1.30, +2.54]"; nothing for None."""
-    if value is None:
-        return ""
-    return f"{value.mean:+.2f}" + ("" if value.low is None else f" [{value.low:+.2f}, {value.high:+.2f}]")
+    return "" if value is None else shown(value, "+")
 
 
 def picture(rows: Sequence[Found]) -> Figure:
@@ -214,10 +208,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--picture", type=Path, metavar="PNG", help="draw it, replacing this file")
     asked = parser.parse_args(arguments)
+    if asked.picture and (asked.picture.suffix != ".png" or asked.picture.is_dir()):
+        parser.error(f"argument --picture: {asked.picture}: must be a file that ends in .png")
     rows = [find(row) for row in ROWS]
+    differences = list(difference_table(rows))
     if asked.picture:
-        save(picture(rows), asked.picture, says="\n".join(difference_table(rows)))
-    print("\n".join((*accuracy_table(rows), "", *difference_table(rows))))
+        try:
+            save(picture(rows), asked.picture, says="\n".join(differences))
+        except OSError as error:
+            parser.error(f"argument --picture: {asked.picture}: {error.strerror}; choose another place")
+    print("\n".join((*accuracy_table(rows), "", *differences)))
 
 
 if __name__ == "__main__":

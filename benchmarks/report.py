@@ -15,6 +15,7 @@ import torch
 from measure import Estimate, short
 from networks import KEYS, NETS, Net, available
 
+from torchreaper.lab import statistics
 from torchreaper.lab.environment import environment
 
 RESULTS = Path(__file__).parent / "results"
@@ -151,6 +152,13 @@ def markdown_table(columns: Columns, rows: Sequence[Mapping[str, Any]]) -> str:
     lines = ["| " + " | ".join(text.ljust(width) for text, width in zip(row, widths)) + " |" for row in cells]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines)
+
+
+def shown(found: statistics.Estimate, sign: str = "") -> str:
+    """A mean with its interval, where there is one."""
+    if found.low is None or found.high is None:
+        return f"{found.mean:{sign}.2f}"
+    return f"{found.mean:{sign}.2f} [{found.low:{sign}.2f}, {found.high:{sign}.2f}]"
 
 
 def _cell(value: Any) -> str:

@@ -20,10 +20,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from report import RESULTS, markdown_table, parse, parser
+from report import RESULTS, markdown_table, parse, parser, shown
 
 from torchreaper.lab.environment import environment
-from torchreaper.lab.statistics import Estimate, estimate, format_p, paired_difference, verdict
+from torchreaper.lab.statistics import estimate, format_p, paired_difference, verdict
 
 EXAMPLES = {"segmentation": "mean IoU", "timeseries": "accuracy"}
 SCHEMES = {"standard": [], "RePr": ["--repr"]}
@@ -98,13 +98,6 @@ def row(example: str, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "epoch": f"{median(ratios):.2f} [{ratios[0]:.2f}, {ratios[-1]:.2f}]",
         "verdict": verdict("RePr", "standard", difference),
     }
-
-
-def shown(found: Estimate, sign: str = "") -> str:
-    """A mean with its interval, where there is one."""
-    if found.low is None or found.high is None:
-        return f"{found.mean:{sign}.2f}"
-    return f"{found.mean:{sign}.2f} [{found.low:{sign}.2f}, {found.high:{sign}.2f}]"
 
 
 if __name__ == "__main__":

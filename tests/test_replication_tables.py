@@ -40,7 +40,7 @@ def test_the_readme_says_the_same_in_the_same_order(program, rows):
     schemes = ("repr", "shorter")
     assert found == [
         (
-            program.number(row.accuracy("standard")),
+            program.shown(row.accuracy("standard")),
             *(program.points(row.minus(scheme, "standard")) for scheme in schemes),
         )
         for row in rows
@@ -65,6 +65,21 @@ def test_it_prints_the_tables_and_draws_the_picture(program, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert printed.count("\n| C3(32), 10,000 images |") == 2
     assert (tmp_path / "new" / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("picture.jpg", "picture.jpg: must be a file that ends in .png"),
+        ("file/picture.png", "file/picture.png: File exists; choose another place"),
+    ],
+)
+def test_a_picture_that_cannot_be_is_refused_in_one_line(program, tmp_path, capsys, name, message):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(SystemExit, match="2"):
+        program.main(["--picture", str(tmp_path / name)])
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"argument --picture: {tmp_path}/{message}")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def keep(folder, **families):
