@@ -167,6 +167,7 @@ def test_rows_of_hugging_face_are_the_images_in_folders(runs):
     assert not differing(end(runs / "masked"), end(runs / "rows"))
 
 
+@pytest.mark.slow
 def test_two_processes_by_torchrun_and_an_elastic_restart_come_to_the_same(images, tmp_path):
     settings = [*SMALL, *TOGETHER, *ONE_CYCLE]
     script = [*TORCHRUN, "--max-restarts", "1", "-m", "tests.imagenet", str(images), *settings, "--out"]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import torchreaper as tr
@@ -63,6 +63,18 @@ def test_the_span_does_not_jump(layer, seed):
     torch.testing.assert_close(basis.T @ basis, torch.eye(basis.shape[1], dtype=torch.float64))
     unit = unit_rows(rows)
     torch.testing.assert_close(unit @ basis @ basis.T, unit, rtol=0, atol=2e-6)
+
+
+@given(st.integers(0, 1000), st.floats(1e-9, 1.0))
+@example(seed=0, tilt=1e-5)
+def test_draws_that_almost_coincide_outside_the_span_give_no_half_right_direction(seed, tilt):
+    """The basis leaves of the second what it leaves of the first, but for ``tilt``: rounding grows by as much."""
+    draws = torch.randn(2, 7, dtype=torch.float64, generator=generator(seed))
+    others = torch.randn(5, 7, dtype=torch.float64, generator=generator(seed + 5000))
+    between = draws[1] - draws[0] + tilt * others[0]
+    basis = torch.linalg.qr(torch.cat([between[None], others[1:]]).T)[0]
+    new = complement(basis, 2, generator(seed))
+    assert (new @ basis).abs().max() < 1e-12
 
 
 def test_rank_deficient_layers_have_the_room_of_their_rank():

@@ -245,8 +245,9 @@ def complement(
         q, r = torch.linalg.qr(rows.T)
         diagonal = r.diagonal()
         # What is left of a draw inside the span is rounding noise, and QR would make a direction of it. It happens:
-        # a generator of the same seed as the one that drew the weights begins with those very weights.
-        if (diagonal.abs() > 1e-6).all():
+        # a generator of the same seed as the one that drew the weights begins with those very weights. What is left
+        # of one that almost lies there is a direction only to as many digits less, so these are drawn again too.
+        if (diagonal.abs() > 1e-3).all():
             signed: Tensor = q * torch.where(diagonal < 0, -1.0, 1.0)
             return signed.T
 

@@ -232,7 +232,10 @@ def test_ctrl_c_ends_both_with_one_line(job):
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc to look for processes")
-@pytest.mark.parametrize("meets", [False, True], ids=["before they have met", "swallowed"])
+@pytest.mark.parametrize(
+    "meets",
+    [pytest.param(False, id="before they have met"), pytest.param(True, id="swallowed", marks=pytest.mark.slow)],
+)
 def test_one_that_is_told_to_stop_takes_the_others_along(job, meets):
     """Before they have met, where the others would wait; and where it has to be ended because it swallows the order."""
     (job / "deaf.py").write_text(DEAF)

@@ -105,6 +105,7 @@ def test_workers_end_with_their_parent(out, how, code, said, begin):
 def test_two_commands_do_not_train_one_run(out, begin):
     first = begin(out)
     until(lambda: len(training(out)) == 2, seconds=120)
+    os.killpg(first.pid, signal.SIGSTOP)  # it keeps its locks, and leaves the processors to the second
     second = begin(out)
     shown, errors = second.communicate(timeout=200)
     assert (shown, second.returncode) == ("", 2)
@@ -112,5 +113,6 @@ def test_two_commands_do_not_train_one_run(out, begin):
     assert ": is being trained by process " in errors
     assert errors.count("\n") == 1
     assert first.poll() is None
+    os.killpg(first.pid, signal.SIGCONT)
     os.killpg(first.pid, signal.SIGINT)
     assert first.communicate(timeout=200) == ("", INTERRUPTED)

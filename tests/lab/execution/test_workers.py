@@ -75,6 +75,7 @@ def test_a_killed_worker_is_replaced_and_one_that_dies_again_and_again_is_given_
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.slow
 def test_a_death_and_news_of_another_run_at_once(tmp_path, monkeypatch):
     wait = connection.wait
 
