@@ -57,7 +57,14 @@ class Row:
 ROWS = (
     Row("C3(32), 45,000 images", ("final-45000",), "72.1, 76.4"),
     Row(
-        "C3(32), 10,000 images", ("final-10000", "final-10000-parts", "final-10000-slices", "final-10000-alternatives")
+        "C3(32), 10,000 images",
+        (
+            "final-10000",
+            "final-10000-parts",
+            "final-10000-slices",
+            "final-10000-readings",
+            "final-10000-alternatives",
+        ),
     ),
     Row("C2(32), 5,000 images", ("c2-5000",)),
     Row("C3(32) with 3x3 kernels, 4,500 images", ("grid-base",)),
