@@ -94,12 +94,12 @@ LAB = [
         "library",
         "recipe",
         "recipe_text",
-        "sections",
         "records",
         "published",
         "schemes",
         "data",
         "models",
+        "sections",
     ),
     *("objects", "settings", "files", "stopping", "yaml_text", "foreign", "launched", "wording", "errors"),
 ]

@@ -61,7 +61,7 @@ class Run:
         data.check_augmentation(train, recipe.augment)
         self.module = self._network(recipe, seed)
         self.frozen = self._begin()
-        self.optimizer = build_optimizer(recipe.optim, self.module.parameters())
+        self.optimizer = build_optimizer(spec.optim(recipe.optim), self.module.parameters())
         # The wrapped model and optimizer do the same in the precision asked for; states and hooks are the inner ones'.
         self.model, self.stepper = self.fabric.setup(self.module, self.optimizer)
         on = self.fabric.device
@@ -107,7 +107,7 @@ class Run:
 
         def sibling(seed: int) -> tuple[nn.Module, Optimizer]:
             network = self._network(self.recipe, seed).to(self.fabric.device, self.mean.dtype)
-            return network, build_optimizer(self.recipe.optim, network.parameters())
+            return network, build_optimizer(spec.optim(self.recipe.optim), network.parameters())
 
         def drawn(seed: int, epoch: int) -> Iterator[tuple[Any, Tensor]]:
             return self._batches(seed, epoch, data.WHOLE)  # for networks beside, of which each process has its own

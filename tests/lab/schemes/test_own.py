@@ -54,6 +54,11 @@ class TaughtSpec(PullSpec):
         return ({"epochs": 1},)
 
 
+class OtherwiseSpec(PullSpec):
+    def optim(self, spec):
+        return spec.model_copy(update={"lr": 1.0})
+
+
 def make():
     return PullSpec()
 """
@@ -121,6 +126,10 @@ def test_what_is_wrong_in_the_recipe_is_named(options, text):
         ),
         ({"name": "mynets.pulling:LongSpec"}, "scheme.name='mynets.pulling:LongSpec': has epochs or a teacher of its"),
         ({"name": "mynets.pulling:TaughtSpec"}, "scheme.name='mynets.pulling:TaughtSpec': has epochs or a teacher of"),
+        (
+            {"name": "mynets.pulling:OtherwiseSpec"},
+            "scheme.name='mynets.pulling:OtherwiseSpec': has an optimizer of its own, as only the lab's",
+        ),
         (
             {"name": "mynets.pulling:PullSpec", "options": {"strenght": 1.0}},
             "scheme.options.strenght: unknown key; did you mean scheme.options.strength?",

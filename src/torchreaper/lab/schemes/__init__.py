@@ -13,6 +13,7 @@ from torchreaper.lab.errors import UserError
 from torchreaper.lab.schemes.averaging import EMASpec, SWASpec
 from torchreaper.lab.schemes.ban import BANSpec
 from torchreaper.lab.schemes.base import Attached, Batch, Phase, Setup, Spec, drawing_aside
+from torchreaper.lab.schemes.decay import DecaySpec
 from torchreaper.lab.schemes.distillation import KDSpec
 from torchreaper.lab.schemes.dropout import DropoutSpec
 from torchreaper.lab.schemes.dsd import DSDSpec
@@ -67,6 +68,7 @@ SCHEMES: dict[str, type[Spec]] = {
     "swa": SWASpec,
     "sam": SAMSpec,
     "label-smoothing": SmoothingSpec,
+    "weight-decay": DecaySpec,
     "mixup": MixupSpec,
     "cutmix": CutMixSpec,
     "longer": LongerSpec,

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 import torchreaper as tr
 from torchreaper.lab.data import FixedBatches
+from torchreaper.lab.sections import OptimSpec
 from torchreaper.lab.settings import Settings
 
 Phase = Literal["full", "sub"]
@@ -199,6 +200,10 @@ class Spec(Settings):
         Each goes through the recipe's learning rate schedule once, stretched or pressed to its length.
         """
         return (epochs,)
+
+    def optim(self, spec: OptimSpec) -> OptimSpec:
+        """The optimizer of the network, and of its siblings, from the recipe's; a teacher keeps the recipe's."""
+        return spec
 
     def teachers(self) -> tuple[dict[str, Any], ...]:
         """The networks that have to be trained before: changes to the recipe, such as its `model`."""

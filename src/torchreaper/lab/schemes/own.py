@@ -41,7 +41,8 @@ class OwnSpec(Spec):
     """A scheme that is no part of the lab: a subclass of `Spec`, and its `options`.
 
     Reading a recipe imports nothing, so what must be known before is not asked of the class: it is trained for the
-    recipe's epochs, has no teacher, and is attached after the lab's own; it is taken to go together with any other.
+    recipe's epochs by its optimizer, has no teacher, and is attached after the lab's own; it is taken to go together
+    with any other.
     """
 
     summary: ClassVar[str] = "a scheme of your own"
@@ -59,6 +60,11 @@ class OwnSpec(Spec):
             raise UserError(
                 f"scheme.name={self.name!r}: has epochs or a teacher of its own, as only the lab's schemes can; "
                 "leave out lengths and teachers"
+            )
+        if type(spec).optim is not Spec.optim:
+            raise UserError(
+                f"scheme.name={self.name!r}: has an optimizer of its own, as only the lab's schemes can; "
+                "leave out optim, and change the groups of setup.optimizer in attach"
             )
         spec.check(setup.epochs)
         return spec.attach(setup)

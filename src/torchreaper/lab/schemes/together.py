@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import torchreaper as tr
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.schemes.base import Attached, Batch, Images, Phase, Setup, Spec, Targets
+from torchreaper.lab.sections import OptimSpec
 
 
 class Together(Attached):
@@ -142,6 +143,12 @@ class TogetherSpec(Spec):
         """Of the part that changes them."""
         found = [part.lengths(epochs) for part in self.parts.values()]
         return next((lengths for lengths in found if lengths != (epochs,)), (epochs,))
+
+    def optim(self, spec: OptimSpec) -> OptimSpec:
+        """As each part in turn would have it."""
+        for part in self.parts.values():
+            spec = part.optim(spec)
+        return spec
 
     def teachers(self) -> tuple[dict[str, Any], ...]:
         """Those of all parts."""
