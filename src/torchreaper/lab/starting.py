@@ -101,10 +101,12 @@ scheme:               # how `reaper train` trains; `reaper compare` adds "standa
   fraction: 0.3       # share of the filters that goes each time
   criterion: orthogonality
 {skip}
-schemes:              # others: reaper compare {file} --schemes standard,repr,repr-random,shorter
+schemes:              # others: reaper compare {file} --schemes all
   repr-random: {{name: repr, full: 2, sub: 2, cycles: 8, criterion: random{too}}}
   shorter: {{factor: 0.4}}
+  weight-decay: {{value: 0.01}}
 # The first: does it matter which filters go? The second, standard training in 0.4 of the epochs: or when to stop?
+# The third: or is it weight decay that is missing? Try some values, and each with RePr too: weight-decay+repr.
 # `reaper schemes` lists all there are, `reaper schemes NAME` the options of one.
 
 seeds: 3              # trainings per scheme, from different random starts; one alone would prove nothing
