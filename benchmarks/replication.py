@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -212,19 +212,30 @@ def label(found: Found) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables, and draw the picture where asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    rows = [find(row) for row in ROWS]
+    differences = list(difference_table(rows))
+    show(__doc__, arguments, [*accuracy_table(rows), "", *differences], lambda: picture(rows), differences)
+
+
+def show(
+    doc: str | None,
+    arguments: Sequence[str] | None,
+    tables: Sequence[str],
+    draw: Callable[[], Figure],
+    says: Sequence[str],
+) -> None:
+    """Print tables, and where ``--picture`` asks for it save the picture, with ``says`` as its description."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--picture", type=Path, metavar="PNG", help="draw it, replacing this file")
     asked = parser.parse_args(arguments)
     if asked.picture and (asked.picture.suffix != ".png" or asked.picture.is_dir()):
         parser.error(f"argument --picture: {asked.picture}: must be a file that ends in .png")
-    rows = [find(row) for row in ROWS]
-    differences = list(difference_table(rows))
     if asked.picture:
         try:
-            save(picture(rows), asked.picture, says="\n".join(differences))
+            save(draw(), asked.picture, says="\n".join(says))
         except OSError as error:
             parser.error(f"argument --picture: {asked.picture}: {error.strerror}; choose another place")
-    print("\n".join((*accuracy_table(rows), "", *differences)))
+    print("\n".join(tables))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,226 @@
+"""What weight decay leaves of RePr's gain: the tables and the picture of docs/replication.md, steps 14 and 15.
+
+    python benchmarks/weight_decay.py                                         prints the tables
+    python benchmarks/weight_decay.py --picture docs/images/weight-decay.png
+
+Standard training and RePr were each given several weight decays on validation images; with the decay that was best
+there each has five seeds on the test images. Accuracy of the last epoch in %, differences in points, paired by seed,
+with 95 % t-intervals; all from the kept records in results/replication.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import NamedTuple
+
+import matplotlib
+from matplotlib.figure import Figure
+from replication import BASELINE, METHOD, RESULTS, head, line, points, show
+from report import shown
+
+from torchreaper.lab.report.style import COLOURS, STYLE, key
+from torchreaper.lab.statistics import Difference, estimate, paired_difference
+
+SCHEMES = {BASELINE: "standard", METHOD: "RePr"}
+NONE = 2e-4  # where a decay of 0 stands on the axis, which is logarithmic
+
+
+class Run(NamedTuple):
+    """One run: its accuracy, and that on its training images, in %."""
+
+    accuracy: float
+    known: float
+
+
+Seeds = Mapping[int, Run]
+
+
+class Tested(NamedTuple):
+    """A scheme with the decay that was best for it: this, and the folder of its runs on the test images."""
+
+    decay: str
+    folder: str
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network with its images, and the folders of its results.
+
+    Attributes:
+        without: of its runs without weight decay.
+        tried: what the names of the folders begin with whose runs are judged on validation images; the decay follows.
+        tested: by scheme.
+    """
+
+    name: str
+    without: str
+    tried: str
+    tested: Mapping[str, Tested]
+
+
+NETWORKS = (
+    Network(
+        "C3(32), 10,000 images",
+        "final-10000",
+        "step-14/decay-",
+        {BASELINE: Tested("2e-2", "step-14/tested-2e-2"), METHOD: Tested("2e-3", "step-14/tested-2e-3")},
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What came of a network.
+
+    Attributes:
+        validation: ``validation[scheme][decay][seed]``, by falling decay; "0" is without.
+        test: ``test[scheme][seed]``, each with its decay.
+        without: the same without any.
+    """
+
+    network: Network
+    validation: Mapping[str, Mapping[str, Seeds]]
+    test: Mapping[str, Seeds]
+    without: Mapping[str, Seeds]
+
+    def difference(self) -> Difference:
+        """RePr minus standard training, each with the decay that was best for it."""
+        return paired(self.test[METHOD], self.test[BASELINE])
+
+    def best(self, scheme: str) -> str:
+        """The decay with the highest mean on validation images; of equals the smaller one."""
+        tried = self.validation[scheme]
+        return max(sorted(tried, key=float), key=lambda decay: mean(tried[decay]))
+
+
+def find(network: Network, results: Path = RESULTS) -> Found:
+    """The kept runs of a network.
+
+    Raises:
+        ValueError: what was tested is not what was best on validation, or has other seeds than standard training.
+    """
+    parent, name = (results / network.tried).parent, Path(network.tried).name
+    folders = {path.name.removeprefix(name): path for path in parent.glob(f"{name}*")}
+    validation: dict[str, dict[str, Seeds]] = {scheme: {} for scheme in SCHEMES}
+    for decay in sorted(folders, key=float):
+        for scheme, seeds in read(folders[decay], "validation_accuracy").items():
+            validation[scheme][decay] = seeds
+    held = read(results / network.without, "validation_accuracy")
+    for scheme, tried in validation.items():
+        asked = {seed for seeds in tried.values() for seed in seeds}
+        tried["0"] = {seed: value for seed, value in held[scheme].items() if seed in asked}
+    tests = {
+        scheme: read(results / tested.folder, "test_accuracy")[scheme] for scheme, tested in network.tested.items()
+    }
+    found = Found(network, validation, tests, read(results / network.without, "test_accuracy"))
+    for scheme, (decay, folder) in network.tested.items():
+        if decay != found.best(scheme):
+            raise ValueError(f"{network.name}: {folder} is of {decay}; best for {scheme} was {found.best(scheme)}")
+        if tests[scheme].keys() != found.without[BASELINE].keys():
+            raise ValueError(f"{network.name}: {folder} has other seeds than {network.without}: {list(tests[scheme])}")
+    return found
+
+
+def read(folder: Path, column: str) -> dict[str, Seeds]:
+    """A comparison by scheme and seed, with the accuracy of this column."""
+    found: dict[str, dict[int, Run]] = {}
+    with (folder / "comparison.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            found.setdefault(row["scheme"], {})[int(row["seed"])] = Run(
+                100 * float(row[column]), 100 * float(row["train_accuracy"])
+            )
+    return found
+
+
+def paired(ours: Seeds, theirs: Seeds) -> Difference:
+    """By seed."""
+    return paired_difference([ours[seed].accuracy for seed in ours], [theirs[seed].accuracy for seed in ours])
+
+
+def mean(seeds: Seeds) -> float:
+    """Of the accuracies."""
+    return fmean(run.accuracy for run in seeds.values())
+
+
+def tested_table(found: Sequence[Found]) -> Iterator[str]:
+    """The table of what came out on the test images, line by line."""
+    heads = ("test accuracy %, each with its best weight decay", "n", "standard without", "standard", "RePr")
+    yield from head((*heads, "RePr minus standard", "decay's gain for standard", "for RePr"))
+    for each in found:
+        yield line(
+            each.network.name,
+            str(len(each.test[BASELINE])),
+            accuracy(each.without[BASELINE]),
+            *(f"{accuracy(each.test[scheme])} ({each.network.tested[scheme].decay})" for scheme in SCHEMES),
+            points(each.difference()),
+            *(points(paired(each.test[scheme], each.without[scheme])) for scheme in SCHEMES),
+        )
+
+
+def tried_table(each: Found) -> Iterator[str]:
+    """The table of what was tried on validation images, line by line."""
+    yield from head((f"{each.network.name}, validation accuracy %", *SCHEMES.values()))
+    best = {scheme: each.best(scheme) for scheme in SCHEMES}
+    for decay in sorted({decay for tried in each.validation.values() for decay in tried}, key=float):
+        cells = [seeds_shown(each.validation[scheme].get(decay), decay == best[scheme]) for scheme in SCHEMES]
+        yield line(decay, *cells)
+
+
+def accuracy(seeds: Seeds) -> str:
+    return shown(estimate([run.accuracy for run in seeds.values()]))
+
+
+def seeds_shown(seeds: Seeds | None, best: bool) -> str:
+    """Such as "68.5 (68.3, 68.6), knows 88.8 %", the best one in bold; nothing for what was not run."""
+    if not seeds:
+        return ""
+    shown_mean = f"{mean(seeds):.1f}"
+    each = ", ".join(f"{run.accuracy:.1f}" for run in seeds.values())
+    known = fmean(run.known for run in seeds.values())
+    return (
+        (f"**{shown_mean}**" if best else shown_mean)
+        + (f" ({each})" if len(seeds) > 1 else "")
+        + f", knows {known:.1f} %"
+    )
+
+
+def picture(found: Sequence[Found]) -> Figure:
+    """Validation accuracy over weight decay, a panel for each network."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(1.2 + 2.2 * len(found), 3.2), layout="constrained")
+        panels = figure.subplots(1, len(found), squeeze=False)[0]
+        for axes, each in zip(panels, found):
+            for (scheme, name), colour in zip(SCHEMES.items(), COLOURS):
+                tried = each.validation[scheme]
+                decays = sorted(tried, key=float)
+                places = [float(decay) or NONE for decay in decays]
+                axes.plot(places, [mean(tried[decay]) for decay in decays], "o-", color=colour, label=name)
+                for place, decay in zip(places, decays):
+                    values = [run.accuracy for run in tried[decay].values()]
+                    axes.plot([place] * len(values), values, ".", color=colour, alpha=0.5)
+            axes.set_xscale("log")
+            axes.set_xticks([NONE, 1e-3, 1e-2], ["none", "0.001", "0.01"])
+            axes.set_xlim(NONE / 1.5, 0.15)
+            axes.minorticks_off()
+            axes.set_title(each.network.name.replace(", ", ",\n", 1), fontsize=9)
+            axes.set_xlabel("weight decay")
+        panels[0].set_ylabel("validation accuracy %")
+        key(figure, panels[0].get_legend_handles_labels()[0])
+    return figure
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the tables, and draw the picture where asked."""
+    found = [find(network) for network in NETWORKS]
+    says = list(tested_table(found))
+    for each in found:
+        says += ["", *tried_table(each)]
+    show(__doc__, arguments, says, lambda: picture(found), says)
+
+
+if __name__ == "__main__":
+    main()

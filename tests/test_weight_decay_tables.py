@@ -1,0 +1,144 @@
+"""What the documents say of weight decay is what the kept records say."""
+
+from __future__ import annotations
+
+import tarfile
+from statistics import fmean
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tests.readers import DOCS
+
+PAGE = (DOCS / "replication.md").read_text().splitlines()
+
+
+@pytest.fixture
+def program(load):
+    return load("weight_decay")
+
+
+@pytest.fixture
+def found(program):
+    return [program.find(network) for network in program.NETWORKS]
+
+
+def test_the_tables_of_the_page_are_those_of_the_records(program, found):
+    for table in (list(program.tested_table(found)), *(list(program.tried_table(each)) for each in found)):
+        start = PAGE.index(table[0])
+        assert PAGE[start : start + len(table) + 1] == [*table, ""]
+
+
+def test_the_picture_in_the_documents_is_of_these_numbers(program, found):
+    with Image.open(DOCS / "images" / "weight-decay.png") as picture:
+        said = picture.text["Description"].splitlines()
+    assert said[: len(found) + 2] == list(program.tested_table(found))
+    for each in found:
+        table = list(program.tried_table(each))
+        start = said.index(table[0])
+        assert said[start : start + len(table)] == table
+
+
+def test_every_point_of_the_picture_is_a_mean(program, found):
+    for axes, each in zip(program.picture(found).axes, found):
+        lines = [line for line in axes.lines if line.get_label() in program.SCHEMES.values()]
+        assert [line.get_label() for line in lines] == list(program.SCHEMES.values())
+        for scheme, line in zip(program.SCHEMES, lines):
+            tried = each.validation[scheme]
+            wanted = sorted((float(decay) or program.NONE, program.mean(seeds)) for decay, seeds in tried.items())
+            assert [tuple(point) for point in line.get_xydata()] == wanted
+            low, high = axes.get_xlim()
+            assert all(low < place < high for place, _ in wanted)
+
+
+def decays(archive):
+    """The weight decay of every run, as its own recipe has it."""
+    with tarfile.open(archive) as runs:
+        recipes = [member for member in runs.getmembers() if member.name.endswith("recipe.yaml")]
+        return {
+            (float(recipe["optim"]["weight_decay"]), recipe["data"]["judge"])
+            for recipe in (yaml.safe_load(runs.extractfile(member)) for member in recipes)
+        }
+
+
+def test_the_runs_had_the_weight_decay_that_their_folders_name(program, found):
+    for each in found:
+        network = each.network
+        parent, _, name = network.tried.rpartition("/")
+        folders = sorted((program.RESULTS / parent).glob(f"{name}*"))
+        assert folders
+        for folder in folders:
+            decay = float(folder.name.removeprefix(name))
+            assert decays(folder / "runs.tar.xz") == {(decay, "validation")}
+        for tested in network.tested.values():
+            assert decays(program.RESULTS / tested.folder / "runs.tar.xz") == {(float(tested.decay), "test")}
+        assert decays(program.RESULTS / network.without / "runs.tar.xz") == {(0.0, "test")}
+
+
+def keep(folder, column, schemes):
+    """A comparison as ``reaper compare`` leaves it; ``schemes[name][seed]`` is a share."""
+    folder.mkdir(parents=True)
+    lines = [f"{scheme},{seed},1.0,{share},{share}" for scheme, by in schemes.items() for seed, share in by.items()]
+    (folder / "comparison.csv").write_text("\n".join([f"scheme,seed,train_accuracy,{column}", *lines]))
+
+
+@pytest.fixture
+def made(program, tmp_path):
+    """A network of which 1e-2 was best for standard training, and nothing for RePr; and its folder."""
+    keep(
+        tmp_path / "without",
+        "test_accuracy,validation_accuracy",
+        {"standard": {0: 0.5, 1: 0.5, 2: 0.5}, "repr": {0: 0.75, 1: 0.75, 2: 0.75}},
+    )
+    keep(tmp_path / "step" / "x-1e-3", "validation_accuracy,-", {"standard": {0: 0.5}, "repr": {0: 0.625}})
+    keep(tmp_path / "step" / "x-1e-2", "validation_accuracy,-", {"standard": {0: 0.75}})
+    keep(tmp_path / "tested", "test_accuracy,-", {"standard": {1: 0.5, 0: 0.625, 2: 0.75}})
+    tested = {"standard": program.Tested("1e-2", "tested"), "repr": program.Tested("0", "without")}
+    return program.Network("net", "without", "step/x-", tested), tmp_path
+
+
+def test_what_was_tried_and_tested_is_put_together(program, made):
+    network, folder = made
+    found = program.find(network, folder)
+    assert found.validation == {
+        "standard": {"0": {0: (50.0, 100.0)}, "1e-3": {0: (50.0, 100.0)}, "1e-2": {0: (75.0, 100.0)}},
+        "repr": {"0": {0: (75.0, 100.0)}, "1e-3": {0: (62.5, 100.0)}},
+    }
+    assert found.difference().mean == 12.5
+    assert list(program.tried_table(found))[2:] == [
+        "| 0 | 50.0, knows 100.0 % | **75.0**, knows 100.0 % |",
+        "| 1e-3 | 50.0, knows 100.0 % | 62.5, knows 100.0 % |",
+        "| 1e-2 | **75.0**, knows 100.0 % |  |",
+    ]
+    assert list(program.tested_table([found]))[2].startswith(
+        "| net | 3 | 50.00 | 62.50 [31.45, 93.55] (1e-2) | 75.00 (0) | +12.50 ["
+    )
+
+
+def test_a_test_of_another_decay_than_the_best_is_refused(program, made):
+    network, folder = made
+    worse = {**network.tested, "standard": program.Tested("1e-3", "tested")}
+    with pytest.raises(ValueError, match=r"^net: tested is of 1e-3; best for standard was 1e-2$"):
+        program.find(program.Network(network.name, network.without, network.tried, worse), folder)
+
+
+def test_a_test_with_other_seeds_is_refused(program, made):
+    network, folder = made
+    keep(folder / "few", "test_accuracy,-", {"standard": {1: 0.5}})
+    fewer = {**network.tested, "standard": program.Tested("1e-2", "few")}
+    with pytest.raises(ValueError, match=r"^net: few has other seeds than without: \[1\]$"):
+        program.find(program.Network(network.name, network.without, network.tried, fewer), folder)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # the module is the same for all examples
+@given(values=st.lists(st.tuples(st.floats(10, 90), st.floats(10, 90)), min_size=2, max_size=6), order=st.randoms())
+def test_differences_are_paired_by_seed(program, values, order):
+    def shuffled(which):
+        runs = [(seed, program.Run(pair[which], 100.0)) for seed, pair in enumerate(values)]
+        return dict(order.sample(runs, len(runs)))
+
+    found = program.paired(shuffled(0), shuffled(1))
+    assert found.mean == pytest.approx(fmean(ours - theirs for ours, theirs in values), abs=1e-9)
