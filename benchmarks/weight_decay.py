@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from replication import BASELINE, METHOD, RESULTS, head, line, points, show
 from report import shown
 
@@ -53,22 +54,31 @@ class Network:
     Attributes:
         without: of its runs without weight decay.
         tried: what the names of the folders begin with whose runs are judged on validation images; the decay follows.
-        tested: by scheme.
+        tested: by scheme; empty where that is still to come.
     """
 
     name: str
     without: str
     tried: str
-    tested: Mapping[str, Tested]
+    tested: Mapping[str, Tested] = field(default_factory=dict)
 
 
 NETWORKS = (
+    Network("C3(32), 45,000 images", "final-45000", "step-15/all-"),
     Network(
         "C3(32), 10,000 images",
         "final-10000",
         "step-14/decay-",
         {BASELINE: Tested("2e-2", "step-14/tested-2e-2"), METHOD: Tested("2e-3", "step-14/tested-2e-3")},
     ),
+    Network(
+        "C2(32), 5,000 images",
+        "c2-5000",
+        "step-15/c2-",
+        {BASELINE: Tested("4e-2", "step-15/tested-c2-4e-2"), METHOD: Tested("5e-3", "step-15/tested-c2-5e-3")},
+    ),
+    Network("C3(32) with 3x3 kernels, 4,500 images", "grid-base", "step-15/grid-"),
+    Network("the same, 20 % wrong labels", "grid-noise", "step-15/noise-"),
 )
 
 
@@ -150,7 +160,7 @@ def tested_table(found: Sequence[Found]) -> Iterator[str]:
     """The table of what came out on the test images, line by line."""
     heads = ("test accuracy %, each with its best weight decay", "n", "standard without", "standard", "RePr")
     yield from head((*heads, "RePr minus standard", "decay's gain for standard", "for RePr"))
-    for each in found:
+    for each in (each for each in found if each.test):
         yield line(
             each.network.name,
             str(len(each.test[BASELINE])),
@@ -206,7 +216,10 @@ def picture(found: Sequence[Found]) -> Figure:
             axes.set_xticks([NONE, 1e-3, 1e-2], ["none", "0.001", "0.01"])
             axes.set_xlim(NONE / 1.5, 0.15)
             axes.minorticks_off()
-            axes.set_title(each.network.name.replace(", ", ",\n", 1), fontsize=9)
+            axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+            axes.set_title(
+                each.network.name.replace(", ", ",\n", 1).replace("the same", "with 3x3 kernels"), fontsize=8
+            )
             axes.set_xlabel("weight decay")
         panels[0].set_ylabel("validation accuracy %")
         key(figure, panels[0].get_legend_handles_labels()[0])
