@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tarfile
 from statistics import fmean
 
@@ -11,9 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.readers import DOCS
+from tests.readers import DOCS, ROOT
 
 PAGE = (DOCS / "replication.md").read_text().splitlines()
+README = (ROOT / "README.md").read_text().splitlines()
 
 
 @pytest.fixture
@@ -30,6 +32,16 @@ def test_the_tables_of_the_page_are_those_of_the_records(program, found):
     for table in (list(program.tested_table(found)), *(list(program.tried_table(each)) for each in found)):
         start = PAGE.index(table[0])
         assert PAGE[start : start + len(table) + 1] == [*table, ""]
+
+
+def test_the_readme_says_the_same(program, found):
+    rows = [line for line in README if re.search(r"\(\S+\) \| \S+ \[[^|]+\] \(\S+\) \|", line)]
+    tested = [each for each in found if each.test]
+    assert len(rows) == len(tested)
+    for row, each in zip(rows, tested):
+        decays = [each.network.tested[scheme].decay for scheme in program.SCHEMES]
+        cells = [f"{program.accuracy(each.test[scheme])} ({decay})" for scheme, decay in zip(program.SCHEMES, decays)]
+        assert row == program.line(each.network.name, *cells, program.points(each.difference()))
 
 
 def test_the_picture_in_the_documents_is_of_these_numbers(program, found):
