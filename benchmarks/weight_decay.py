@@ -64,7 +64,12 @@ class Network:
 
 
 NETWORKS = (
-    Network("C3(32), 45,000 images", "final-45000", "step-15/all-"),
+    Network(
+        "C3(32), 45,000 images",
+        "final-45000",
+        "step-15/all-",
+        {BASELINE: Tested("5e-3", "step-15/tested-all-5e-3"), METHOD: Tested("2e-3", "step-15/tested-all-2e-3")},
+    ),
     Network(
         "C3(32), 10,000 images",
         "final-10000",
