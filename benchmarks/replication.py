@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -38,11 +38,14 @@ SAME_AS = {"repr-random": CHANCE, "random": CHANCE}  # two recipes have differen
 
 
 class Run(NamedTuple):
-    """One run: accuracies in %, its time in seconds."""
+    """One run: accuracies in %, of the images it is judged on and of its own; its time in seconds."""
 
-    test: float
+    accuracy: float
     train: float
     seconds: float
+
+
+Seeds = Mapping[int, Run]
 
 
 @dataclass(frozen=True)
@@ -79,11 +82,11 @@ class Found:
     """The runs of a row: ``runs[scheme][seed]``."""
 
     row: Row
-    runs: Mapping[str, Mapping[int, Run]]
+    runs: Mapping[str, Seeds]
 
     def accuracy(self, scheme: str) -> Estimate:
         """Its test accuracy over the seeds."""
-        return estimate([run.test for run in self.runs[scheme].values()])
+        return accuracy(self.runs[scheme])
 
     def known(self, scheme: str) -> float:
         """Its mean accuracy on the training images."""
@@ -93,8 +96,7 @@ class Found:
         """The difference, paired by seed; None where one of them was not run."""
         if scheme not in self.runs or other not in self.runs:
             return None
-        ours, theirs = self.runs[scheme], self.runs[other]
-        return paired_difference([ours[seed].test for seed in ours], [theirs[seed].test for seed in ours])
+        return paired(self.runs[scheme], self.runs[other])
 
     def best(self) -> str:
         """The scheme with the highest mean of those tried."""
@@ -124,15 +126,31 @@ def find(row: Row, results: Path = RESULTS) -> Found:
     return Found(row, runs)
 
 
-def read(path: Path) -> dict[str, dict[int, Run]]:
-    """The runs of a comparison, by scheme and seed; the baseline comes first there."""
+def read(path: Path, judged: str = "test") -> dict[str, dict[int, Run]]:
+    """The runs of a comparison, by scheme and seed; the baseline comes first there.
+
+    Args:
+        path: Its comparison.csv.
+        judged: Whose accuracy, "test" or "validation".
+    """
     found: dict[str, dict[int, Run]] = {}
     with path.open(newline="") as file:
         for line in csv.DictReader(file):
             scheme = SAME_AS.get(line["scheme"], line["scheme"])
-            run = Run(100 * float(line["test_accuracy"]), 100 * float(line["train_accuracy"]), float(line["seconds"]))
+            shares = (line[f"{judged}_accuracy"], line["train_accuracy"])
+            run = Run(*(100 * float(share) for share in shares), seconds=float(line["seconds"]))
             found.setdefault(scheme, {})[int(line["seed"])] = run
     return found
+
+
+def accuracy(seeds: Seeds) -> Estimate:
+    """Over the seeds."""
+    return estimate([run.accuracy for run in seeds.values()])
+
+
+def paired(ours: Seeds, theirs: Seeds) -> Difference:
+    """Of the accuracies, by seed."""
+    return paired_difference([ours[seed].accuracy for seed in ours], [theirs[seed].accuracy for seed in ours])
 
 
 def accuracy_table(rows: Sequence[Found]) -> Iterator[str]:
@@ -210,32 +228,37 @@ def label(found: Found) -> str:
     return f"{found.row.name}\nstandard {test:.1f} %, on training images {train:.0f} %"
 
 
+def command(doc: str | None) -> argparse.ArgumentParser:
+    """The command line of a program that prints tables and draws one picture."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--picture", type=_png, metavar="PNG", help="draw it, replacing this file")
+    return parser
+
+
+def _png(text: str) -> Path:
+    path = Path(text)
+    if path.suffix != ".png" or path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: must be a file that ends in .png")
+    return path
+
+
+def put(parser: argparse.ArgumentParser, figure: Figure, path: Path, says: Sequence[str]) -> None:
+    """Save the picture with these lines as its description; where that cannot be, end the program in one line."""
+    try:
+        save(figure, path, says="\n".join(says))
+    except OSError as error:
+        parser.error(f"argument --picture: {path}: {error.strerror}; choose another place")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables, and draw the picture where asked."""
+    parser = command(__doc__)
+    asked = parser.parse_args(arguments)
     rows = [find(row) for row in ROWS]
     differences = list(difference_table(rows))
-    show(__doc__, arguments, [*accuracy_table(rows), "", *differences], lambda: picture(rows), differences)
-
-
-def show(
-    doc: str | None,
-    arguments: Sequence[str] | None,
-    tables: Sequence[str],
-    draw: Callable[[], Figure],
-    says: Sequence[str],
-) -> None:
-    """Print tables, and where ``--picture`` asks for it save the picture, with ``says`` as its description."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--picture", type=Path, metavar="PNG", help="draw it, replacing this file")
-    asked = parser.parse_args(arguments)
-    if asked.picture and (asked.picture.suffix != ".png" or asked.picture.is_dir()):
-        parser.error(f"argument --picture: {asked.picture}: must be a file that ends in .png")
     if asked.picture:
-        try:
-            save(draw(), asked.picture, says="\n".join(says))
-        except OSError as error:
-            parser.error(f"argument --picture: {asked.picture}: {error.strerror}; choose another place")
-    print("\n".join(tables))
+        put(parser, picture(rows), asked.picture, differences)
+    print("\n".join((*accuracy_table(rows), "", *differences)))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ with 95 % t-intervals; all from the kept records in results/replication.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,24 +19,15 @@ from typing import NamedTuple
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from replication import BASELINE, METHOD, RESULTS, head, line, points, show
+from replication import BASELINE, METHOD, RESULTS, Seeds, accuracy, command, head, line, paired, points, put, read
 from report import shown
 
 from torchreaper.lab.report.style import COLOURS, STYLE, key
-from torchreaper.lab.statistics import Difference, estimate, paired_difference
+from torchreaper.lab.statistics import Difference
 
 SCHEMES = {BASELINE: "standard", METHOD: "RePr"}
+TABLE = "comparison.csv"
 NONE = 2e-4  # where a decay of 0 stands on the axis, which is logarithmic
-
-
-class Run(NamedTuple):
-    """One run: its accuracy, and that on its training images, in %."""
-
-    accuracy: float
-    known: float
-
-
-Seeds = Mapping[int, Run]
 
 
 class Tested(NamedTuple):
@@ -92,7 +82,7 @@ class Found:
     """What came of a network.
 
     Attributes:
-        validation: ``validation[scheme][decay][seed]``, by falling decay; "0" is without.
+        validation: ``validation[scheme][decay][seed]``; the decay "0" is without.
         test: ``test[scheme][seed]``, each with its decay.
         without: the same without any.
     """
@@ -109,7 +99,7 @@ class Found:
     def best(self, scheme: str) -> str:
         """The decay with the highest mean on validation images; of equals the smaller one."""
         tried = self.validation[scheme]
-        return max(sorted(tried, key=float), key=lambda decay: mean(tried[decay]))
+        return max(sorted(tried, key=float), key=lambda decay: accuracy(tried[decay]).mean)
 
 
 def find(network: Network, results: Path = RESULTS) -> Found:
@@ -118,47 +108,22 @@ def find(network: Network, results: Path = RESULTS) -> Found:
     Raises:
         ValueError: what was tested is not what was best on validation, or has other seeds than standard training.
     """
-    parent, name = (results / network.tried).parent, Path(network.tried).name
-    folders = {path.name.removeprefix(name): path for path in parent.glob(f"{name}*")}
     validation: dict[str, dict[str, Seeds]] = {scheme: {} for scheme in SCHEMES}
-    for decay in sorted(folders, key=float):
-        for scheme, seeds in read(folders[decay], "validation_accuracy").items():
-            validation[scheme][decay] = seeds
-    held = read(results / network.without, "validation_accuracy")
+    for folder in results.glob(f"{network.tried}*"):
+        for scheme, seeds in read(folder / TABLE, "validation").items():
+            validation[scheme][folder.name.removeprefix(Path(network.tried).name)] = seeds
+    held = read(results / network.without / TABLE, "validation")
     for scheme, tried in validation.items():
         asked = {seed for seeds in tried.values() for seed in seeds}
         tried["0"] = {seed: value for seed, value in held[scheme].items() if seed in asked}
-    tests = {
-        scheme: read(results / tested.folder, "test_accuracy")[scheme] for scheme, tested in network.tested.items()
-    }
-    found = Found(network, validation, tests, read(results / network.without, "test_accuracy"))
-    for scheme, (decay, folder) in network.tested.items():
+    tests = {scheme: read(results / tested.folder / TABLE)[scheme] for scheme, tested in network.tested.items()}
+    found = Found(network, validation, tests, read(results / network.without / TABLE))
+    for scheme, (decay, place) in network.tested.items():
         if decay != found.best(scheme):
-            raise ValueError(f"{network.name}: {folder} is of {decay}; best for {scheme} was {found.best(scheme)}")
+            raise ValueError(f"{network.name}: {place} is of {decay}; best for {scheme} was {found.best(scheme)}")
         if tests[scheme].keys() != found.without[BASELINE].keys():
-            raise ValueError(f"{network.name}: {folder} has other seeds than {network.without}: {list(tests[scheme])}")
+            raise ValueError(f"{network.name}: {place} has other seeds than {network.without}: {list(tests[scheme])}")
     return found
-
-
-def read(folder: Path, column: str) -> dict[str, Seeds]:
-    """A comparison by scheme and seed, with the accuracy of this column."""
-    found: dict[str, dict[int, Run]] = {}
-    with (folder / "comparison.csv").open(newline="") as file:
-        for row in csv.DictReader(file):
-            found.setdefault(row["scheme"], {})[int(row["seed"])] = Run(
-                100 * float(row[column]), 100 * float(row["train_accuracy"])
-            )
-    return found
-
-
-def paired(ours: Seeds, theirs: Seeds) -> Difference:
-    """By seed."""
-    return paired_difference([ours[seed].accuracy for seed in ours], [theirs[seed].accuracy for seed in ours])
-
-
-def mean(seeds: Seeds) -> float:
-    """Of the accuracies."""
-    return fmean(run.accuracy for run in seeds.values())
 
 
 def tested_table(found: Sequence[Found]) -> Iterator[str]:
@@ -169,8 +134,8 @@ def tested_table(found: Sequence[Found]) -> Iterator[str]:
         yield line(
             each.network.name,
             str(len(each.test[BASELINE])),
-            accuracy(each.without[BASELINE]),
-            *(f"{accuracy(each.test[scheme])} ({each.network.tested[scheme].decay})" for scheme in SCHEMES),
+            shown(accuracy(each.without[BASELINE])),
+            *(f"{shown(accuracy(each.test[scheme]))} ({each.network.tested[scheme].decay})" for scheme in SCHEMES),
             points(each.difference()),
             *(points(paired(each.test[scheme], each.without[scheme])) for scheme in SCHEMES),
         )
@@ -185,22 +150,14 @@ def tried_table(each: Found) -> Iterator[str]:
         yield line(decay, *cells)
 
 
-def accuracy(seeds: Seeds) -> str:
-    return shown(estimate([run.accuracy for run in seeds.values()]))
-
-
 def seeds_shown(seeds: Seeds | None, best: bool) -> str:
     """Such as "68.5 (68.3, 68.6), knows 88.8 %", the best one in bold; nothing for what was not run."""
     if not seeds:
         return ""
-    shown_mean = f"{mean(seeds):.1f}"
+    mean = f"{accuracy(seeds).mean:.1f}"
     each = ", ".join(f"{run.accuracy:.1f}" for run in seeds.values())
-    known = fmean(run.known for run in seeds.values())
-    return (
-        (f"**{shown_mean}**" if best else shown_mean)
-        + (f" ({each})" if len(seeds) > 1 else "")
-        + f", knows {known:.1f} %"
-    )
+    known = fmean(run.train for run in seeds.values())
+    return "".join((f"**{mean}**" if best else mean, f" ({each})" if len(seeds) > 1 else "", f", knows {known:.1f} %"))
 
 
 def picture(found: Sequence[Found]) -> Figure:
@@ -213,7 +170,7 @@ def picture(found: Sequence[Found]) -> Figure:
                 tried = each.validation[scheme]
                 decays = sorted(tried, key=float)
                 places = [float(decay) or NONE for decay in decays]
-                axes.plot(places, [mean(tried[decay]) for decay in decays], "o-", color=colour, label=name)
+                axes.plot(places, [accuracy(tried[decay]).mean for decay in decays], "o-", color=colour, label=name)
                 for place, decay in zip(places, decays):
                     values = [run.accuracy for run in tried[decay].values()]
                     axes.plot([place] * len(values), values, ".", color=colour, alpha=0.5)
@@ -233,11 +190,15 @@ def picture(found: Sequence[Found]) -> Figure:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables, and draw the picture where asked."""
+    parser = command(__doc__)
+    asked = parser.parse_args(arguments)
     found = [find(network) for network in NETWORKS]
-    says = list(tested_table(found))
+    tables = list(tested_table(found))
     for each in found:
-        says += ["", *tried_table(each)]
-    show(__doc__, arguments, says, lambda: picture(found), says)
+        tables += ["", *tried_table(each)]
+    if asked.picture:
+        put(parser, picture(found), asked.picture, tables)
+    print("\n".join(tables))
 
 
 if __name__ == "__main__":

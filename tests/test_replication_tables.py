@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.readers import DOCS, ROOT
+from tests.tables import keep_comparison, stands_in
 
 README = (ROOT / "README.md").read_text()
 accuracies = st.floats(10, 90)
@@ -29,9 +30,8 @@ def rows(program):
 
 def test_the_tables_of_the_page_are_those_of_the_records(program, rows):
     page = (DOCS / "replication.md").read_text().splitlines()
-    for table in (list(program.accuracy_table(rows)), list(program.difference_table(rows))):
-        start = page.index(table[0])
-        assert page[start : start + len(table) + 1] == [*table, ""]
+    for table in (program.accuracy_table(rows), program.difference_table(rows)):
+        assert stands_in(page, table)
 
 
 def test_the_readme_says_the_same_in_the_same_order(program, rows):
@@ -83,12 +83,9 @@ def test_a_picture_that_cannot_be_is_refused_in_one_line(program, tmp_path, caps
 
 
 def keep(folder, **families):
-    """Families of results as ``reaper compare`` writes them; ``families[name][scheme][seed]`` is a share."""
+    """Families of results; ``families[name][scheme][seed]`` is a share."""
     for name, schemes in families.items():
-        (folder / name).mkdir()
-        lines = [f"{scheme},{seed},{share},1.0,2.0" for scheme, by in schemes.items() for seed, share in by.items()]
-        heads = "scheme,seed,test_accuracy,train_accuracy,seconds"
-        (folder / name / "comparison.csv").write_text("\n".join([heads, *lines]))
+        keep_comparison(folder / name, schemes)
 
 
 def test_families_of_one_row_are_put_together(program, tmp_path):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.readers import DOCS, ROOT
+from tests.tables import keep_comparison, stands_in
 
 PAGE = (DOCS / "replication.md").read_text().splitlines()
 README = (ROOT / "README.md").read_text().splitlines()
@@ -29,9 +30,8 @@ def found(program):
 
 
 def test_the_tables_of_the_page_are_those_of_the_records(program, found):
-    for table in (list(program.tested_table(found)), *(list(program.tried_table(each)) for each in found)):
-        start = PAGE.index(table[0])
-        assert PAGE[start : start + len(table) + 1] == [*table, ""]
+    for table in (program.tested_table(found), *(program.tried_table(each) for each in found)):
+        assert stands_in(PAGE, table)
 
 
 def test_the_readme_says_the_same(program, found):
@@ -40,7 +40,10 @@ def test_the_readme_says_the_same(program, found):
     assert len(rows) == len(tested)
     for row, each in zip(rows, tested):
         decays = [each.network.tested[scheme].decay for scheme in program.SCHEMES]
-        cells = [f"{program.accuracy(each.test[scheme])} ({decay})" for scheme, decay in zip(program.SCHEMES, decays)]
+        cells = [
+            f"{program.shown(program.accuracy(each.test[scheme]))} ({decay})"
+            for scheme, decay in zip(program.SCHEMES, decays)
+        ]
         assert row == program.line(each.network.name, *cells, program.points(each.difference()))
 
 
@@ -61,7 +64,9 @@ def test_every_point_of_the_picture_is_a_mean(program, found):
         assert [line.get_label() for line in lines] == list(program.SCHEMES.values())
         for scheme, line in zip(program.SCHEMES, lines):
             tried = each.validation[scheme]
-            wanted = sorted((float(decay) or program.NONE, program.mean(seeds)) for decay, seeds in tried.items())
+            wanted = sorted(
+                (float(decay) or program.NONE, program.accuracy(seeds).mean) for decay, seeds in tried.items()
+            )
             assert [tuple(point) for point in line.get_xydata()] == wanted
             low, high = axes.get_xlim()
             assert all(low < place < high for place, _ in wanted)
@@ -80,35 +85,25 @@ def decays(archive):
 def test_the_runs_had_the_weight_decay_that_their_folders_name(program, found):
     for each in found:
         network = each.network
-        parent, _, name = network.tried.rpartition("/")
-        folders = sorted((program.RESULTS / parent).glob(f"{name}*"))
+        folders = sorted(program.RESULTS.glob(f"{network.tried}*"))
         assert folders
         for folder in folders:
-            decay = float(folder.name.removeprefix(name))
+            decay = float(folder.name.removeprefix(network.tried.rpartition("/")[2]))
             assert decays(folder / "runs.tar.xz") == {(decay, "validation")}
         for tested in network.tested.values():
             assert decays(program.RESULTS / tested.folder / "runs.tar.xz") == {(float(tested.decay), "test")}
         assert decays(program.RESULTS / network.without / "runs.tar.xz") == {(0.0, "test")}
 
 
-def keep(folder, column, schemes):
-    """A comparison as ``reaper compare`` leaves it; ``schemes[name][seed]`` is a share."""
-    folder.mkdir(parents=True)
-    lines = [f"{scheme},{seed},1.0,{share},{share}" for scheme, by in schemes.items() for seed, share in by.items()]
-    (folder / "comparison.csv").write_text("\n".join([f"scheme,seed,train_accuracy,{column}", *lines]))
-
-
 @pytest.fixture
 def made(program, tmp_path):
     """A network of which 1e-2 was best for standard training, and nothing for RePr; and its folder."""
-    keep(
-        tmp_path / "without",
-        "test_accuracy,validation_accuracy",
-        {"standard": {0: 0.5, 1: 0.5, 2: 0.5}, "repr": {0: 0.75, 1: 0.75, 2: 0.75}},
-    )
-    keep(tmp_path / "step" / "x-1e-3", "validation_accuracy,-", {"standard": {0: 0.5}, "repr": {0: 0.625}})
-    keep(tmp_path / "step" / "x-1e-2", "validation_accuracy,-", {"standard": {0: 0.75}})
-    keep(tmp_path / "tested", "test_accuracy,-", {"standard": {1: 0.5, 0: 0.625, 2: 0.75}})
+    without = {"standard": {0: 0.5, 1: 0.5, 2: 0.5}, "repr": {0: 0.75, 1: 0.75, 2: 0.75}}
+    keep_comparison(tmp_path / "without", without, ("test", "validation"))
+    first = {"standard": {0: 0.5}, "repr": {0: 0.625}}
+    keep_comparison(tmp_path / "step" / "x-1e-3", first, ("validation",))
+    keep_comparison(tmp_path / "step" / "x-1e-2", {"standard": {0: 0.75}}, ("validation",))
+    keep_comparison(tmp_path / "tested", {"standard": {1: 0.5, 0: 0.625, 2: 0.75}})
     tested = {"standard": program.Tested("1e-2", "tested"), "repr": program.Tested("0", "without")}
     return program.Network("net", "without", "step/x-", tested), tmp_path
 
@@ -117,8 +112,8 @@ def test_what_was_tried_and_tested_is_put_together(program, made):
     network, folder = made
     found = program.find(network, folder)
     assert found.validation == {
-        "standard": {"0": {0: (50.0, 100.0)}, "1e-3": {0: (50.0, 100.0)}, "1e-2": {0: (75.0, 100.0)}},
-        "repr": {"0": {0: (75.0, 100.0)}, "1e-3": {0: (62.5, 100.0)}},
+        "standard": {"0": {0: (50.0, 100.0, 2.0)}, "1e-3": {0: (50.0, 100.0, 2.0)}, "1e-2": {0: (75.0, 100.0, 2.0)}},
+        "repr": {"0": {0: (75.0, 100.0, 2.0)}, "1e-3": {0: (62.5, 100.0, 2.0)}},
     }
     assert found.difference().mean == 12.5
     assert list(program.tried_table(found))[2:] == [
@@ -140,7 +135,7 @@ def test_a_test_of_another_decay_than_the_best_is_refused(program, made):
 
 def test_a_test_with_other_seeds_is_refused(program, made):
     network, folder = made
-    keep(folder / "few", "test_accuracy,-", {"standard": {1: 0.5}})
+    keep_comparison(folder / "few", {"standard": {1: 0.5}})
     fewer = {**network.tested, "standard": program.Tested("1e-2", "few")}
     with pytest.raises(ValueError, match=r"^net: few has other seeds than without: \[1\]$"):
         program.find(program.Network(network.name, network.without, network.tried, fewer), folder)
@@ -148,10 +143,12 @@ def test_a_test_with_other_seeds_is_refused(program, made):
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # the module is the same for all examples
 @given(values=st.lists(st.tuples(st.floats(10, 90), st.floats(10, 90)), min_size=2, max_size=6), order=st.randoms())
-def test_differences_are_paired_by_seed(program, values, order):
+def test_differences_are_paired_by_seed(load, values, order):
+    replication = load("replication")
+
     def shuffled(which):
-        runs = [(seed, program.Run(pair[which], 100.0)) for seed, pair in enumerate(values)]
+        runs = [(seed, replication.Run(pair[which], 100.0, 1.0)) for seed, pair in enumerate(values)]
         return dict(order.sample(runs, len(runs)))
 
-    found = program.paired(shuffled(0), shuffled(1))
+    found = replication.paired(shuffled(0), shuffled(1))
     assert found.mean == pytest.approx(fmean(ours - theirs for ours, theirs in values), abs=1e-9)
