@@ -217,7 +217,7 @@ def picture(rows: Sequence[Found]) -> Figure:
         axes.set_yticks(range(len(rows)), [label(found) for found in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
-        axes.set_xlabel("test accuracy minus that of standard training, in points (95 %)")
+        axes.set_xlabel("test accuracy minus that of standard training, in points (95 %)\nall without weight decay")
         key(figure, axes.get_legend_handles_labels()[0])
     return figure
 
