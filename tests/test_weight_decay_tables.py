@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tarfile
+from functools import partial
 from statistics import fmean
 
 import pytest
@@ -124,6 +125,13 @@ def test_what_was_tried_and_tested_is_put_together(program, made):
     assert list(program.tested_table([found]))[2].startswith(
         "| net | 3 | 50.00 | 62.50 [31.45, 93.55] (1e-2) | 75.00 (0) | +12.50 ["
     )
+
+
+def test_of_equal_decays_the_smaller_one_is_the_best_whatever_the_rounding(program, load):
+    tried = {"2.5e-2": (0.6054, 0.5960), "2e-2": (0.5992, 0.6022)}  # as many right ones of 10,000
+    run = partial(load("replication").Run, train=100.0, seconds=1.0)
+    runs = {decay: {seed: run(100 * share) for seed, share in enumerate(shares)} for decay, shares in tried.items()}
+    assert program.Found(program.NETWORKS[0], {"standard": runs}, {}, {}).best("standard") == "2e-2"
 
 
 def test_a_test_of_another_decay_than_the_best_is_refused(program, made):
