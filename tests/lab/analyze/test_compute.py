@@ -11,6 +11,7 @@ from tests.lab.tiny import recipe
 
 import torchreaper as tr
 from torchreaper.analysis import agreement, feature_maps, layer_overlaps, pairwise_cca
+from torchreaper.criteria import base
 from torchreaper.errors import ReaperError
 from torchreaper.lab import data
 from torchreaper.lab.analyze import Settings, analyze, compute, find_subjects, subjects_of
@@ -227,6 +228,15 @@ def test_a_split_that_the_data_do_not_have_is_told(trained):
     file = trained / "repr" / "seed-0" / "last.pt"
     message = refused([file], quick(split="validation"), recipe(data__validation=0))
     assert message.startswith("split='validation': the data have no such images; use test or train, or set data.valid")
+
+
+def test_a_mirror_image_is_left_out_whatever_its_name(trained, monkeypatch):
+    monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
+    tr.criteria.register("upside-down", lambda: tr.criteria.Reversed("magnitude"))
+    tr.criteria.register("not-reversed", tr.criteria.Magnitude)
+    folder = trained / "standard" / "seed-0"
+    assert set(one(folder, quick(criteria=None)).look.scores) & {"upside-down", "not-reversed"} == {"not-reversed"}
+    assert "upside-down" in one(folder, quick(criteria=("upside-down",))).look.scores
 
 
 def test_criteria_that_cannot_apply_are_left_out_of_all_and_refused_by_name(mine):

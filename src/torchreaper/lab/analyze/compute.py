@@ -264,11 +264,11 @@ def _earlier(
 
 
 def _criteria(settings: Settings, batches: data.FixedBatches) -> dict[str, tr.criteria.Criterion]:
+    if settings.criteria:
+        return {name: tr.criteria.make(name, batches) for name in settings.criteria}
     # Not the oracle, which the others are held against, nor a mirror image of another one.
-    names = settings.criteria or tuple(
-        name for name in tr.criteria.names() if name != ORACLE and not name.endswith("-reversed")
-    )
-    return {name: tr.criteria.make(name, batches) for name in names}
+    found = {name: tr.criteria.make(name, batches) for name in tr.criteria.names() if name != ORACLE}
+    return {name: criterion for name, criterion in found.items() if not isinstance(criterion, tr.criteria.Reversed)}
 
 
 def _scores(
