@@ -79,6 +79,19 @@ def test_in_a_sub_network_only_the_kept_filters_count_masked_or_compact_alike(ne
     assert total == pytest.approx(expected.sum().item())
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_to_measure_a_weight_that_is_computed_changes_nothing(net, training):
+    nn.utils.parametrizations.spectral_norm(net.conv)
+    nn.utils.parametrizations.weight_norm(net.grouped)
+    net.train(training)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    first, second = (overlap_by_layer(convolutions(net), {"conv": 6, "grouped": 4}, {}) for _ in range(2))
+    assert first == second
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert {module.training for module in net.modules()} == {training}
+    assert first[0]["conv"] == pytest.approx(tr.overlap(net.eval().conv.weight).mean().item())
+
+
 def test_a_network_without_convolutions_has_no_overlap():
     assert overlap_by_layer(convolutions(nn.Linear(2, 2)), {}, {}) == ({}, 0.0)
 

@@ -68,7 +68,7 @@ def overlap_by_layer(
     """
     found = {}
     for name, layer in layers.items():
-        weight = layer.weight.detach()
+        weight = _weight(layer)
         gone = dropped.get(name, ())
         groups = layer.groups
         if gone and len(weight) == filters[name]:  # masked: the dropped rows are still there
@@ -84,6 +84,21 @@ def overlap_by_layer(
     sums = torch.stack([overlaps.sum() for overlaps in found.values()]).tolist()
     means = {name: total / len(overlaps) for (name, overlaps), total in zip(found.items(), sums)}
     return means, sum(sums)
+
+
+def _weight(layer: Convolution) -> Tensor:
+    """Of a convolution; read as in evaluation, since what computes a weight in training may change with every reading.
+
+    Spectral norm does: without this the numbers of a run would depend on how often it is looked at.
+    """
+    computing = [module for module in layer.children() for module in module.modules() if module.training]
+    for module in computing:
+        module.training = False
+    try:
+        return layer.weight.detach()
+    finally:
+        for module in computing:
+            module.training = True
 
 
 def event(epoch: int, transition: tr.Transition) -> Json:
