@@ -36,6 +36,11 @@ class Tested(NamedTuple):
     decay: str
     folder: str
 
+    @property
+    def shown(self) -> str:
+        """The decay, in a table."""
+        return self.decay if float(self.decay) else "none"
+
 
 @dataclass(frozen=True)
 class Network:
@@ -72,8 +77,21 @@ NETWORKS = (
         "step-15/c2-",
         {BASELINE: Tested("4e-2", "step-15/tested-c2-4e-2"), METHOD: Tested("5e-3", "step-15/tested-c2-5e-3")},
     ),
-    Network("C3(32) with 3x3 kernels, 4,500 images", "grid-base", "step-15/grid-"),
-    Network("the same, 20 % wrong labels", "grid-noise", "step-15/noise-"),
+    Network(
+        "C3(32) with 3x3 kernels, 4,500 images",
+        "grid-base",
+        "step-15/grid-",
+        {BASELINE: Tested("2e-2", "step-15/tested-grid-2e-2"), METHOD: Tested("0", "grid-base")},
+    ),
+    Network(
+        "the same, 20 % wrong labels",
+        "grid-noise",
+        "step-15/noise-",
+        {
+            BASELINE: Tested("2.5e-2", "step-15/tested-noise-2.5e-2"),
+            METHOD: Tested("1e-3", "step-15/tested-noise-1e-3"),
+        },
+    ),
 )
 
 
@@ -95,6 +113,12 @@ class Found:
     def difference(self) -> Difference:
         """RePr minus standard training, each with the decay that was best for it."""
         return paired(self.test[METHOD], self.test[BASELINE])
+
+    def gain(self, scheme: str) -> Difference | None:
+        """With the decay that was best for the scheme, minus without any; None where none was best."""
+        if not float(self.network.tested[scheme].decay):
+            return None
+        return paired(self.test[scheme], self.without[scheme])
 
     def best(self, scheme: str) -> str:
         """The decay with the highest mean on validation images; of equals the smaller one."""
@@ -136,9 +160,9 @@ def tested_table(found: Sequence[Found]) -> Iterator[str]:
             each.network.name,
             str(len(each.test[BASELINE])),
             shown(accuracy(each.without[BASELINE])),
-            *(f"{shown(accuracy(each.test[scheme]))} ({each.network.tested[scheme].decay})" for scheme in SCHEMES),
+            *(f"{shown(accuracy(each.test[scheme]))} ({each.network.tested[scheme].shown})" for scheme in SCHEMES),
             points(each.difference()),
-            *(points(paired(each.test[scheme], each.without[scheme])) for scheme in SCHEMES),
+            *(points(each.gain(scheme)) for scheme in SCHEMES),
         )
 
 

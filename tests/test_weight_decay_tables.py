@@ -40,7 +40,7 @@ def test_the_readme_says_the_same(program, found):
     tested = [each for each in found if each.test]
     assert len(rows) == len(tested)
     for row, each in zip(rows, tested):
-        decays = [each.network.tested[scheme].decay for scheme in program.SCHEMES]
+        decays = [each.network.tested[scheme].shown for scheme in program.SCHEMES]
         cells = [
             f"{program.shown(program.accuracy(each.test[scheme]))} ({decay})"
             for scheme, decay in zip(program.SCHEMES, decays)
@@ -123,8 +123,9 @@ def test_what_was_tried_and_tested_is_put_together(program, made):
         "| 1e-2 | **75.0**, knows 100.0 % |  |",
     ]
     assert list(program.tested_table([found]))[2].startswith(
-        "| net | 3 | 50.00 | 62.50 [31.45, 93.55] (1e-2) | 75.00 (0) | +12.50 ["
+        "| net | 3 | 50.00 | 62.50 [31.45, 93.55] (1e-2) | 75.00 (none) | +12.50 ["
     )
+    assert list(program.tested_table([found]))[2].endswith("] | +12.50 [-18.55, +43.55] |  |")
 
 
 def test_of_equal_decays_the_smaller_one_is_the_best_whatever_the_rounding(program, load):
