@@ -141,12 +141,73 @@ class Parametrized(Two):
         return self.c2(y * self.up(torch.relu(self.down(y.mean((2, 3))))).sigmoid()[:, :, None, None])
 
 
+class OtherNames(nn.Module):
+    """A norm of the user's own, whose tensors are not called as torch's are."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gamma, self.beta = nn.Parameter(torch.rand(width)), nn.Parameter(torch.rand(width))
+        self.register_buffer("running_mean", torch.zeros(width))
+        self.register_buffer("running_var", torch.ones(width))
+
+    def forward(self, x):
+        return F.batch_norm(x, self.running_mean, self.running_var, self.gamma, self.beta, self.training)
+
+
+class OtherReader(nn.Module):
+    """Reads by a tensor that is not its ``weight``, though it has one."""
+
+    def __init__(self, both: bool) -> None:
+        super().__init__()
+        self.weight, self.aux, self.both = nn.Parameter(torch.rand(3, 8)), nn.Parameter(torch.rand(3, 8)), both
+
+    def forward(self, x):
+        return F.linear(x, self.aux) + (F.linear(x, self.weight) if self.both else 0)
+
+
+class OtherBias(nn.Conv2d):
+    def __init__(self, *args, **options):
+        super().__init__(*args, bias=False, **options)
+        self.other = nn.Parameter(torch.rand(self.out_channels))
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight, self.other, padding=self.padding)
+
+
+class OwnNorm(Two):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = OtherNames(8)
+
+    def ends(self, y, x):
+        return self.c2(self.norm(y))
+
+
+class OwnReader(Two):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = OtherReader(both=False), OtherReader(both=True)
+
+    def ends(self, y, x):
+        return self.one(y.mean((2, 3))) + self.two(y.mean((2, 3)))
+
+
+class OwnBias(Two):
+    def __init__(self) -> None:
+        super().__init__()
+        self.between = OtherBias(8, 8, 3)
+
+    def ends(self, y, x):
+        return self.c2(self.between(y))
+
+
 FUNCTIONS = [
     *(shared_scale, shared_shift, shared_slope, shared_depthwise, depthwise_shared_the_other_way_round, constant),
     *(plain_attribute, number_of_elements, flipped, pooled_with_indices, gate_of_permuted_rows),
     *(gate_that_is_called_again, embedding_as_a_weight, embedding_called_too),
 ]
 CASES = {**{f.__name__: case(f) for f in FUNCTIONS}, "tuple in training": TupleInTraining, "parametrized": Parametrized}
+CASES |= {"own norm": OwnNorm, "own reader": OwnReader, "own bias": OwnBias}
 
 
 def build(name: str) -> tuple[nn.Module, Tensor]:
@@ -174,6 +235,12 @@ def test_absent_and_compact_the_same(name, training):
                             cut.fill(getattr(model.get_submodule(module), tensor).detach(), 1e30)
                 assert torch.equal(model(x), outputs["masked"])
     torch.testing.assert_close(outputs["auto"], outputs["masked"], rtol=1e-10, atol=1e-10)
+
+
+def test_a_convolution_with_a_bias_of_another_name_is_not_ranked():
+    model, x = build("own bias")
+    (layer,) = [layer for layer in tr.find_filters(model, x, skip=None).layers if layer.name == "between"]
+    assert not layer.droppable
 
 
 @pytest.mark.parametrize("name", ["gate_of_permuted_rows", "gate_that_is_called_again"])

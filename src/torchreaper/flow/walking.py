@@ -97,18 +97,22 @@ class Walking(fx.Interpreter):
     def owner(self, node: fx.Node) -> str:
         """The module that computes: the called one, or the one whose tensors a function takes.
 
-        ``""`` where the function takes tensors of several modules, or computed ones.
+        ``""`` where the function takes tensors of several modules, or computed ones, or one under another name than
+        its own (a norm's ``gamma``).
         """
         if node.op == "call_module":
             return str(node.target)
         names = ("running_mean", "running_var", "weight", "bias") if "norm" in place(node) else ("weight", "bias")
-        given = [one for k, name in enumerate(names, 1) if (one := argument(node, k, name)) is not None]
-        if not given or not all(isinstance(one, fx.Node) and one.op == "get_attr" for one in given):
+        given = {name: one for k, name in enumerate(names, 1) if (one := argument(node, k, name)) is not None}
+        if not given or not all(isinstance(one, fx.Node) and one.op == "get_attr" for one in given.values()):
             return ""
-        owners = {str(one.target).rpartition(".")[0] for one in given}
+        paths = {name: str(one.target).rpartition(".") for name, one in given.items()}
+        if any(path[2] != name for name, path in paths.items()):
+            return ""  # the rules go by the names: another tensor would be taken for the one that is called so
+        owners = {path[0] for path in paths.values()}
         if len(owners) > 1 or is_known_module(self.model.get_submodule(min(owners))):
             return ""  # a known module's tensors are used by the module itself: here they are used once more
-        self.understood |= {(one, node) for one in given}
+        self.understood |= {(one, node) for one in given.values()}
         return owners.pop()
 
     # What a model reads from a shape it may compute with: then the width must stay as it is.
