@@ -295,6 +295,34 @@ def test_a_norm_behind_a_sum_in_place_is_not_the_filters():
     assert set(flow.sites) == {"c1", "c2"}
 
 
+class Tied(nn.Module):
+    """Two convolutions with one weight, in a model that cannot be traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c1, self.c2, self.c3 = (nn.Conv2d(width, 8, 3, padding=1) for width in (3, 8, 8))
+        self.c3.weight = self.c2.weight
+        self.norm1, self.norm2 = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+        self.norm2.weight = self.norm1.weight
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x):
+        if x.sum() > -1e9:
+            x = self.norm1(self.c1(x)).relu()
+        return self.fc(self.norm2(self.c3(self.c2(x).relu())).relu().mean((2, 3)))
+
+
+def test_a_weight_that_two_layers_hold_is_not_ranked_where_nothing_can_be_traced_either():
+    model = Tied()
+    bank = tr.find_filters(model, torch.randn(2, 3, 8, 8), skip=None)
+    assert {layer.name: layer.droppable for layer in bank.layers} == {"c1": True, "c2": False, "c3": False}
+    assert [layer.reason for layer in bank.layers][1:] == ["weight is used in another place too"] * 2
+    before = model.norm2.weight.detach().clone()
+    bank.drop({"c1": [1, 2]})
+    bank.restore("orthogonal")
+    assert torch.equal(model.norm2.weight, before)
+
+
 def test_the_worst_cosine_of_a_float64_return_is_true():
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 2)).double()
     bank = tr.find_filters(model, torch.zeros(1, 3, 8, 8).double(), skip=None)

@@ -69,7 +69,8 @@ def _united(model: nn.Module, arguments: dict[str, Any], apart: set[str]) -> Flo
     graphs = [one.graph for one in traced if one.graph is not None]
     if len(graphs) < 2:
         start = _ids(model, _convolutions(model))
-        flow: Flow = _checked_run(lambda: record(model, arguments, *start, untraced[""]), model, arguments)
+        shared = _sharing(model)
+        flow: Flow = _checked_run(lambda: record(model, arguments, *start, shared, untraced[""]), model, arguments)
     else:
         # A module that hands out a tensor in one mode and several in the other cannot carry a mask.
         several: set[Key] = {("module", f"{name}, leaving") for one in traced for name in one.several}
@@ -161,17 +162,22 @@ def _width(model: nn.Module, name: str) -> int:
     return int(module.out_channels)
 
 
-def _note_shared(model: nn.Module, walks: Sequence[Walk], ledger: Ledger) -> None:
-    """Modules with a parameter that another module holds too, or that a forward method takes by itself.
-
-    What one use of it leaves out, the other would miss.
-    """
+def _sharing(model: nn.Module) -> set[str]:
+    """Modules with a parameter that another module holds too."""
     holders: dict[int, list[str]] = defaultdict(list)
     for name, module in model.named_modules():
         for parameter in module._parameters.values():
             if parameter is not None:
                 holders[id(parameter)].append(name)
-    shared = {name for names in holders.values() if len(names) > 1 for name in names}
+    return {name for names in holders.values() if len(names) > 1 for name in names}
+
+
+def _note_shared(model: nn.Module, walks: Sequence[Walk], ledger: Ledger) -> None:
+    """Modules with a parameter that another module holds too, or that a forward method takes by itself.
+
+    What one use of it leaves out, the other would miss.
+    """
+    shared = _sharing(model)
     called = {str(node.target) for walk in walks for node in walk.graph.nodes if node.op == "call_module"}
     for walk in walks:
         for node in [node for node in walk.graph.nodes if node.op == "get_attr"]:

@@ -54,9 +54,19 @@ def run_box(model: nn.Module, ledger: Ledger, count: bool) -> Box:
     return run
 
 
-def record(model: nn.Module, arguments: Mapping[str, Any], start: dict[str, int], total: int, why: str) -> Flow:
-    """The flow of a model that cannot be traced at all: every convolution is masked at its own norm."""
-    ledger = Ledger(Flow(start, total, untraced={"": why}), Decisions())
+def record(
+    model: nn.Module, arguments: Mapping[str, Any], start: dict[str, int], total: int, shared: set[str], why: str
+) -> Flow:
+    """The flow of a model that cannot be traced at all: every convolution is masked at its own norm.
+
+    Args:
+        model, arguments: what runs.
+        start, total: the first filter id of every convolution, and how many there are.
+        shared: modules with a parameter that another one holds too.
+        why: it cannot be traced.
+    """
+    ledger = Ledger(Flow(start, total, untraced={"": why}, shared=shared), Decisions())
+    ledger.decisions.opaque |= {("module", name) for name in shared}
     for training in (True, False):
         # With gradients, which tell what is read later on; no backward follows.
         with training_mode(model, training), torch.enable_grad():
