@@ -210,6 +210,29 @@ def test_pending_gradients_of_dropped_filters_are_dropped(bank, mode):
     assert torch.equal(columns[:, 1:5], before["block2.conv2.weight"][:, 1:5])
 
 
+@pytest.mark.parametrize("mode", ["masked", "compact"])
+@pytest.mark.parametrize("moments", [False, True])
+def test_a_model_that_is_cast_in_a_phase_comes_back_whole(bank, mode, moments):
+    """As one that is moved: what was stored follows the tensors where they are now."""
+    model = bank.model
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    train_step(model, optimizer, 0)
+    bank.attach(optimizer)
+    before, state = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict()["state"])
+    bank.drop(GONE, mode=mode)
+    model.double()
+    if moments:
+        for entries in optimizer.state.values():
+            entries |= {key: value.double() for key, value in entries.items() if value.ndim}
+    assert all(torch.equal(a.double(), b.double()) for a, b in zip(before.values(), model.state_dict().values()))
+    bank.restore()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value.double(), before[name].double()), name
+        assert value.dtype == (torch.float64 if before[name].is_floating_point() else before[name].dtype)
+    for number, entries in optimizer.state_dict()["state"].items():
+        assert all(torch.equal(value.double(), state[number][key].double()) for key, value in entries.items())
+
+
 def test_an_optimizer_that_moves_weights_without_gradient_is_held(bank):
     class Drift(torch.optim.Optimizer):
         def __init__(self, params):

@@ -110,7 +110,8 @@ class Leaf(OwnHook):
         for name, part in self.parts.items():
             tensor = tensor_of(module, name)
             assert tensor is not None
-            whole = part.put(tensor, self.stored.pop(name))
+            whole = part.put(tensor, self.stored[name])
+            del self.stored[name]  # only now: what fails before has lost nothing; and all of it twice would be much
             if part.narrows:
                 gradient = tensor.grad
                 resize(tensor, whole)

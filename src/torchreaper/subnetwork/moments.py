@@ -62,7 +62,7 @@ class Moments:
         while self._entries:
             entry = self._entries[-1]
             for _, state, key in per_weight_state([self._optimizer], entry.tensor):
-                state[key] = entry.part.to(state[key].device).put(state[key], self._contents(entry, key))
+                state[key] = entry.part.put(state[key], self._contents(entry, key))
             self._entries.pop()  # with what it stored: all of it twice would be much
 
     @torch.no_grad()
@@ -72,7 +72,7 @@ class Moments:
             if not entry.part.keeps_values:
                 entry.part.hold(entry.tensor.detach())
             for _, state, key in per_weight_state([self._optimizer], entry.tensor):
-                entry.part.to(state[key].device).hold(state[key])
+                entry.part.hold(state[key])
 
     @property
     def stored_bytes(self) -> int:
@@ -92,7 +92,7 @@ class Moments:
         for entry in self._entries:
             number = numbers[id(entry.tensor)]
             whole = {
-                key: entry.part.to(value.device).completed(value, self._contents(entry, key))
+                key: entry.part.completed(value, self._contents(entry, key))
                 for key, value in packed.get(number, {}).items()
                 if isinstance(value, Tensor) and value.shape == entry.tensor.shape
             }

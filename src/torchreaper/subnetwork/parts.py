@@ -130,7 +130,7 @@ class Part:
     @torch.no_grad()
     def hold(self, tensor: Tensor) -> Tensor:
         """Zeros where entries are held, in place; ``tensor`` is without the removed ones."""
-        for dim, axis in self._axes:
+        for dim, axis in self.to(tensor.device)._axes:
             if len(axis.held):
                 tensor.index_fill_(dim, axis.held, 0)
         return tensor
@@ -139,16 +139,17 @@ class Part:
     def put(self, rest: Tensor, contents: Contents) -> Tensor:
         """The full tensor: ``rest`` and what belongs into the part.
 
-        Held entries are written into ``rest`` itself; where nothing was removed, that is what is returned.
+        Held entries are written into ``rest`` itself; where nothing was removed, that is what is returned. What was
+        stored takes the device and type of ``rest``: the model may have been moved or cast since.
         """
-        rest = rest.detach()
+        rest, axes = rest.detach(), self.to(rest.device)._axes
         stored = contents if isinstance(contents, Stored) else None
         held = list(stored.held) if stored else []
-        for dim, axis in self._axes:
+        for dim, axis in axes:
             if len(axis.held):
                 _write(rest, dim, axis.held, held.pop(0) if stored else contents)
         removed = list(stored.removed) if stored else []
-        for dim, axis in reversed(self._axes):
+        for dim, axis in reversed(axes):
             if len(axis.removed):
                 shape = list(rest.shape)
                 shape[dim] = len(axis)
@@ -187,6 +188,6 @@ def in_layout_of(model: Tensor, tensor: Tensor) -> Tensor:
 
 def _write(tensor: Tensor, dim: int, positions: Tensor, values: Contents | Tensor) -> None:
     if isinstance(values, Tensor):
-        tensor.index_copy_(dim, positions, values)
+        tensor.index_copy_(dim, positions, values.to(tensor))
     else:
         tensor.index_fill_(dim, positions, values)  # type: ignore[arg-type]
