@@ -2,21 +2,23 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import torchreaper as tr
+from torchreaper.saved import plain
 
 
-def made():
+def made(**changes):
     torch.manual_seed(0)
     model = nn.Sequential(
         *(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 5, 3), nn.ReLU(), nn.Conv2d(5, 5, 3)),
         *(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 2)),
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    settings = {"full": 2, "sub": 2, "cycles": 2, "max_per_layer": 0.5}
+    settings = {"full": 2, "sub": 2, "cycles": 2, "max_per_layer": 0.5, **changes}
     return tr.RePr(model, optimizer, torch.zeros(2, 1, 8, 8), **settings)
 
 
@@ -78,3 +80,24 @@ def test_a_wrong_state_is_refused_by_name_and_changes_nothing(dropped, path, val
     assert all(torch.equal(value, weights[name]) for name, value in scheme.model.state_dict().items())
     scheme.load_state_dict(dropped)  # and it takes a right one
     assert scheme.dropped == {name: tuple(filters) for name, filters in dropped["dropped"].items()}
+
+
+@pytest.mark.parametrize("steps", [0, 2, 4])
+def test_settings_may_be_numbers_of_numpy(tmp_path, steps):
+    gain = tr.Reinit(gain=np.float64(1.0))
+    scheme = made(fraction=np.float64(0.3), max_per_layer=np.float64(0.5), reinit=gain)
+    for _ in range(steps):
+        scheme.step()
+    torch.save(scheme.state_dict(), tmp_path / "scheme.pt")
+    same = made(reinit=tr.Reinit(gain=1.0))
+    same.load_state_dict(torch.load(tmp_path / "scheme.pt", weights_only=True))
+    assert (same.steps, same.dropped) == (steps, scheme.dropped)
+
+
+def test_numbers_become_pythons_own():
+    given = {"whole": np.uint8(2), "real": np.float32(0.5), "in": {"it": np.int64(3)}, "flag": True, "text": "a"}
+    found = plain({**given, "none": None})
+    assert found == {"whole": 2, "real": 0.5, "in": {"it": 3}, "flag": True, "text": "a", "none": None}
+    assert [type(value) for value in (found["whole"], found["real"], found["in"]["it"], found["flag"])] == [
+        *(int, float, int, bool)
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -29,6 +30,15 @@ class Saved:
     dropped: dict[str, tuple[int, ...]]
     generator: Tensor
     history: list[Transition]
+
+
+def plain(value: Any) -> Any:
+    """Settings with Python's own numbers: others, such as numpy's, could not be loaded with ``weights_only=True``."""
+    if isinstance(value, Mapping):
+        return {name: plain(one) for name, one in value.items()}
+    if isinstance(value, bool):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value) if isinstance(value, Real) else value
 
 
 def read_state(state: Mapping[str, Any], config: Mapping[str, Any]) -> Saved:

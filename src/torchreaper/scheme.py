@@ -21,7 +21,7 @@ from torchreaper.fitting import check_optimizers, warn_without_effect, warn_with
 from torchreaper.flow.tracing import ExampleInputs, refuse_shards
 from torchreaper.ranks import Wrappers, decided_by_rank_zero
 from torchreaper.reinit import Reinit, as_reinit
-from torchreaper.saved import read_state
+from torchreaper.saved import plain, read_state
 from torchreaper.state import Optimizers, as_optimizers
 from torchreaper.subnetwork.modes import Mode, check_mode, resolve
 from torchreaper.text import percent
@@ -99,9 +99,9 @@ class RePr:
         check_mode(subnetwork)
         if not isinstance(exact_dropout, bool):
             raise ReaperError(f"exact_dropout={exact_dropout!r}: must be True or False")
-        self.full, self.sub, self.cycles, self.fraction = full, sub, cycles, fraction
+        self.full, self.sub, self.cycles, self.fraction = map(plain, (full, sub, cycles, fraction))
         self.subnetwork, self.exact_dropout = subnetwork, exact_dropout
-        self.min_filters, self.max_per_layer = min_filters, max_per_layer
+        self.min_filters, self.max_per_layer = plain(min_filters), plain(max_per_layer)
         self.criterion, self.reinit = criteria.make(criterion), as_reinit(reinit)
         self._criterion_name = criterion if isinstance(criterion, str) else type(criterion).__name__
         optimizers = as_optimizers(optimizer)
@@ -358,7 +358,7 @@ class RePr:
             "cycles": self.cycles,
             "fraction": self.fraction,
             "criterion": repr(self.criterion) if is_dataclass(self.criterion) else self._criterion_name,
-            "reinit": self.reinit.describe(),
+            "reinit": plain(self.reinit.describe()),
             "min_filters": self.min_filters,
             "max_per_layer": self.max_per_layer,
             "layers": {layer.name: layer.filters for layer in self.bank.layers},
