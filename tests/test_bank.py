@@ -129,6 +129,39 @@ def test_frozen_tensors_are_not_written(bank):
     bank.restore()
 
 
+def test_a_norm_that_is_frozen_keeps_its_statistics_too(bank):
+    model = bank.model
+    model.block2.bn1.eval().requires_grad_(False)
+    before = copy.deepcopy(model.state_dict())
+    bank.drop(GONE)
+    bank.restore("orthogonal")
+    after = model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("block2.bn1."))
+    assert after["block1.bn1.running_var"][3] == 1
+
+
+@pytest.mark.parametrize("how", ["reset", "keep"])
+def test_a_norm_that_averages_over_all_batches_begins_anew_with_what_returns(bank, how):
+    """The statistics of a returned filter would be drawn to where they were reset to, for as long as it trains."""
+    model = bank.model.train()
+    for norm in (model.block2.bn1, model.block1.bn1):
+        norm.momentum = None
+    other = model.block1.bn1
+    for seed in range(5):
+        model(inputs(seed)[0])
+    bank.drop({"block2.conv1": [0, 5]})
+    bank.restore(tr.Reinit(norms=how))
+    seen = []
+    handle = model.block2.conv1.register_forward_hook(lambda module, given, output: seen.append(output.mean((0, 2, 3))))
+    for seed in range(5, 8):
+        model(inputs(seed)[0])
+    handle.remove()
+    assert int(other.num_batches_tracked) == 8
+    assert int(model.block2.bn1.num_batches_tracked) == (3 if how == "reset" else 8)
+    if how == "reset":
+        torch.testing.assert_close(model.block2.bn1.running_mean, torch.stack(seen).mean(0))
+
+
 def test_dropping_nothing_is_nothing(bank):
     bank.drop({"stem": []})
     assert bank._subnetwork is None

@@ -73,7 +73,9 @@ def test_an_optimizer_that_shares_its_state_out_is_refused():
 
     model, _ = build("plain")
     optimizer = ZeroRedundancyOptimizer(model.parameters(), torch.optim.AdamW, lr=0.1)
-    with pytest.raises(tr.ReaperError, match=r"^optimizer=ZeroRedundancyOptimizer: works through another one, whose"):
+    with pytest.raises(
+        tr.ReaperError, match=r"^optimizer=ZeroRedundancyOptimizer: works through another one, 'optim', whose"
+    ):
         tr.RePr(model, optimizer, IMAGES, **SETTINGS)
     assert not any(module._forward_hooks for module in model.modules())
 

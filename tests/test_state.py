@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections import defaultdict
+
 import pytest
 import torch
 from torch import nn
@@ -123,6 +125,57 @@ def test_an_optimizer_that_takes_no_hooks_is_refused():
     optimizer = Wrapping(torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1))
     with pytest.raises(tr.ReaperError, match="optimizer=Wrapping: does not let torch's hooks see its state, which"):
         as_optimizers(optimizer)
+
+
+def lookahead(inner):
+    """As it is usually written: slow weights of its own beside the state of the one that it wraps."""
+
+    class Lookahead(torch.optim.Optimizer):
+        def __init__(self):
+            self.optimizer, self.param_groups, self.state = inner, inner.param_groups, defaultdict(dict)
+
+    return Lookahead()
+
+
+def sam(inner):
+    """As it is usually written: two steps of its own, one of which lets the other optimizer move the weights."""
+
+    class SAM(torch.optim.Optimizer):
+        def __init__(self):
+            super().__init__(inner.param_groups, {"rho": 0.05})
+            self.base_optimizer, self.param_groups = inner, inner.param_groups
+
+    return SAM()
+
+
+@pytest.mark.parametrize(
+    ("wrapped", "said"),
+    [
+        (
+            lookahead,
+            "optimizer=Lookahead: keeps state of its own beside that of its 'optimizer', which could not be cut",
+        ),
+        (
+            sam,
+            "optimizer=SAM: works through another one, 'base_optimizer', whose state of dropped filters could not be",
+        ),
+    ],
+)
+def test_what_works_through_another_optimizer_is_refused(wrapped, said):
+    inner = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1, momentum=0.9)
+    with pytest.raises(tr.ReaperError, match=said):
+        as_optimizers(wrapped(inner))
+    assert as_optimizers(inner) == (inner,)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.RMSprop, torch.optim.Adagrad])
+def test_a_second_moment_of_0_needs_an_eps(kind):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 2))
+    images = torch.ones(2, 3, 8, 8)
+    said = r"optimizer: eps=0: would make weights NaN that are held at 0, 0 / 0; set it above 0, such as 1e-8"
+    with pytest.raises(tr.ReaperError, match=said):
+        tr.RePr(model, kind(model.parameters(), eps=0), images, full=1, sub=1, cycles=1)
+    assert not any(module._forward_hooks for module in model.modules())
 
 
 @pytest.mark.parametrize("shape", [(700,), (700, 5), (3, 4, 2, 2)])

@@ -55,6 +55,7 @@ class Reinit:
         norms: the filter's BatchNorm entries: "reset" (the default) to gamma 1, beta 0, mean 0, variance 1; "small":
             the same, but gamma 0.01 where the map goes from its norm right into a sum, much as residual blocks begin in
             Goyal et al. 2017: with ``consumers="zero"`` what returns changes next to nothing at first; or "keep".
+            A norm whose parameters are frozen keeps all; one with ``momentum=None`` counts its batches anew.
         candidates: ``None``: directions are left to chance. A :class:`Candidates`: of several as random ones, those
             return that the loss wants most, for "orthogonal" and "random". Where a layer has no room for more than
             return, or a filter is not read by later layers alone (it enters a sum, say), they are left to chance, and

@@ -53,10 +53,9 @@ def bring_back(
     """
     undo = None if reinit.candidates is None else undoing(model, flow, ids)
     back = {layer: torch.tensor(indices, dtype=torch.int64, device="cpu") for layer, indices in dropped.items()}
-    for name, entries in _belongings(model, flow, ids, {"norm"}).items():
-        for tensor, cut in entries.items():
-            if reinit.norms != "keep":
-                cut.fill(_tensor(model, name, tensor).detach(), _NORM_ENTRIES[tensor])
+    if reinit.norms != "keep":
+        for name, entries in _belongings(model, flow, ids, {"norm"}).items():
+            _begin_anew(model, name, entries)
     if reinit.norms == "small":
         _hush(model, back, flow)
     readers = _Readers(model, _belongings(model, flow, ids, {"consumer"}), reinit.consumers, generator)
@@ -111,7 +110,7 @@ def check_sources(
 def _belongings(model: nn.Module, flow: Flow, ids: Int[Tensor, " ids"], roles: Set[Role]) -> dict[str, dict[str, Cut]]:
     """What belongs to the filters in these roles, without what the user has frozen: that is not for us to change."""
     return {
-        name: {t: cut for t, cut in entries.items() if not _frozen(_tensor(model, name, t))}
+        name: {t: cut for t, cut in entries.items() if not _frozen(model.get_submodule(name), _tensor(model, name, t))}
         for name, entries in cuts(flow, ids, roles).items()
     }
 
@@ -127,8 +126,10 @@ def _rows(layer: FilterLayer, some: Int[Tensor, " some"]) -> Float[Tensor, "some
     return rows[some.to(rows.device)]
 
 
-def _frozen(tensor: Tensor) -> bool:
-    return isinstance(tensor, nn.Parameter) and not tensor.requires_grad
+def _frozen(module: nn.Module, tensor: Tensor) -> bool:
+    """A parameter without a gradient; a buffer, such as a norm's statistics, where none of the parameters has one."""
+    own = [tensor] if isinstance(tensor, nn.Parameter) else list(module.parameters(recurse=False))
+    return bool(own) and not any(parameter.requires_grad for parameter in own)
 
 
 class _Readers:
@@ -175,6 +176,16 @@ def _set_consumer(weight: Tensor, cut: Cut, how: str, generator: torch.Generator
 
 SMALL = 0.01
 """Gamma of what returns into a sum; not 0: where all else in the sum is 0, a ReLU behind it would pass no gradient."""
+
+
+def _begin_anew(model: nn.Module, name: str, entries: Mapping[str, Cut]) -> None:
+    """Give what returns the entries of a new norm."""
+    for tensor, cut in entries.items():
+        cut.fill(_tensor(model, name, tensor).detach(), _NORM_ENTRIES[tensor])
+    norm = model.get_submodule(name)
+    count = getattr(norm, "num_batches_tracked", None)
+    if "running_mean" in entries and isinstance(count, Tensor) and getattr(norm, "momentum", 0.0) is None:
+        count.zero_()  # it averages over all batches alike: those of before would hold the new statistics at 0 and 1
 
 
 def _hush(model: nn.Module, back: Mapping[FilterLayer, Int[Tensor, " returning"]], flow: Flow) -> None:

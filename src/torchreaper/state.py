@@ -28,6 +28,9 @@ ELEMENTWISE = (
 )
 """torch's optimizers that treat every weight by itself, and leave one at 0 that has gradient and state 0 (eps > 0)."""
 
+WRAPPERS = ("lightning_fabric", "lightning", "pytorch_lightning", "accelerate")
+"""Libraries whose optimizers hand everything on to the one that they wrap."""
+
 _REGISTERED: set[type[Optimizer]] = set()
 _Class = TypeVar("_Class")
 
@@ -141,20 +144,32 @@ def as_optimizers(optimizer: Any) -> tuple[Optimizer, ...]:
 
 def _unwrapped(optimizer: Any) -> Optimizer:
     while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+        if _keeps_state(optimizer, inner):
+            raise ReaperError(
+                f"optimizer={type(optimizer).__name__}: keeps state of its own beside that of its 'optimizer', which "
+                "could not be cut; use the optimizer that it wraps"
+            )
         optimizer = inner
     if not isinstance(optimizer, Optimizer):
         raise ReaperError(f"optimizer={optimizer!r}: must be a torch.optim.Optimizer or a list of them")
-    if isinstance(getattr(optimizer, "optim", None), Optimizer):
-        raise ReaperError(
-            f"optimizer={type(optimizer).__name__}: works through another one, whose state of dropped filters could "
-            "not be kept; use a plain optimizer (under DDP every rank then holds its state)"
-        )
     try:
         optimizer.register_state_dict_post_hook(lambda *_: None).remove()
     except AttributeError as error:  # timm's Lookahead, which leaves torch's __init__ out
         text = "does not let torch's hooks see its state, which would be cut wrongly; use the optimizer that it wraps"
         raise ReaperError(f"optimizer={type(optimizer).__name__}: {text}") from error
+    if within := [name for name, value in vars(optimizer).items() if isinstance(value, Optimizer)]:
+        raise ReaperError(
+            f"optimizer={type(optimizer).__name__}: works through another one, {within[0]!r}, whose state of dropped "
+            f"filters could not be kept; pass `optimizer.{within[0]}`, if this one keeps nothing from step to step, or "
+            "use a plain optimizer (under DDP every rank then holds its state)"
+        )
     return optimizer
+
+
+def _keeps_state(wrapper: Any, inner: Optimizer) -> bool:
+    """Whether it is more than a wrapper, as Lookahead is; those of Fabric and Accelerate are known not to be."""
+    own = getattr(wrapper, "state", None)
+    return own is not None and own is not inner.state and type(wrapper).__module__.partition(".")[0] not in WRAPPERS
 
 
 def parameter_ids(optimizers: Iterable[Optimizer]) -> set[int]:
