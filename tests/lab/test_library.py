@@ -57,6 +57,12 @@ def test_a_file_that_is_there_comes_before_a_name(tmp_path):
     assert library.find("demo") == Path("demo")
 
 
+def test_a_folder_of_that_name_is_no_recipe(tmp_path):
+    """``--out .`` makes one."""
+    Path("demo").mkdir()
+    assert library.find("demo").samefile(ROOT / "recipes" / "demo.yaml")
+
+
 @pytest.mark.parametrize("wrong", ["dmo", "recipes/demo.yaml", "paper/c3-32-cifar"])
 def test_a_name_that_is_nearly_one_is_corrected(wrong):
     with pytest.raises(UserError, match=r"no such file; did you mean '(demo|paper/c3-32-cifar10)', which comes with"):

@@ -203,6 +203,8 @@ def test_every_scheme_is_named_once(path):
         ("schemes.x/y={name: repr}", "schemes: 'x/y' names a folder: "),
         ("schemes.all={name: repr}", "schemes.all: is the word for all schemes together in reaper compare; rename it"),
         ("schemes.x=3", "schemes.x=3: must be a mapping (key: value)"),
+        ("data=digits", "data='digits': must be a mapping (key: value), such as {name: digits}"),
+        ("data=null", "data=None: must be a mapping (key: value), such as {name: digits}"),
         ("schedule.every=3", "schedule.every=3: has no effect with name: cosine; it belongs to halving"),
         ("schedule.gamma=0.3", "schedule.gamma=0.3: has no effect with name: cosine; it belongs to step"),
         ("schedule={name: step}", "schedule.milestones: is missing; "),

@@ -8,12 +8,14 @@ from pathlib import Path
 
 from lightning_fabric import Fabric
 
+from torchreaper.errors import ReaperError
 from torchreaper.lab import teachers
 from torchreaper.lab.comparison import Comparison, Failure, Result, read_curves, summarise, write
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.execution import Executor, Here, Job, Plan, perform
 from torchreaper.lab.files import read_json
 from torchreaper.lab.locking import clear
+from torchreaper.lab.objects import reason
 from torchreaper.lab.progress import NullProgress, Progress
 from torchreaper.lab.recipe import ALL, Recipe
 from torchreaper.lab.run import finished, try_out
@@ -55,9 +57,7 @@ def compare(
     # Every folder is asked now: one of another recipe would else be met after the hours of the runs before it.
     there, jobs = _sort(recipe, schemes, seeds, out, device)
     for scheme in dict.fromkeys(job.scheme for job in jobs):
-        # What the data, the network or the scheme refuse is told now, not after the other schemes' hours.
-        where = device if isinstance(executor, Here) else "cpu"
-        try_out(recipe, scheme, device=where, progress=progress)
+        _try(recipe, scheme, device if isinstance(executor, Here) else "cpu", progress)
     results: dict[str, dict[int, Result]] = {scheme: {} for scheme in schemes}
     for (scheme, seed), result in there.items():
         results[scheme][seed] = result
@@ -77,6 +77,19 @@ def compare(
     )
     write(comparison, results, folder, curves=curves)
     return comparison
+
+
+def _try(recipe: Recipe, scheme: str, device: str, progress: Progress) -> None:
+    """Have told now what the data, the network or the scheme refuse, not after the other schemes' hours.
+
+    An error that nobody foresaw, of the user's own code, is told by the runs that meet it; the others go on.
+    """
+    try:
+        try_out(recipe, scheme, device=device, progress=progress)
+    except (UserError, ReaperError):
+        raise
+    except Exception as error:
+        progress.note(f"{scheme}: its runs will fail ({reason(error)})")
 
 
 def to_do(recipe: Recipe, schemes: Sequence[str], seeds: int, out: Path) -> int:

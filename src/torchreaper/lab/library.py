@@ -46,7 +46,7 @@ def find(recipe: str) -> Path:
     Raises ``UserError`` where it is neither but looks like such a name.
     """
     path, known = Path(recipe), shipped()
-    if path.exists() or (name := recipe.removesuffix(SUFFIX)) not in known:
+    if path.is_file() or (name := recipe.removesuffix(SUFFIX)) not in known:
         if not path.exists() and (near := get_close_matches(name.removeprefix("recipes/"), known, n=1)):
             raise UserError(f"recipe={recipe!r}: no such file; did you mean {near[0]!r}, which comes with torchreaper?")
         return path

@@ -116,6 +116,8 @@ class Recipe(Settings):
     @classmethod
     def _of_its_task(cls, values: Any, info: ValidationInfo) -> Any:
         """The section of the recipe's task."""
+        if not isinstance(values, (Mapping, Settings)):
+            raise ValueError("must be a mapping (key: value), such as {name: digits}")
         spec = SPECS.get(info.data.get("task", ""))
         return parse_nested(spec, values) if spec and isinstance(values, Mapping) else values
 

@@ -57,6 +57,17 @@ def test_both_become_the_same_mean_layer_by_layer():
     assert all(0.3 < share < 0.7 for share in shares.values())
 
 
+def test_what_is_frozen_stays_as_it_is_in_both():
+    model, partner = network(), network(seed=1)
+    for one in (model, partner):
+        one[0].weight.requires_grad_(False)
+    before = model[0].weight.clone(), partner[0].weight.clone()
+    graft(model, partner, a=0.4, c=500)
+    assert torch.equal(model[0].weight, before[0])
+    assert torch.equal(partner[0].weight, before[1])
+    assert torch.equal(model[0].bias, partner[0].bias)
+
+
 def test_the_partner_trains_in_its_own_order_with_the_same_rate():
     model = network()
     on = setup(model)

@@ -6,6 +6,7 @@ from tests.lab.schemes.test_resume import check
 from tests.lab.tiny import TINY, recipe
 
 from torchreaper.lab import settings
+from torchreaper.lab.compare import compare
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.recipe import Recipe
 from torchreaper.lab.run import train
@@ -57,6 +58,11 @@ class TaughtSpec(PullSpec):
 class OtherwiseSpec(PullSpec):
     def optim(self, spec):
         return spec.model_copy(update={"lr": 1.0})
+
+
+class BrokenSpec(PullSpec):
+    def attach(self, setup):
+        return setup.nothing_here
 
 
 def make():
@@ -151,3 +157,13 @@ def test_what_is_wrong_with_the_class_is_named_when_it_is_put_to_work(options, t
 def test_its_check_is_asked(pulling):
     with pytest.raises(UserError, match=r"^scheme: pulls for two epochs, the recipe has 1; raise epochs$"):
         parse({"name": "mynets.pulling:PullSpec"}).attach(setup(network(), lengths=(1,)))
+
+
+def test_one_that_fails_in_its_own_code_is_named_and_the_others_are_compared(pulling):
+    what = recipe(schemes={"broken": {"name": "mynets.pulling:BrokenSpec"}})
+    found = compare(what, ["standard", "broken"], 2, pulling)
+    assert [summary.seeds for summary in found.schemes] == [(0, 1)]
+    assert [(failure.scheme, failure.seed) for failure in found.failures] == [("broken", 0), ("broken", 1)]
+    for failure in found.failures:
+        assert failure.reason.startswith("AttributeError: 'Setup' object has no attribute 'nothing_here' (")
+    assert "nothing_here" in (pulling / what.name / "broken" / "seed-0" / "error.txt").read_text()

@@ -59,6 +59,20 @@ def test_a_schedule_is_refused_exactly_when_nothing_would_happen(every, until, e
         spec.check(epochs)
 
 
+def test_what_cannot_grow_again_is_left_alone():
+    """A frozen filter would be 0 for good; one that is computed is not set to 0 by what it is computed to."""
+    model = nn.Sequential(*(nn.Conv2d(width, 8, 3) for width in (1, 8, 8)), nn.Flatten(), nn.Linear(32, 10))
+    model[0].weight.requires_grad_(False)
+    nn.utils.parametrizations.weight_norm(model[1])
+    before = weights_of(model)
+    attach(SFPSpec(), model).step()
+    after = weights_of(model)
+    assert {key for key in before if not torch.equal(before[key], after[key])} == {"2.weight", "2.bias"}
+    model[2].weight.requires_grad_(False)
+    with pytest.raises(UserError, match=r"^scheme='sfp': no convolution has a weight that is trained and its own; "):
+        attach(SFPSpec(), model)
+
+
 def test_depthwise_layers_are_left_alone_and_a_share_below_one_filter_is_refused():
     model = nn.Sequential(nn.Conv2d(1, 8, 1), nn.Conv2d(8, 8, 3, groups=8), nn.Flatten(), nn.Linear(8 * 36, 10))
     before = weights_of(model)

@@ -1,6 +1,7 @@
 """Schemes together: which can be, in what order, with which options, and one line for what is wrong."""
 
 import json
+import re
 from itertools import combinations
 
 import pytest
@@ -102,6 +103,10 @@ def test_a_part_asks_for_the_epochs_that_there_will_be():
     assert spec.lengths(5) == (10,)
     with pytest.raises(UserError, match="need 8 epochs, the recipe has 6"):
         spec.check(3)
+    spec = together("shorter", "repr", repr={"full": 2, "sub": 2, "cycles": 8}, shorter={"factor": 0.4})
+    said = "need 32 epochs, the recipe has 16; raise epochs or lower cycles (it has 40, of which shorter makes 16)"
+    with pytest.raises(UserError, match=re.escape(said)):
+        spec.check(40)
     spec = together("ban", "mixup")
     assert spec.lengths(10) == (3, 3, 4)
 

@@ -37,7 +37,7 @@ def check_logits(
         try:
             with _as_before(model), torch.no_grad():
                 outputs = model.train(training)(*inputs)
-        except Exception as error:  # the user's own code
+        except (Exception, SystemExit) as error:  # the user's own code
             raise UserError(f"{named}: fails on 2 images of {shape} ({reason(error)})") from error
         if not isinstance(outputs, Tensor):
             raise UserError(
@@ -77,7 +77,7 @@ def check_detector(model: Any, named: str, *, in_channels: int, classes: int, im
                 both = (images, targets) if getattr(model, "takes_targets", False) else (images,)
                 loss = model.loss(model(*both), targets)
                 found = model.detections(model(images))
-        except Exception as error:  # the user's own code
+        except (Exception, SystemExit) as error:  # the user's own code
             raise UserError(f"{named}: fails on 2 images of {shape} ({reason(error)})") from error
         if not isinstance(loss, Tensor) or loss.ndim or not loss.is_floating_point():
             raise UserError(f"{named}: its loss is {_what(loss)}; must be one number, averaged over the images")

@@ -51,7 +51,9 @@ def graft(model: nn.Module, partner: nn.Module, *, a: float, c: float) -> None:
 
 
 def _own(module: nn.Module) -> list[Tensor]:
-    return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    """What is trained, and what is counted; not what the user has frozen."""
+    trained = [parameter for parameter in module.parameters(recurse=False) if parameter.requires_grad]
+    return [*trained, *module.buffers(recurse=False)]
 
 
 class Grafting(Attached):

@@ -16,7 +16,7 @@ class LongerSpec(Spec):
     summary: ClassVar[str] = "standard training, for more epochs"
     hands: ClassVar[frozenset[str]] = frozenset({"the epochs"})
     name: Literal["longer"] = "longer"
-    factor: float = Field(default=2.0, gt=1)
+    factor: float = Field(default=2.0, gt=1, le=1000)
 
     def lengths(self, epochs: int) -> tuple[int, ...]:
         """One training, longer by the factor; at least by an epoch."""

@@ -71,13 +71,23 @@ class SFPSpec(Spec):
             )
 
     def attach(self, setup: Setup) -> Attached:
-        """Put the scheme to work on every convolution whose share is at least one filter; not depthwise ones."""
-        layers = {
+        """Put the scheme to work on every convolution whose share is at least one filter; not depthwise ones.
+
+        Nor those whose filters could not grow again, as they are frozen, or would not be 0, as they are computed.
+        """
+        trained = {
             name: module
             for name, module in setup.model.named_modules()
             if isinstance(module, Convolution)
-            and quota(self.fraction, module.out_channels)
-            and (module.groups == 1 or module.groups < module.in_channels)
+            and isinstance(module.weight, nn.Parameter)
+            and module.weight.requires_grad
+        }
+        if not trained:
+            raise UserError("scheme='sfp': no convolution has a weight that is trained and its own; leave sfp out")
+        layers = {
+            name: module
+            for name, module in trained.items()
+            if quota(self.fraction, module.out_channels) and (module.groups == 1 or module.groups < module.in_channels)
         }
         if not layers:
             raise UserError(f"scheme.fraction={self.fraction}: is less than one filter in every layer; raise it")

@@ -132,8 +132,14 @@ class TogetherSpec(Spec):
                         f"{' and '.join(sorted(both))}; leave one out"
                     )
         total = sum(self.lengths(epochs))
-        for part in self.parts.values():
-            part.check(epochs if part.lengths(epochs) != (epochs,) else total)
+        changes = [name for name, part in self.parts.items() if part.lengths(epochs) != (epochs,)]
+        for name, part in self.parts.items():
+            try:
+                part.check(epochs if name in changes else total)
+            except UserError as error:
+                if name in changes or total == epochs:
+                    raise
+                raise UserError(f"{error} (it has {epochs}, of which {changes[0]} makes {total})") from error
 
     def fits(self, task: str) -> bool:
         """Whether all parts can."""
