@@ -19,7 +19,7 @@ from torchreaper.flow.ledger import Decisions, Ledger
 from torchreaper.flow.operations import CONVOLUTIONS, NORMS, is_known_module
 from torchreaper.flow.putting_back import attributes_put_back
 from torchreaper.flow.reading import NORM_TENSORS, owns_weight
-from torchreaper.flow.tracing import first_line, held_buffers, training_mode, with_buffers
+from torchreaper.flow.tracing import called, first_line, held_buffers, training_mode, with_buffers
 from torchreaper.flow.walk import Box
 from torchreaper.flow.walking import DoesNotRunError
 
@@ -72,7 +72,7 @@ def record(
         with training_mode(model, training), torch.enable_grad():
             with _Recording(model, "") as recording:
                 try:
-                    outputs = model.forward(**arguments)
+                    outputs = called(model, arguments)
                 except Exception as error:
                     raise DoesNotRunError(first_line(error)) from error
         recording.write(ledger, "the model cannot be traced", training)
@@ -112,14 +112,15 @@ class _Recording:
             self._stack.enter_context(_without_hooks(module))
             if isinstance(module, (*CONVOLUTIONS, *NORMS, nn.Linear)):
                 module._forward_hooks[-1] = self._watcher(name)
+                module._forward_hooks_with_kwargs[-1] = True
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def _watcher(self, name: str) -> Callable[..., None]:
-        def saw(module: Any, inputs: tuple[Any, ...], output: Any) -> None:
-            given = inputs[0]
+        def saw(module: Any, inputs: tuple[Any, ...], named: Mapping[str, Any], output: Any) -> None:
+            given = inputs[0] if inputs else next(iter(named.values()))
             versions, nodes = (given._version, output._version), (given.grad_fn, output.grad_fn)
             self._calls.append(_Call(name, module, given, output, versions, nodes))
 
@@ -203,7 +204,7 @@ def _own_channels(ledger: Ledger, call: _Call) -> Channels:
 @contextmanager
 def _without_hooks(module: nn.Module) -> Iterator[None]:
     """The user's hooks must not see what is no real step of training."""
-    kinds = ("_forward_hooks", "_forward_pre_hooks")
+    kinds = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs")
     before = {kind: module.__dict__[kind] for kind in kinds}
     module.__dict__.update({kind: OrderedDict() for kind in kinds})
     try:

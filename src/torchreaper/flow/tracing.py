@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import operator
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from inspect import Parameter, signature
+from inspect import BoundArguments, Parameter, signature
 from typing import Any, Union
 
 import torch
@@ -70,6 +71,12 @@ def bind_arguments(model: nn.Module, example_inputs: ExampleInputs) -> dict[str,
         ) from error
     bound.apply_defaults()
     return dict(bound.arguments)
+
+
+def called(model: nn.Module, arguments: Mapping[str, Any]) -> Any:
+    """What ``model.forward`` gives for the arguments of :func:`bind_arguments`."""
+    bound = BoundArguments(signature(model.forward), OrderedDict(arguments))
+    return model.forward(*bound.args, **bound.kwargs)
 
 
 class _InPlaceProxy(fx.Proxy):
@@ -303,12 +310,14 @@ def first_line(error: Exception) -> str:
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Whatever the model's own code does in the block is undone: attributes, buffers, every global random state."""
     with random_states_put_back(), attributes_put_back(model):
-        buffers = [(buffer, buffer._version, buffer.detach().clone()) for buffer in model.buffers()]
+        buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if not buffer.is_meta]
         try:
             yield
         finally:
-            for buffer, version, value in buffers:
-                if buffer._version != version:
+            for buffer, value in buffers:
+                # By value: a batch norm writes its statistics without telling the version counter. And only where it
+                # is needed, as what autograd has saved would no longer do.
+                if not torch.equal(buffer, value):
                     buffer.detach().copy_(value)
 
 

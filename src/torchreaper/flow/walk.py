@@ -55,6 +55,10 @@ class Walk(Reading, Moving):
             **{Kind.ADD: self.add, Kind.CAT: self.cat, Kind.EXTREMUM: self.extremum},
         }
 
+    def placeholder(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The next argument. What a forward collects, ``*args`` or ``**kwargs``, is one: fx would take all the rest."""
+        return next(self.args_iter)
+
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a module past its hooks: they are the user's, and must not see fake tensors."""
         module = self.fetch_attr(target)
