@@ -272,6 +272,16 @@ def test_repr_takes_computed_weights():
         tr.RePr(model, other, torch.randn(2, 3, 8, 8))
 
 
+def test_computed_weights_are_ranked_whatever_the_default_device():
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), parametrizations.weight_norm(nn.Conv2d(4, 6, 3)), nn.ReLU(), nn.Conv2d(6, 4, 1)
+    )
+    x = torch.randn(2, 3, 8, 8)
+    with torch.device("meta"):
+        bank = tr.find_filters(model, x)
+    assert [layer.name for layer in bank.ranked] == [layer.name for layer in tr.find_filters(model, x).ranked]
+
+
 class AddsInPlace(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -58,17 +58,17 @@ def _rows_apart(module: Any) -> bool:
     own = copy.deepcopy(module).cpu().double().train()
     generator = torch.Generator().manual_seed(0)
     sides = [2 * k * d + 2 for k, d in zip(own.kernel_size, own.dilation)]
-    x = torch.randn(2, own.in_channels, *sides, dtype=torch.float64, generator=generator)
+    x = torch.randn(2, own.in_channels, *sides, dtype=torch.float64, generator=generator, device="cpu")
     with torch.enable_grad():
         parameters = [p.requires_grad_() for p in own.parameters() if p.shape[:1] == (own.out_channels,)]
         output = own.forward(x)
         if not parameters or output.shape[1] != own.out_channels:
             return False
-        index = torch.arange(own.out_channels)
+        index = torch.arange(own.out_channels, device="cpu")
         for bit in range((own.out_channels - 1).bit_length()):
             for side in (0, 1):
                 mine = (index >> bit) % 2 == side
-                seen = (output[:, mine] * torch.randn(output[:, mine].shape, generator=generator)).sum()
+                seen = (output[:, mine] * torch.randn(output[:, mine].shape, generator=generator, device="cpu")).sum()
                 grads = torch.autograd.grad(seen, parameters, retain_graph=True, allow_unused=True)
                 if any(g is not None and bool(g[~mine].any()) for g in grads):
                     return False
