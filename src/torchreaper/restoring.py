@@ -53,9 +53,10 @@ def bring_back(
     """
     undo = None if reinit.candidates is None else undoing(model, flow, ids)
     back = {layer: torch.tensor(indices, dtype=torch.int64, device="cpu") for layer, indices in dropped.items()}
-    if reinit.norms != "keep":
-        for name, entries in _belongings(model, flow, ids, {"norm"}).items():
-            _begin_anew(model, name, entries)
+    norms = _belongings(model, flow, ids, {"norm"}) if reinit.norms != "keep" else {}
+    for name, entries in norms.items():
+        for tensor, cut in entries.items():
+            cut.fill(_tensor(model, name, tensor).detach(), _NORM_ENTRIES[tensor])
     if reinit.norms == "small":
         _hush(model, back, flow)
     readers = _Readers(model, _belongings(model, flow, ids, {"consumer"}), reinit.consumers, generator)
@@ -73,6 +74,7 @@ def bring_back(
         except BaseException:
             undo()
             raise
+    _count_anew(model, norms)  # nothing can fail any more: `undo` knows nothing of it
     notes = []
     for layer, mine in back.items():
         was = old.pop(layer) if layer in old else readers.set(layer, mine)
@@ -178,14 +180,13 @@ SMALL = 0.01
 """Gamma of what returns into a sum; not 0: where all else in the sum is 0, a ReLU behind it would pass no gradient."""
 
 
-def _begin_anew(model: nn.Module, name: str, entries: Mapping[str, Cut]) -> None:
-    """Give what returns the entries of a new norm."""
-    for tensor, cut in entries.items():
-        cut.fill(_tensor(model, name, tensor).detach(), _NORM_ENTRIES[tensor])
-    norm = model.get_submodule(name)
-    count = getattr(norm, "num_batches_tracked", None)
-    if "running_mean" in entries and isinstance(count, Tensor) and getattr(norm, "momentum", 0.0) is None:
-        count.zero_()  # it averages over all batches alike: those of before would hold the new statistics at 0 and 1
+def _count_anew(model: nn.Module, norms: Mapping[str, Mapping[str, Cut]]) -> None:
+    """A norm that averages over all batches alike would hold its new statistics at 0 and 1 by those of before."""
+    for name, entries in norms.items():
+        norm = model.get_submodule(name)
+        count = getattr(norm, "num_batches_tracked", None)
+        if "running_mean" in entries and isinstance(count, Tensor) and getattr(norm, "momentum", 0.0) is None:
+            count.zero_()
 
 
 def _hush(model: nn.Module, back: Mapping[FilterLayer, Int[Tensor, " returning"]], flow: Flow) -> None:

@@ -30,6 +30,7 @@ from torchreaper.flow.rows import own_rows
 from torchreaper.flow.tracing import (
     ExampleInputs,
     bind_arguments,
+    collected,
     fake_buffers,
     first_line,
     refuse_wrappers,
@@ -108,8 +109,10 @@ def _walked(
 
 
 def _run(walk: Walk, arguments: Mapping[str, Any]) -> None:
-    fake = walk.fake.from_tensor
-    walk.run(*tree_map(lambda x: fake(x.detach()) if isinstance(x, Tensor) else x, list(arguments.values())))
+    fake, apart = walk.fake.from_tensor, collected(walk.model)
+    given = tree_map(lambda x: fake(x.detach()) if isinstance(x, Tensor) else x, dict(arguments))
+    walk.collected = {name: value for name, value in given.items() if name in apart}
+    walk.run(*(value for name, value in given.items() if name not in apart))
 
 
 def _checked_run(run: Callable[[], Any], model: nn.Module, arguments: Mapping[str, Any]) -> Any:

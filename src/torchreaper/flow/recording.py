@@ -120,7 +120,7 @@ class _Recording:
 
     def _watcher(self, name: str) -> Callable[..., None]:
         def saw(module: Any, inputs: tuple[Any, ...], named: Mapping[str, Any], output: Any) -> None:
-            given = inputs[0] if inputs else next(iter(named.values()))
+            given = inputs[0] if inputs else next(value for value in named.values() if isinstance(value, Tensor))
             versions, nodes = (given._version, output._version), (given.grad_fn, output.grad_fn)
             self._calls.append(_Call(name, module, given, output, versions, nodes))
 

@@ -73,6 +73,12 @@ def bind_arguments(model: nn.Module, example_inputs: ExampleInputs) -> dict[str,
     return dict(bound.arguments)
 
 
+def collected(model: nn.Module) -> set[str]:
+    """The names under which ``forward`` collects arguments: of ``*args`` and ``**kwargs``."""
+    kinds = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+    return {name for name, one in signature(model.forward).parameters.items() if one.kind in kinds}
+
+
 def called(model: nn.Module, arguments: Mapping[str, Any]) -> Any:
     """What ``model.forward`` gives for the arguments of :func:`bind_arguments`."""
     bound = BoundArguments(signature(model.forward), OrderedDict(arguments))
@@ -178,10 +184,7 @@ class _Tracer(fx.Tracer):
         self.untraced: dict[str, str] = {}
         self.several: set[str] = set()
         self._arguments = arguments
-        kinds = {name: one.kind for name, one in signature(model.forward).parameters.items()}
-        self._collected = [
-            name for name in arguments if kinds[name] in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
-        ]
+        self._collected = collected(model)
         self._example = _Example(model, arguments)
         # Of a module that holds buffers alone, as a frozen BatchNorm does, they are values like parameters.
         self._values = {

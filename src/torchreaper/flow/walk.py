@@ -31,6 +31,9 @@ class Walk(Reading, Moving):
         mode: "train" or "eval".
         boxes: modules of the graph that are one opaque call.
         box: runs one of them.
+
+    Attributes:
+        collected: what the model's forward gets as ``*args`` and ``**kwargs``, by their names.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class Walk(Reading, Moving):
     ) -> None:
         super().__init__(model, graph, ledger, mode)
         self._boxes, self._box = boxes, box
+        self.collected: dict[str, Any] = {}
         self.leads: dict[fx.Node, set[str]] = {}
         self._order = {node: k for k, node in enumerate(graph.graph.nodes)}
         self._rules: dict[Kind, Callable[[fx.Node, Any, Any, list[Channels]], Found]] = {
@@ -56,8 +60,10 @@ class Walk(Reading, Moving):
         }
 
     def placeholder(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The next argument. What a forward collects, ``*args`` or ``**kwargs``, is one: fx would take all the rest."""
-        return next(self.args_iter)
+        """An argument. What a forward collects, ``*args`` or ``**kwargs``, is one: fx would take all that are left."""
+        if target.startswith("*"):
+            return self.collected[target.lstrip("*")]
+        return super().placeholder(target, args, kwargs)
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a module past its hooks: they are the user's, and must not see fake tensors."""

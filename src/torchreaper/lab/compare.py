@@ -88,8 +88,8 @@ def _try(recipe: Recipe, scheme: str, device: str, progress: Progress) -> None:
         try_out(recipe, scheme, device=device, progress=progress)
     except (UserError, ReaperError):
         raise
-    except Exception as error:
-        progress.note(f"{scheme}: its runs will fail ({reason(error)})")
+    except (Exception, SystemExit) as error:
+        progress.note(f"{scheme}: could not be put together on the {device} ({reason(error)}); its runs will tell")
 
 
 def to_do(recipe: Recipe, schemes: Sequence[str], seeds: int, out: Path) -> int:

@@ -107,18 +107,19 @@ class Leaf(OwnHook):
 
     def leave(self, module: nn.Module) -> None:
         """Put everything back where it was. A filter that was not there has no gradient: zeros."""
-        for name, part in self.parts.items():
+        for name, part in list(self.parts.items()):
             tensor = tensor_of(module, name)
             assert tensor is not None
             whole = part.put(tensor, self.stored[name])
-            del self.stored[name]  # only now: what fails before has lost nothing; and all of it twice would be much
+            # One by one, and only now: what fails before has lost nothing, and all of it twice would be much.
+            del self.stored[name], self.parts[name]
             if part.narrows:
                 gradient = tensor.grad
                 resize(tensor, whole)
                 tensor.grad = None if gradient is None else part.put(gradient, 0.0)
         for name, value in self.settings.items():
             setattr(module, name, value)
-        self.parts, self.stored, self.settings = {}, {}, {}
+        self.settings = {}
         self.mask = self.kept = None
 
     def lost_writes(self) -> bool:

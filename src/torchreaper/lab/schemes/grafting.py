@@ -51,9 +51,10 @@ def graft(model: nn.Module, partner: nn.Module, *, a: float, c: float) -> None:
 
 
 def _own(module: nn.Module) -> list[Tensor]:
-    """What is trained, and what is counted; not what the user has frozen."""
-    trained = [parameter for parameter in module.parameters(recurse=False) if parameter.requires_grad]
-    return [*trained, *module.buffers(recurse=False)]
+    """What is trained, and what is counted; not what the user has frozen, a norm with its statistics, say."""
+    held = list(module.parameters(recurse=False))
+    trained = [parameter for parameter in held if parameter.requires_grad]
+    return [*trained, *module.buffers(recurse=False)] if trained or not held else []
 
 
 class Grafting(Attached):

@@ -38,7 +38,7 @@ class SoftPruning(Attached):
             for layer in self._layers.values():
                 gone = shortest(layer.weight, self._spec.fraction)
                 layer.weight[gone] = 0
-                if layer.bias is not None:
+                if layer.bias is not None and layer.bias.requires_grad:
                     layer.bias[gone] = 0
         return None
 
@@ -79,8 +79,9 @@ class SFPSpec(Spec):
             name: module
             for name, module in setup.model.named_modules()
             if isinstance(module, Convolution)
-            and isinstance(module.weight, nn.Parameter)
-            and module.weight.requires_grad
+            # Not by its attribute: to read a weight that is computed may change what computes it.
+            and (weight := module._parameters.get("weight")) is not None
+            and weight.requires_grad
         }
         if not trained:
             raise UserError("scheme='sfp': no convolution has a weight that is trained and its own; leave sfp out")
