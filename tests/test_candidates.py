@@ -282,10 +282,14 @@ class Overflow(torch.autograd.Function):
         return torch.full((6, 3), float("inf"), dtype=torch.float64)
 
 
+@pytest.mark.parametrize("momentum", [0.1, None])
 @pytest.mark.parametrize(("net", "mode"), [("residual", "masked"), ("plain-norm", "compact")])
-def test_where_measuring_fails_the_step_can_be_tried_again(net, mode):
+def test_where_measuring_fails_the_step_can_be_tried_again(net, mode, momentum):
     reader = Loader()
     whole, failing = begun(net, mode), begun(net, mode, reader)
+    for model in (whole[0], failing[0]):
+        for norm in [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]:
+            norm.momentum = momentum
     scheme = failing[2]
     before = everything(*failing)
     reader.works = False
