@@ -54,8 +54,7 @@ class Moments:
         self._entries = [_Entry(tensor, part.to(tensor.device)) for tensor, part in parts if id(tensor) in held]
         for entry in self._entries:
             for _, state, key in per_weight_state([self._optimizer], entry.tensor):
-                # On the state's own device: it may live apart from the weight.
-                state[key], entry.stored[key] = entry.part.to(state[key].device).take(state[key])
+                state[key], entry.stored[key] = entry.part.take(state[key])
 
     def put(self) -> None:
         """Put it back, while the tensors are still as in the phase."""

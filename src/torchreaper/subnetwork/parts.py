@@ -107,13 +107,14 @@ class Part:
 
         Where nothing is removed it is ``tensor`` itself, with zeros in place; else a new one in the same memory format.
         """
-        rest, removed, held = tensor.detach(), [], []
-        for dim, axis in self._axes:
+        axes, rest = self._axes_of(tensor), tensor.detach()
+        removed, held = [], []
+        for dim, axis in axes:
             if len(axis.removed):
                 removed.append(rest.index_select(dim, axis.removed))
                 rest = rest.index_select(dim, axis.kept)
         rest = rest if not removed else in_layout_of(tensor, rest)
-        for dim, axis in self._axes:
+        for dim, axis in axes:
             if len(axis.held):
                 held.append(rest.index_select(dim, axis.held))
         stored = Stored(tuple(removed), tuple(held), tensor.stride())
@@ -122,7 +123,7 @@ class Part:
     def without(self, tensor: Tensor) -> Tensor:
         """The same, for what need not be kept: a gradient, whose held entries are zeros always."""
         rest = tensor.detach()
-        for dim, axis in self._axes:
+        for dim, axis in self._axes_of(tensor):
             if len(axis.removed):
                 rest = rest.index_select(dim, axis.kept)
         return self.hold(in_layout_of(tensor, rest) if self.narrows else rest)
@@ -130,7 +131,7 @@ class Part:
     @torch.no_grad()
     def hold(self, tensor: Tensor) -> Tensor:
         """Zeros where entries are held, in place; ``tensor`` is without the removed ones."""
-        for dim, axis in self.to(tensor.device)._axes:
+        for dim, axis in self._axes_of(tensor):
             if len(axis.held):
                 tensor.index_fill_(dim, axis.held, 0)
         return tensor
@@ -142,7 +143,7 @@ class Part:
         Held entries are written into ``rest`` itself; where nothing was removed, that is what is returned. What was
         stored takes the device and type of ``rest``: the model may have been moved or cast since.
         """
-        rest, axes = rest.detach(), self.to(rest.device)._axes
+        rest, axes = rest.detach(), self._axes_of(rest)
         stored = contents if isinstance(contents, Stored) else None
         held = list(stored.held) if stored else []
         for dim, axis in axes:
@@ -165,6 +166,10 @@ class Part:
     def completed(self, rest: Tensor, contents: Contents) -> Tensor:
         """The same as a tensor of its own; ``rest`` stays as it is."""
         return self.put(rest.detach().clone() if self.holds else rest, contents)
+
+    def _axes_of(self, tensor: Tensor) -> list[tuple[int, Axis]]:
+        """With their positions where the tensor is: a model may be moved, and its optimizer's state live elsewhere."""
+        return self.to(tensor.device)._axes
 
     @property
     def _axes(self) -> list[tuple[int, Axis]]:
