@@ -84,6 +84,7 @@ LAB = [
     ),
     *(
         "environment",
+        "provenance",
         "progress",
         "locking",
         "runs",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -13,10 +13,12 @@ from torchreaper.lab import teachers
 from torchreaper.lab.comparison import Comparison, Failure, Result, read_curves, summarise, write
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.execution import Executor, Here, Job, Plan, perform
-from torchreaper.lab.files import read_json
+from torchreaper.lab.files import Json, read_json
 from torchreaper.lab.locking import clear
 from torchreaper.lab.objects import reason
 from torchreaper.lab.progress import NullProgress, Progress
+from torchreaper.lab.provenance import changed, in_words, now
+from torchreaper.lab.reading import read_environment
 from torchreaper.lab.recipe import ALL, Recipe
 from torchreaper.lab.run import finished, try_out
 from torchreaper.lab.runs import ENVIRONMENT, RunFailed, folder_of
@@ -56,6 +58,8 @@ def compare(
     progress, executor = progress or NullProgress(), executor or Here()
     # Every folder is asked now: one of another recipe would else be met after the hours of the runs before it.
     there, jobs = _sort(recipe, schemes, seeds, out, device)
+    for text in _on_changes(recipe, there, out) if jobs else ():
+        progress.note(text)
     for scheme in dict.fromkeys(job.scheme for job in jobs):
         _try(recipe, scheme, device if isinstance(executor, Here) else "cpu", progress)
     results: dict[str, dict[int, Result]] = {scheme: {} for scheme in schemes}
@@ -174,7 +178,13 @@ def _run(
 
 def _remarks(recipe: Recipe, results: dict[str, dict[int, Result]], out: Path) -> tuple[str, ...]:
     """What a reader has to know of how the runs were made."""
-    return (*_on_judging(recipe), *_on_noise(recipe), *_on_sharing(recipe, results, out))
+    every = [(scheme, seed) for scheme, runs in results.items() for seed in runs]
+    return (
+        *_on_judging(recipe),
+        *_on_noise(recipe),
+        *_on_sharing(recipe, every, out),
+        *_on_changes(recipe, every, out),
+    )
 
 
 def _on_judging(recipe: Recipe) -> Iterable[str]:
@@ -199,15 +209,35 @@ def _on_noise(recipe: Recipe) -> Iterable[str]:
         )
 
 
-def _on_sharing(recipe: Recipe, results: dict[str, dict[int, Result]], out: Path) -> Iterable[str]:
+def _on_changes(recipe: Recipe, runs: Collection[tuple[str, int]], out: Path) -> Iterable[str]:
+    """That runs were made with files of the user's own that are others now: finished ones are not repeated."""
+    today = now(recipe.base)
+    found = [changed(_begun(folder_of(out, recipe.name, scheme, seed)), today) for scheme, seed in runs]
+    names = list(dict.fromkeys(name for one in found for name in one))
+    if names:
+        yield (
+            f"{sum(map(bool, found))} of {len(found)} runs were made with another {in_words(names)} than there is now, "
+            "and finished runs are not repeated: give another name or out to make all of them with what there is now."
+        )
+
+
+def _on_sharing(recipe: Recipe, runs: Collection[tuple[str, int]], out: Path) -> Iterable[str]:
     """That runs shared the machine."""
-    counts = [_at_once(folder_of(out, recipe.name, scheme, seed)) for scheme, runs in results.items() for seed in runs]
+    counts = [_at_once(folder_of(out, recipe.name, scheme, seed)) for scheme, seed in runs]
     beside = sum(count > 1 for count in counts)
     if beside:
         yield (
             f"{beside} of {len(counts)} runs were made side by side, up to {max(counts)} at once: they shared the "
             "machine, so their seconds, and the ratios of these, depend on what else was running."
         )
+
+
+def _begun(folder: Path) -> Json:
+    """Where and how a run was begun; nothing where that cannot be read, which is not worth to stop for."""
+    try:
+        return read_environment(folder) or {}
+    except UserError:
+        return {}
 
 
 def _at_once(folder: Path) -> int:

@@ -82,15 +82,16 @@ class Result(_Record):
     layers: dict[str, Annotated[int, Field(ge=1, le=10**6)]]
 
 
-class _Resumed(_Record):
-    base: str | None = None
+class _Begun(_Record):
+    base: str | None = None  # older versions did not write these down
+    code: dict[str, str] = {}
+    data: dict[str, str] = {}
 
 
-class Environment(_Record):
+class Environment(_Begun):
     """The content of ``environment.json``, as far as it is read by those who train and analyze."""
 
-    base: str | None = None  # older versions did not write it down
-    resumed: list[_Resumed] = []
+    resumed: list[_Begun] = []
 
 
 class _OfScheme(_Record):

@@ -16,6 +16,8 @@ from torchreaper.lab.files import Json
 from torchreaper.lab.locking import LOCK, Lock, clear, locked
 from torchreaper.lab.processes import by_rank_zero
 from torchreaper.lab.progress import NullProgress, Progress, Silent
+from torchreaper.lab.provenance import changed, in_words, now, provenance
+from torchreaper.lab.reading import read_environment
 from torchreaper.lab.recipe import Recipe
 from torchreaper.lab.runs import RunFailed, RunFolder, folder_of, read_metrics, run_of
 from torchreaper.lab.training import Run
@@ -23,6 +25,8 @@ from torchreaper.lab.training import Run
 __all__ = ["RunFailed", "train"]
 
 Value = TypeVar("Value")
+#: What to do about a finished run whose files have changed.
+AS_IT_WAS = "it is not repeated: give another name or out, or delete that folder, to train with what there is now"
 
 
 def train(
@@ -66,6 +70,7 @@ def train(
     folder, written = _folder(recipe, scheme, seed, out)
     if resume and (result := by_rank_zero(fabric, lambda: folder.look(progress.note))) is not None:
         by_rank_zero(fabric, lambda: clear(folder.path))
+        by_rank_zero(fabric, lambda: _tell_changes(recipe, folder, progress, AS_IT_WAS))
         return result
     return _train(recipe, scheme, seed, out, folder, written, progress, device, fabric, resume=resume, jobs=jobs)
 
@@ -99,8 +104,11 @@ def _train(
             run.load_state_dict(checkpoint, progress.note)
             done = checkpoint["epoch"]
         by_rank_zero(fabric, lambda: kept(lambda: folder.align(checkpoint, progress.note)))
+        if done:
+            by_rank_zero(fabric, lambda: _tell_changes(recipe, folder, progress, "it goes on with what there is now"))
         here = environment(device=run.fabric.device, precision=recipe.precision, base=recipe.base)
-        by_rank_zero(fabric, lambda: kept(lambda: folder.environment({**here, "jobs": jobs}, epoch=done)))
+        here["jobs"] = jobs
+        by_rank_zero(fabric, lambda: kept(lambda: folder.environment({**here, **provenance(recipe)}, epoch=done)))
         progress.start_run(f"{recipe.name} / {scheme} / seed {seed}", run.epochs, run.steps, done)
         for epoch in range(done + 1, run.epochs + 1):
             ended = run.epoch(epoch, progress)
@@ -227,6 +235,8 @@ def _ended(
     where, written = _folder(before.recipe, before.scheme, seed, before.out)
     result = by_rank_zero(fabric, lambda: where.look(progress.note))
     ended = _weights(before, result, seed, fabric)
+    if ended is not None:
+        by_rank_zero(fabric, lambda: _tell_changes(before.recipe, where, progress, AS_IT_WAS))
     if result is not None and ended is None:
         progress.note(f"{where.path}: its last checkpoint is damaged; the network is trained to its end again")
     if result is None or ended is None:
@@ -239,6 +249,16 @@ def _ended(
 
 def _weights(before: teachers.Before, result: Json | None, seed: int, fabric: Fabric | None) -> teachers.Taught | None:
     return None if result is None else by_rank_zero(fabric, lambda: teachers.load(before, result, seed))
+
+
+def _tell_changes(recipe: Recipe, folder: RunFolder, progress: Progress, so: str) -> None:
+    """Tell of files of the user's own that are another now than when the run was begun."""
+    try:
+        names = changed(read_environment(folder.path), now(recipe.base))
+    except UserError:  # not worth to stop for
+        return
+    if names:
+        progress.note(f"{folder.path}: was trained with another {in_words(names)} than there is now; {so}")
 
 
 def _folder(recipe: Recipe, scheme: str, seed: int, out: Path) -> tuple[RunFolder, Json]:

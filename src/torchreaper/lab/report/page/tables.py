@@ -21,7 +21,7 @@ from torchreaper.lab.wording import measure_of, metric_of
 ENVIRONMENT = {
     "device": "device", "gpu": "GPU", "cpu": "CPU", "threads": "CPU threads", "precision": "precision",
     "platform": "system", "python": "Python", "torch": "torch", "torchreaper": "torchreaper", "commit": "commit",
-    "date": "begun", "command": "command",
+    "date": "begun", "command": "command", "code": "own code", "data": "data files",
 }  # fmt: skip
 
 
@@ -235,4 +235,6 @@ def _text(value: Any) -> str:
         return f"{value:.5g}"
     if isinstance(value, (list, tuple)):
         return ", ".join(_text(inner) for inner in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_text(inner)}" for key, inner in value.items())
     return str(value)
