@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -10,11 +12,20 @@ from torch import nn
 import torchreaper as tr
 from tests.nets import Residual, build, inputs, plain, train_step
 from tests.twins import full_gradients
+from torchreaper import bank as bank_module
 
 
 @pytest.fixture
 def bank():
     return tr.find_filters(build("residual")[0], inputs()[0])
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """A user has no type checker between a call and its method, as these tests have."""
+    monkeypatch.setattr(bank_module, "picked", inspect.unwrap(bank_module.picked))
+    for name in ("drop", "cost", "_picked", "__getitem__"):
+        monkeypatch.setattr(tr.FilterBank, name, inspect.unwrap(getattr(tr.FilterBank, name)))
 
 
 GONE = {"block1.conv1": [3], "block2.conv1": [0, 5]}
@@ -78,6 +89,9 @@ def test_costs_are_those_of_a_network_built_without_the_filters():
         (lambda b: b.drop({"stem": [4]}), "filters of 'stem': 4 is not in 0..3"),
         (lambda b: b.drop({"stem": [-1]}), "filters of 'stem': -1 is not in 0..3"),
         (lambda b: b.drop({"stem": range(4)}), "filters of 'stem': all 4; a layer must keep at least one"),
+        (lambda b: b.drop({"conv9": []}), "layer='conv9': no such layer"),
+        (lambda b: b.cost({"conv9": [0]}), "layer='conv9': no such layer; the layers are stem"),
+        (lambda b: b.cost({"stem": [4]}), "filters of 'stem': 4 is not in 0..3"),
         (lambda b: b.drop(GONE, mode="mask"), "subnetwork='mask': must be"),
         (lambda b: b.preview(1.3), "fraction=1.3: must be in (0, 1)"),
         (lambda b: b.preview(0.3, "magic"), "criterion='magic': must be one of"),
@@ -97,6 +111,41 @@ def test_wrong_calls_are_named(bank, call, message):
     assert message in str(caught.value)
     assert not bank.dropped
     assert all(torch.equal(a, b) for a, b in zip(before.values(), bank.model.state_dict().values()))
+
+
+@pytest.mark.parametrize("method", ["drop", "cost"])
+@pytest.mark.parametrize(
+    ("filters", "message"),
+    [
+        ({3: [0]}, "layer=3: no such layer; the layers are stem"),
+        ({"stem": 3}, "filters of 'stem'=3: must be a list of indices, whole numbers"),
+        ({"stem": "03"}, "filters of 'stem'='03': must be a list of indices, whole numbers"),
+        ({"stem": [0.5]}, "filters of 'stem'=[0.5]: must be a list of indices, whole numbers"),
+        ({"stem": [True, False]}, "filters of 'stem'=[True, False]: must be a list of indices, whole numbers"),
+        ({"stem": torch.eye(4)[0] > 0}, "must be a list of indices, whole numbers"),
+        ({"stem": np.eye(4)[0] > 0}, "must be a list of indices, whole numbers"),
+        ({"stem": torch.eye(2).long()}, "must be a list of indices, whole numbers"),
+        ([("stem", [0])], "filters=[('stem', [0])]: must be a mapping of layer names to lists of indices"),
+        (None, "filters=None: must be a mapping of layer names to lists of indices"),
+    ],
+    ids=repr,
+)
+def test_what_are_no_filters_is_refused(bank, method, filters, message, unchecked):
+    with pytest.raises(tr.ReaperError) as caught:
+        getattr(bank, method)(filters)
+    assert message in str(caught.value)
+    assert not bank.dropped
+
+
+@pytest.mark.parametrize(
+    "indices", [[3, 0, 3], (0, 3), {3, 0}, range(0, 4, 3), torch.tensor([3, 0]), np.array([0, 3], np.uint8)], ids=repr
+)
+def test_indices_may_come_in_any_collection(bank, indices, unchecked):
+    whole = bank.cost({})
+    assert bank.cost({"block2.conv1": indices}) == bank.cost({"block2.conv1": [0, 3]}) != whole
+    bank.drop({"block2.conv1": indices, "stem": []})
+    assert bank.dropped == {"block2.conv1": (0, 3)}
+    bank.restore()
 
 
 def test_a_diverged_network_is_not_brought_back_half(bank):

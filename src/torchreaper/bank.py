@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchreaper import criteria
 from torchreaper.cost import Cost, network_cost
 from torchreaper.errors import ReaperError
-from torchreaper.filters import FilterLayer, Filters, Skip, apart, cuts, dropped_ids, filter_layers
+from torchreaper.filters import FilterLayer, Skip, apart, cuts, dropped_ids, filter_layers, picked
 from torchreaper.flow import find_flow
 from torchreaper.flow.channels import Flow
 from torchreaper.flow.tracing import ExampleInputs, refuse_shards, refuse_wrappers
@@ -23,7 +23,7 @@ from torchreaper.state import Optimizers, as_optimizers
 from torchreaper.subnetwork import Subnetwork
 from torchreaper.subnetwork.modes import Mode, resolve
 from torchreaper.subnetwork.plan import Plan, make_plan
-from torchreaper.text import percent, shorten, table
+from torchreaper.text import percent, shorten, shortened, table
 
 
 def find_filters(
@@ -264,9 +264,13 @@ class FilterBank:
         mine = {layer.name: torch.as_tensor(scores[layer.name]) for layer in self.ranked}
         return Preview(fraction, filters, mine, self.cost({}), self.cost(filters), tuple(notes))
 
-    def cost(self, filters: Filters) -> Cost:
-        """What the network costs without ``filters`` (layer -> indices; empty: the whole network)."""
-        return network_cost(self.model, self.flow, dropped_ids(self.layers, filters))
+    def cost(self, filters: Mapping[str, Iterable[int]]) -> Cost:
+        """What the network costs without ``filters`` (layer -> indices; empty: the whole network).
+
+        Raises:
+            ReaperError: they could not be dropped, see :meth:`drop`.
+        """
+        return network_cost(self.model, self.flow, dropped_ids(self.layers, self._picked(filters)))
 
     def check_settings(self, fraction: float, min_filters: int = 1, max_per_layer: float = 1.0) -> None:
         """Raise :class:`ReaperError` for values out of range, and for those that would never drop a filter."""
@@ -285,7 +289,7 @@ class FilterBank:
                 f"{widest}); lower min_filters or raise max_per_layer"
             )
 
-    def drop(self, filters: Filters, *, mode: str = "auto", exact_dropout: bool = False) -> None:
+    def drop(self, filters: Mapping[str, Iterable[int]], *, mode: str = "auto", exact_dropout: bool = False) -> None:
         """Leave ``filters`` out until :meth:`restore`.
 
         To train in between, :meth:`attach` the optimizer first: without it, its state of these filters is not kept.
@@ -305,7 +309,7 @@ class FilterBank:
         chosen, _ = self.resolve(mode)
         if self.dropped:
             raise ReaperError("drop: filters are dropped already; restore them before dropping others")
-        wanted = {name: self._checked(name, indices) for name, indices in filters.items() if len(indices)}
+        wanted = self._picked(filters)
         if not wanted:
             return
         if self._subnetwork is None:
@@ -356,7 +360,7 @@ class FilterBank:
             return notes
 
     @contextmanager
-    def without(self, filters: Filters, mode: str = "auto") -> Iterator[FilterBank]:
+    def without(self, filters: Mapping[str, Iterable[int]], mode: str = "auto") -> Iterator[FilterBank]:
         """The model without ``filters`` inside the block, untouched afterwards, exceptions included."""
         attached_before = self._subnetwork is not None
         self.drop(filters, mode=mode)
@@ -379,16 +383,11 @@ class FilterBank:
                     "learning rate or clip gradients, and go on from an earlier checkpoint"
                 )
 
-    def _checked(self, name: str, indices: Sequence[int]) -> tuple[int, ...]:
-        layer = self[name]
-        if not layer.droppable:
-            raise ReaperError(f"filters of {name!r}: cannot be dropped ({layer.reason})")
-        chosen = tuple(sorted({int(i) for i in indices}))
-        if wrong := [i for i in chosen if not 0 <= i < layer.filters]:
-            raise ReaperError(f"filters of {name!r}: {wrong[0]} is not in 0..{layer.filters - 1}")
-        if len(chosen) == layer.filters:
-            raise ReaperError(f"filters of {name!r}: all {layer.filters}; a layer must keep at least one")
-        return chosen
+    def _picked(self, filters: Mapping[str, Iterable[int]]) -> dict[str, tuple[int, ...]]:
+        if not isinstance(filters, Mapping):
+            raise ReaperError(f"filters={shortened(filters)}: must be a mapping of layer names to lists of indices")
+        found = {name: picked(self[name], indices) for name, indices in filters.items()}
+        return {name: indices for name, indices in found.items() if indices}
 
 
 def check_fraction(fraction: float) -> None:

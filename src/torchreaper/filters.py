@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -18,6 +19,7 @@ from torchreaper.flow.operations import CONVOLUTIONS, TRANSPOSED
 from torchreaper.flow.reading import is_depthwise
 from torchreaper.flow.rows import rewritten
 from torchreaper.state import Cut
+from torchreaper.text import shortened
 
 Route = Literal["narrow", "scatter", "masked"]
 Skip = Union[None, str, Sequence[str]]
@@ -171,6 +173,33 @@ def apart(include: Sequence[str], model: nn.Module) -> frozenset[str]:
     names = [name for name, module in model.named_modules() if isinstance(module, CONVOLUTIONS)]
     patterns = _as_patterns(include, "include")
     return frozenset(name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns))
+
+
+def picked(layer: FilterLayer, indices: Iterable[int]) -> tuple[int, ...]:
+    """These filters of ``layer``, each once and in order.
+
+    Raises:
+        ReaperError: they are no indices, not its own or all of them, or the layer cannot lose any.
+    """
+    what = f"filters of {layer.name!r}"
+    try:
+        found = sorted({_index(one) for one in indices})
+    except TypeError:
+        raise ReaperError(f"{what}={shortened(indices)}: must be a list of indices, whole numbers") from None
+    if found and not layer.droppable:
+        raise ReaperError(f"{what}: cannot be dropped ({layer.reason})")
+    if wrong := [i for i in found if not 0 <= i < layer.filters]:
+        raise ReaperError(f"{what}: {wrong[0]} is not in 0..{layer.filters - 1}")
+    if len(found) == layer.filters:
+        raise ReaperError(f"{what}: all {layer.filters}; a layer must keep at least one")
+    return tuple(found)
+
+
+def _index(value: Any) -> int:
+    """An index; ``TypeError`` for anything else, as an entry of a mask, which would be taken for filter 0 or 1."""
+    if isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool:
+        raise TypeError
+    return operator.index(value)
 
 
 def dropped_ids(layers: Iterable[FilterLayer], dropped: Filters) -> Int[Tensor, " ids"]:
