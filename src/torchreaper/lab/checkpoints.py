@@ -6,7 +6,7 @@ import io
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
@@ -80,6 +80,11 @@ def judged_weights(checkpoint: Json) -> dict[str, Any]:
     return dict(weights)
 
 
+def is_runs(content: object) -> TypeGuard[Json]:
+    """Whether this is what a checkpoint of a run holds."""
+    return isinstance(content, dict) and {"run", "epoch", "lines"} <= content.keys()
+
+
 def _unpack(path: Path, data: bytes) -> Json:
     try:
         state = loading.load(data)
@@ -88,7 +93,7 @@ def _unpack(path: Path, data: bytes) -> Json:
             f"{path}: torch {torch.__version__} cannot read it ({loading.reason(error)}); use the "
             "version that wrote it (see environment.json), or delete the folder"
         ) from error
-    if not isinstance(state, dict) or not {"run", "epoch", "lines"} <= state.keys():
+    if not is_runs(state):
         raise UserError(f"{path}: is no checkpoint of a run; delete the folder and run again")
     try:
         _check_lines_of(state, path)

@@ -202,6 +202,17 @@ def test_the_labs_own_checkpoint_can_be_named_as_a_file(trained):
     assert equal(source.last(pytest.fail)[1], run.last(pytest.fail)[1])
 
 
+@pytest.mark.parametrize("scheme", [{"name": "ema"}, {"name": "swa"}], ids=str)
+def test_a_file_of_a_run_that_averages_weights_is_the_average_as_its_folder_is(tmp_path, scheme):
+    asked = recipe(scheme=scheme)
+    train(asked, scheme=scheme["name"], seed=0, out=tmp_path)
+    folder = tmp_path / "tiny" / scheme["name"] / "seed-0"
+    _, of_folder = find_subjects([folder])[0].sources[0].last(pytest.fail)
+    of_file = state_dict_in(folder / "last.pt")
+    assert equal(of_file, of_folder)
+    assert not equal(of_file, torch.load(folder / "last.pt", weights_only=True)["model"])
+
+
 class Payload:
     def __init__(self, marker):
         self.marker = marker

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchreaper import loading
 from torchreaper.lab import data, models, runs, snapshots
 from torchreaper.lab.analyze.settings import MOST
-from torchreaper.lab.checkpoints import judged_weights, load_checkpoint
+from torchreaper.lab.checkpoints import is_runs, judged_weights, load_checkpoint
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.files import Json
 from torchreaper.lab.recipe import Recipe
@@ -170,6 +170,8 @@ def state_dict_in(path: Path) -> Mapping[str, Tensor]:
             f"{path}: torch cannot read it as weights ({loading.reason(error)}); "
             "save model.state_dict() alone by torch.save"
         ) from error
+    if is_runs(content):
+        return judged_weights(content)  # of a scheme that averages them, the average
     for inside in (content, *(content.get(key) for key in _INSIDE if isinstance(content, dict))):
         if isinstance(inside, Mapping) and inside and all(isinstance(value, Tensor) for value in inside.values()):
             return inside
