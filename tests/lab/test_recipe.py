@@ -276,6 +276,23 @@ def test_a_missing_section_is_told_by_name(path):
     assert refused_text(path, misspelt) == "optm: unknown key; did you mean optim? (and 1 more)"
 
 
+def test_a_profile_that_changes_another_scheme_starts_it_afresh(path):
+    named = {"dsd": {"dense": 4}, "other": {"name": "dsd", "dense": 4}}
+    for key, old in named.items():
+        profiles = {
+            "same": {"schemes": {key: {"sparse": 2}}},
+            "again": {"schemes": {key: {"name": "dsd", "sparse": 2}}},
+            "new": {"schemes": {"other": {"name": "ema", "decay": 0.5}}},
+        }
+        path.write_text(yaml.safe_dump({**BASE, "schemes": {key: old}, "profiles": profiles}))
+        for profile in ("same", "again"):
+            options = load_recipe(path, profile=profile).schemes[key]
+            assert (options["name"], options["dense"], options["sparse"]) == ("dsd", 4, 2)
+    options = load_recipe(path, profile="new").schemes["other"]
+    assert (options["name"], options["decay"]) == ("ema", 0.5)
+    assert "dense" not in options
+
+
 def test_profiles_are_checked_chosen_or_not(path):
     def profiles(**changes):
         return yaml.safe_dump({**BASE, "profiles": changes})

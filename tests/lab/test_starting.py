@@ -5,10 +5,13 @@ import re
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from torchreaper.lab import cli
-from torchreaper.lab.recipe import load_recipe
+from torchreaper.lab.errors import UserError
+from torchreaper.lab.recipe import Recipe, load_recipe
 from torchreaper.lab.starting import recipe_text
 
 
@@ -70,6 +73,22 @@ def test_other_tasks_have_theirs(here, data, model, task, made):
 def test_a_name_stays_a_name(here, name):
     assert reaper("new", f"{name}.yaml").exit_code == 0
     assert load_recipe(f"{name}.yaml").name == name
+
+
+@settings(max_examples=200)
+@given(
+    st.text(max_size=120).filter(lambda name: "/" not in name)
+    | st.from_regex(r"(?i)(con|com1|nul)[. ]?\w?", fullmatch=True)
+)
+def test_whatever_the_file_is_called_the_recipe_can_be_run(name):
+    if not name.isprintable():
+        with pytest.raises(UserError, match="must be a name that can be printed; choose another"):
+            recipe_text(f"{name}.yaml")
+        return
+    text = recipe_text(f"{name}.yaml")
+    values = yaml.safe_load(text)
+    assert Recipe.model_validate({**values, "profiles": {}}).name == values["name"]
+    assert text.count("\n") == recipe_text("recipe.yaml").count("\n")
 
 
 def test_what_is_commented_out_is_right_too(here):

@@ -129,7 +129,7 @@ class Recipe(Settings):
     @field_validator("name")
     @classmethod
     def _names_a_folder(cls, name: str) -> str:
-        if not _SAFE.fullmatch(name):
+        if not names_folder(name):
             raise ValueError(_FOLDER)
         return name
 
@@ -292,6 +292,11 @@ class Recipe(Settings):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
+def names_folder(name: str) -> bool:
+    """Whether a folder can be called that on every system."""
+    return _SAFE.fullmatch(name) is not None
+
+
 def load_recipe(path: str | Path, *, profile: str | None = None, overrides: Iterable[str] = ()) -> Recipe:
     """Read a recipe: the file, then the profile's changes, then ``overrides`` such as ``"optim.lr=0.1"``.
 
@@ -323,7 +328,7 @@ def load_recipe(path: str | Path, *, profile: str | None = None, overrides: Iter
 
 
 def _complete(key: Any, scheme: Mapping[str, Any], schemes: Mapping[str, Any]) -> Any:
-    if not isinstance(key, str) or not _SAFE.fullmatch(key):
+    if not isinstance(key, str) or not names_folder(key):
         raise UserError(f"schemes: {show(key)} {_FOLDER}")
     if key == ALL:
         raise UserError(f"schemes.{ALL}: is the word for all schemes together in reaper compare; rename it")

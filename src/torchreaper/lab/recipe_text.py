@@ -66,15 +66,17 @@ def with_override(values: dict[str, Any], override: str) -> dict[str, Any]:
     return result
 
 
-def _merge(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+def _merge(values: dict[str, Any], changes: dict[str, Any], inside: str = "") -> dict[str, Any]:
     merged = dict(values)
     for key, change in changes.items():
         old = values.get(key)
         merged[key] = change
         if isinstance(old, dict) and isinstance(change, dict):
             # Options belong to a name: with another one they start afresh.
-            another = key in _NAMED and change.get("name", old.get("name")) != old.get("name")
-            merged[key] = change if another else _merge(old, change)
+            usual = key if inside == "schemes" else None  # of a scheme that says no name
+            name = old.get("name", usual)
+            another = (key in _NAMED or inside == "schemes") and change.get("name", name) != name
+            merged[key] = change if another else _merge(old, change, key)
     return merged
 
 

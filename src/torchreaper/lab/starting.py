@@ -12,7 +12,8 @@ from torchreaper.lab.data import DataSpec
 from torchreaper.lab.errors import UserError, remedy
 from torchreaper.lab.files import write_new
 from torchreaper.lab.models import MODELS, ModelSpec
-from torchreaper.lab.settings import parse
+from torchreaper.lab.recipe import names_folder
+from torchreaper.lab.settings import parse, show
 
 _DATA = {
     "digits": """\
@@ -212,16 +213,20 @@ report: last          # judge by the last epoch; validation: by the best one on 
 #: Data of other tasks than classification: the text of a recipe, and the network where none is named.
 _OTHER_TASKS = {"coco": (_BOXES, "detector"), "easy-vqa": (_QUESTIONS, "vqa")}
 DEFAULT = "cnet"
+_LONGEST_NAME = 80  # profiles put theirs behind it
 
 
 def recipe_text(file: str, *, model: str = DEFAULT, data: str = "digits") -> str:
     """A recipe for the file ``file``, with this network and these data.
 
     Raises:
-        UserError: no such network, or no such data.
+        UserError: no such network, no such data, or a name that no comment can hold.
     """
+    if not file.isprintable():
+        raise UserError(f"file={show(file)}: must be a name that can be printed; choose another")
     spec = parse(ModelSpec, {"name": model}, at="model")
-    stem = re.sub(r"[^A-Za-z0-9._-]", "-", Path(file).stem).lstrip("._-") or "recipe"
+    stem = re.sub(r"[^A-Za-z0-9._-]", "-", Path(file).stem)[:_LONGEST_NAME].lstrip("._-").rstrip(".") or "recipe"
+    stem = stem if names_folder(stem) else f"recipe-{stem}"  # con.yaml
     stem = stem if stem[0].isalpha() and yaml.safe_load(stem) == stem else f"'{stem}'"  # 2024.yaml, yes.yaml
     if data in _OTHER_TASKS:
         text, usual = _OTHER_TASKS[data]
