@@ -25,6 +25,10 @@ TINY = {
 }
 
 
+_SHORT = {"name": "repr", "full": 1, "sub": 1, "cycles": 1}
+SHARES = {"scheme": {**_SHORT, "fraction": 0.002}, "schemes": {"one": {**_SHORT, "fraction": 0.001}}}
+
+
 def tiny(**changes):
     return Recipe.model_validate({**TINY, **changes})
 
@@ -124,6 +128,11 @@ def test_when_every_run_fails_the_comparison_says_so(tmp_path):
             1,
             "no convolution to rank",
         ),
+        # An error of one scheme of several says whose it is.
+        (SHARES, ["standard", "one"], 1, r"^schemes\.one: fraction=0.001: of 4 ranked filters that is none"),
+        (SHARES, ["standard", "repr"], 1, r"^scheme: fraction=0.002: of 4 ranked filters that is none"),
+        (SHARES, ["standard", "ema+one"], 1, r"^scheme='ema\+one': fraction=0.001: of 4 ranked filters that is none"),
+        (SHARES, ["standard", "one+shorter"], 1, r"^scheme='one\+shorter': full=1, sub=1, cycles=1 need 2 epochs"),
     ],
 )
 def test_what_cannot_be_run_is_told_before_anything_is_written(tmp_path, changes, schemes, seeds, message):

@@ -153,7 +153,7 @@ def test_a_scheme_is_the_recipes_own_or_one_of_schemes_or_its_defaults(path):
     message = r"^scheme='rper': unknown scheme; did you mean 'repr'\? known: standard, repr.*, repr-random$"
     with pytest.raises(UserError, match=message):
         recipe.scheme_spec("rper")
-    with pytest.raises(UserError, match=r"^scheme: full=20, sub=10, cycles=3 need 90 epochs"):
+    with pytest.raises(UserError, match=r"^scheme='repr': full=20, sub=10, cycles=3 need 90 epochs"):
         load_recipe(path, profile="residual", overrides=["epochs=50", "schemes={}"]).scheme_spec("repr")
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -262,7 +263,20 @@ class Recipe(Settings):
         if not objects.is_object(name) and lab_schemes.PLUS not in name and name not in lab_schemes.SCHEMES:
             known = dict.fromkeys([*lab_schemes.SCHEMES, *self.schemes])
             raise UserError(f"scheme={key!r}: unknown scheme; {did_you_mean(key, known)}")
-        return self._check(options)
+        with self.told_of(key):
+            return self._check(options)
+
+    @contextmanager
+    def told_of(self, key: str) -> Iterator[None]:
+        """An error on ``scheme:`` says where in the recipe the scheme ``key`` has its options, of several schemes."""
+        try:
+            yield
+        except UserError as error:
+            text = str(error)
+            if type(error) is not UserError or not text.startswith("scheme: ") or key == self.scheme["name"]:
+                raise
+            where = f"schemes.{key}" if key in self.schemes else f"scheme={key!r}"
+            raise UserError(f"{where}{text.removeprefix('scheme')}") from error
 
     def training_spec(self, key: str) -> lab_schemes.Spec:
         """The scheme that the recipe's own network is trained with; with a ``source`` that is the standard one."""

@@ -95,7 +95,10 @@ def _train(
     taught = _taught(recipe, spec, seed, out, progress, device, fabric)
     start = _started(recipe, scheme, seed, out, progress, device, fabric)
     with own_random_numbers(seed, rank), ExitStack() as stack:
-        run = Run(recipe, spec, seed=seed, device=device, fabric=fabric, progress=progress, teacher=taught, start=start)
+        with recipe.told_of(scheme):
+            run = Run(
+                recipe, spec, seed=seed, device=device, fabric=fabric, progress=progress, teacher=taught, start=start
+            )
         seed_python(seed, rank)
         by_rank_zero(fabric, lambda: kept.take(written, stack, resume=resume))
         checkpoint = by_rank_zero(fabric, lambda: kept(lambda: folder.load(progress.note)))
@@ -185,7 +188,9 @@ def try_out(recipe: Recipe, scheme: str, *, device: str = "cpu", progress: Progr
             first = Run(before, before.training_spec(scheme), seed=0, device=device, progress=progress)
             first.scheme.close()
         start = sources.untrained(first.module)
-    Run(recipe, recipe.training_spec(scheme), seed=0, device=device, start=start, progress=progress).scheme.close()
+    spec = recipe.training_spec(scheme)
+    with recipe.told_of(scheme):
+        Run(recipe, spec, seed=0, device=device, start=start, progress=progress).scheme.close()
 
 
 def _taught(
