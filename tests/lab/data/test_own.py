@@ -77,6 +77,25 @@ class Wandering(Set):
         return image, label if random.random() < 0.9 else 1 - label
 
 
+class Raising(Set):
+    """``what`` of it raises."""
+
+    def __init__(self, what):
+        super().__init__(8, 0)
+        self.what = what
+
+    def __len__(self):
+        return 1 // (self.what != "length") * super().__len__()
+
+    @property
+    def targets(self):
+        return self.labels_[99] if self.what == "targets" else self.labels_
+
+    @property
+    def classes(self):
+        return {}["names"] if self.what == "classes" else ["dark", "light"]
+
+
 class Odd:
     def __init__(self, item):
         self.item = item
@@ -90,6 +109,10 @@ class Odd:
 
 def make(count=20, **how):
     return Set(count, 0, **how), Set(6, 1, **how)
+
+
+def raising(what):
+    return Raising(what), Set(6, 1)
 
 
 def targets():
@@ -330,6 +353,19 @@ def test_what_gives_no_two_sets_is_told(here, name, message):
     with pytest.raises(UserError) as caught:
         load(DataSpec(name=name), here)
     assert str(caught.value).startswith(f"data.name={name!r}: {message}")
+
+
+def test_what_raises_in_ones_own_data_set_is_told_or_not_needed(here):
+    name = "data.name='mydata_beside:raising'"
+    for what, message in {
+        "length": f"{name}: data.train: how many images it has cannot be read (ZeroDivisionError: ",
+        "classes": "data.train: its `classes` cannot be read (KeyError: 'names')",
+    }.items():
+        with pytest.raises(UserError) as caught:
+            load(spec("raising", {"what": what}), here)
+        assert str(caught.value).startswith(message)
+    found = load(spec("raising", {"what": "targets"}), here)  # an IndexError; the images have their classes, too
+    assert found.train.labels.tolist() == load(spec("raising", {"what": "none"}), here).train.labels.tolist()
 
 
 def test_a_name_is_checked_by_its_form_alone():

@@ -86,7 +86,11 @@ def open_own(name: str, options: Mapping[str, Any], base: Path, *, seed: int, wo
             raise UserError(
                 f"{named}: {key} is a {type(dataset).__name__}; must be a torch data set with __len__ and __getitem__"
             )
-        if not len(dataset):
+        try:
+            count = len(dataset)
+        except Exception as error:  # the user's own code
+            raise UserError(f"{named}: {key}: how many images it has cannot be read ({reason(error)})") from error
+        if not count:
             raise UserError(f"{named}: {key} has no images")
         own = Own(dataset, key)
         sets.append(Own(dataset, key, _labels(own, base, workers)))
@@ -96,11 +100,14 @@ def open_own(name: str, options: Mapping[str, Any], base: Path, *, seed: int, wo
 def class_names(train: Own, test: Own) -> tuple[str, ...]:
     """The training set's ``classes``, else the numbers 0 to the highest.
 
-    Raises ``UserError`` for classes below 0, too high, or skipped.
+    Raises ``UserError`` for classes below 0, too high, or skipped, and for names that cannot be read.
     """
     assert train.known is not None
     assert test.known is not None
-    names = getattr(train.dataset, "classes", None)
+    try:
+        names = getattr(train.dataset, "classes", None)
+    except Exception as error:  # the user's own code
+        raise UserError(f"{train.key}: its `classes` cannot be read ({reason(error)})") from error
     if isinstance(names, list | tuple) and names:
         classes = tuple(map(str, names))
     else:
@@ -128,7 +135,7 @@ def _labels(own: Own, base: Path, workers: int) -> Int64[Tensor, " n"]:
     for name in ("targets", "labels"):
         try:
             given = torch.as_tensor(getattr(own.dataset, name))
-        except (AttributeError, TypeError, ValueError, RuntimeError):
+        except Exception:  # the user's own code; each image has its class, too
             continue
         whole = not given.is_floating_point() and not given.is_complex() and given.dtype != torch.bool
         # A look at three items: a data set may change the classes on the way.
