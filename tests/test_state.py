@@ -176,6 +176,21 @@ def test_a_second_moment_of_0_needs_an_eps(kind):
     with pytest.raises(tr.ReaperError, match=said):
         tr.RePr(model, kind(model.parameters(), eps=0), images, full=1, sub=1, cycles=1)
     assert not any(module._forward_hooks for module in model.modules())
+    bank = tr.find_filters(model, images)
+    *owned, last = model.parameters()
+    for wrong in (owned[2:3], [owned[-1]]):  # the filters of the second layer, and their columns of the last one
+        with pytest.raises(tr.ReaperError, match=said):
+            bank.attach(kind([{"params": wrong, "eps": 0}, {"params": [last]}]))
+    assert not any(module._forward_hooks for module in model.modules())
+    # What no filter has a part in may have what it wants.
+    optimizer = kind([{"params": owned}, {"params": [last], "eps": 0}])
+    bank.attach(optimizer)
+    with bank.without({"1": [0, 2]}):
+        for _ in range(3):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(images), torch.tensor([0, 0])).backward()
+            optimizer.step()
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("shape", [(700,), (700, 5), (3, 4, 2, 2)])

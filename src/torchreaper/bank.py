@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torchreaper import criteria
 from torchreaper.cost import Cost, network_cost
 from torchreaper.errors import ReaperError
-from torchreaper.filters import FilterLayer, Skip, apart, cuts, dropped_ids, filter_layers, picked
+from torchreaper.filters import FilterLayer, Skip, apart, cuts, dropped_ids, filter_layers, picked, tensors
 from torchreaper.flow import find_flow
 from torchreaper.flow.channels import Flow
 from torchreaper.flow.tracing import ExampleInputs, refuse_shards, refuse_wrappers
 from torchreaper.reinit import Reinit, as_reinit
 from torchreaper.restoring import bring_back, check_sources
-from torchreaper.state import Optimizers, as_optimizers
+from torchreaper.state import Optimizers, as_optimizers, check_eps
 from torchreaper.subnetwork import Subnetwork
 from torchreaper.subnetwork.modes import Mode, resolve
 from torchreaper.subnetwork.plan import Plan, make_plan
@@ -182,6 +182,8 @@ class FilterBank:
         if self._subnetwork is not None:
             raise ReaperError("attach: this bank is attached already; call detach() before")
         optimizers = as_optimizers(optimizer)
+        every = dropped_ids(self.layers, {layer.name: range(layer.filters) for layer in self.layers if layer.droppable})
+        check_eps(optimizers, tensors(self.model, self.flow, every))
         self._subnetwork = Subnetwork(self.model, self.flow, optimizers, followers)
         self._optimizers = optimizers
 

@@ -249,6 +249,12 @@ def undoing(model: nn.Module, flow: Flow, ids: Int[Tensor, " ids"], roles: Set[R
     return undo
 
 
+def tensors(model: nn.Module, flow: Flow, ids: Int[Tensor, " ids"]) -> list[Tensor]:
+    """Every parameter and buffer that holds something of the filters ``ids``."""
+    found = (tensor_of(model.get_submodule(name), key) for name, entries in cuts(flow, ids).items() for key in entries)
+    return [tensor for tensor in found if tensor is not None]
+
+
 def tensor_of(module: nn.Module, name: str) -> Tensor | None:
     """A parameter or buffer that the module holds itself; reading a computed one may run code of its own."""
     found = module._parameters.get(name)

@@ -18,15 +18,9 @@ from torchreaper.state import parameter_ids
 
 
 def check_optimizers(bank: FilterBank, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-    """Raise :class:`ReaperError` where the weights of a ranked layer are in no optimizer, or would not stay at 0."""
+    """Raise :class:`ReaperError` where the weights of a ranked layer are in no optimizer."""
     if not optimizers:
         raise ReaperError("optimizer=None: must be the optimizer that trains the model, or a list of them")
-    if any(
-        isinstance(eps := group.get("eps"), (int, float)) and eps == 0 for o in optimizers for group in o.param_groups
-    ):
-        raise ReaperError(
-            "optimizer: eps=0: would make weights NaN that are held at 0, 0 / 0; set it above 0, such as 1e-8"
-        )
     held = parameter_ids(optimizers)
     ranked = {layer.name: weight_parameters(layer.module) for layer in bank.ranked}
     if missing := [name for name, own in ranked.items() if any(id(p) not in held for p in own)]:

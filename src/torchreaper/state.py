@@ -177,6 +177,17 @@ def parameter_ids(optimizers: Iterable[Optimizer]) -> set[int]:
     return {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
 
 
+def check_eps(optimizers: Iterable[Optimizer], held: Iterable[Tensor]) -> None:
+    """Raise :class:`ReaperError` where an optimizer would divide 0 by 0 in ``held``, of which parts are held at 0."""
+    mine = {id(tensor) for tensor in held}
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        eps = group.get("eps")
+        if isinstance(eps, (int, float)) and eps == 0 and any(id(p) in mine for p in group["params"]):
+            raise ReaperError(
+                "optimizer: eps=0: would make weights NaN that are held at 0, 0 / 0; set it above 0, such as 1e-8"
+            )
+
+
 def per_weight_state(
     optimizers: Iterable[Optimizer], tensor: Tensor
 ) -> Iterator[tuple[Optimizer, dict[str, Any], str]]:
