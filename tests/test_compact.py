@@ -284,6 +284,53 @@ def test_one_filter_left_is_held_not_narrow():
     twins.restore()
 
 
+class Sum(nn.Module):
+    """A convolution that runs narrow and is put back to full width, and one that is read narrow."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(k, 64, 1) for k in (3, 64, 64))
+        self.head = nn.Linear(64, 2)
+
+    def forward(self, x):
+        x = self.a(x).tanh()
+        return self.head((x + self.c(self.b(x).tanh())).mean((-2, -1)))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's own use of it
+@pytest.mark.parametrize("batch", [(3,), ()], ids=["batch", "single"])
+def test_transforms_of_functions_find_what_autograd_does(batch):
+    """Gradients of single samples, Jacobians and Hessians by ``torch.func``, of a network with a scattered layer."""
+    torch.manual_seed(0)
+    model = Sum().double()
+    bank = tr.find_filters(model, torch.ones(1, 3, 2, 2, dtype=torch.double))
+    bank.drop({"b": [0, 5], "c": [1, 2, 63]}, mode="compact")
+    assert bank["c"].route == "scatter"
+    assert model.c.weight.shape == (61, 62, 1, 1)
+    parameters = dict(model.named_parameters())
+    images = torch.randn(*batch, 3, 2, 2, dtype=torch.double)
+    singles = images.view(-1, 3, 2, 2)
+
+    def loss(weights, image):
+        return torch.func.functional_call(model, weights, (image,)).square().sum()
+
+    by_sample = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, singles)
+    for number, image in enumerate(singles):
+        for name, gradient in zip(parameters, torch.autograd.grad(loss(parameters, image), list(parameters.values()))):
+            torch.testing.assert_close(by_sample[name][number], gradient, rtol=1e-10, atol=1e-12)
+    direction = torch.randn_like(images)
+    _, forward = torch.func.jvp(model, (images,), (direction,))
+    _, by_autograd = torch.autograd.functional.jvp(model, images, direction)
+    torch.testing.assert_close(forward, by_autograd, rtol=1e-10, atol=1e-12)
+
+    def score(image):
+        return model(image).square().sum()
+
+    torch.testing.assert_close(
+        torch.func.hessian(score)(images), torch.autograd.functional.hessian(score, images), rtol=1e-10, atol=1e-12
+    )
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("scatter", [False, True])
 def test_every_family(family, scatter):

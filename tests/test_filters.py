@@ -48,6 +48,28 @@ def test_what_is_ranked_can_be_chosen(settings, ranked):
     assert [layer.name for layer in tr.find_filters(Residual(), inputs()[0], **settings).ranked] == ranked
 
 
+def test_complex_filters_are_not_ranked():
+    class Complex(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.real, self.complex = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, dtype=torch.complex64)
+            self.last, self.head = nn.Conv2d(4, 4, 3), nn.Linear(4, 2)
+
+        def forward(self, x):
+            x = self.complex(self.real(x).to(torch.complex64)).abs()
+            return self.head(self.last(x).relu().mean((2, 3)))
+
+    bank = tr.find_filters(Complex(), inputs()[0])
+    assert [(layer.name, layer.ranked, layer.reason) for layer in bank][1:] == [
+        ("complex", False, "complex weights"),
+        ("last", True, ""),
+    ]
+    with pytest.raises(tr.ReaperError, match=r"filters of 'complex': cannot be dropped \(complex weights\)"):
+        bank.drop({"complex": [0]})
+    with bank.without({"last": [0, 2]}):
+        assert bank.model(inputs()[0]).isfinite().all()
+
+
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_without_full_width_what_is_ranked_needs_it_nowhere(family):
     torch.manual_seed(0)

@@ -362,6 +362,9 @@ def test_wrong_followers_are_named():
     ]:
         with pytest.raises(tr.ReaperError, match=message):
             bank.attach(optimizer, followers=[follower])
+    twin = copy.deepcopy(model)
+    with pytest.raises(tr.ReaperError, match=r"followers\[1\]=Residual: is named twice; name each copy once"):
+        bank.attach(optimizer, followers=[twin, twin])
     with pytest.raises(tr.ReaperError, match="followers=Residual: must be a list of copies of the model"):
         bank.attach(optimizer, followers=copy.deepcopy(model))
     bank.attach(optimizer)

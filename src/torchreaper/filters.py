@@ -279,6 +279,8 @@ def _never_dropped(name: str, module: nn.Module, flow: Flow) -> str:
         return flow.computed[name]
     if name in flow.shared:
         return "weight is used in another place too"
+    if any(parameter.is_complex() for parameter in weight_parameters(module)):
+        return "complex weights"
     if isinstance(module, CONVOLUTIONS) and module.out_channels == 1:
         return "has one filter only"
     if isinstance(module, TRANSPOSED) and module.groups > 1:

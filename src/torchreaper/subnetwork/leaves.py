@@ -174,6 +174,10 @@ def widened(tensor: Tensor, dim: int, kept: Tensor, width: int) -> Tensor:
     """``tensor`` at full width along ``dim``, zeros where nothing is kept, in the same memory format."""
     if torch.compiler.is_compiling():  # a compiler sees by itself what the way back does not need
         return _copied_into_zeros(tensor, dim, kept, width)
+    return _widened(tensor, dim, kept, width)
+
+
+def _widened(tensor: Tensor, dim: int, kept: Tensor, width: int) -> Tensor:
     whole: Tensor = _Widen.apply(tensor, dim, kept, width)  # type: ignore[no-untyped-call]
     return whole
 
@@ -197,8 +201,22 @@ class _Widen(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, int, Tensor, int], output: Tensor) -> None:
-        _, ctx.dim, kept, _ = inputs
+        _, ctx.dim, kept, ctx.width = inputs
         ctx.save_for_backward(kept)
+        ctx.save_for_forward(kept)
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], tensor: Tensor, dim: int, kept: Tensor, width: int
+    ) -> tuple[Tensor, int]:
+        assert in_dims[0] is not None  # kept comes from a plan, and is never a batch
+        dim += dim >= 0  # one that is counted from the end stays
+        return _widened(tensor.movedim(in_dims[0], 0), dim, kept, width), 0
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        (kept,) = ctx.saved_tensors
+        return _widened(tangent, ctx.dim, kept, ctx.width)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:

@@ -219,6 +219,8 @@ def _check_followers(model: nn.Module, followers: Any) -> None:
         where = f"followers[{number}]={type(follower).__name__}"
         if not isinstance(follower, nn.Module) or follower is model:
             raise ReaperError(f"{where}: must be a copy of the model, such as ema.module of an AveragedModel")
+        if any(follower is one for one in followers[:number]):
+            raise ReaperError(f"{where}: is named twice; name each copy once")
         if _shapes(follower) != shapes:
             raise ReaperError(f"{where}: has other parameters than the model; pass ema.module, not the wrapper of it")
         if any(is_without(module) for module in follower.modules()):
