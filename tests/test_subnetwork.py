@@ -378,12 +378,22 @@ def test_wrong_followers_are_named():
     assert bank._subnetwork is None
 
 
+class Named(nn.Dropout):
+    """Its input comes by name."""
+
+    def __call__(self, x):
+        return super().__call__(input=x)
+
+
 def dropping_out(kind: str) -> tuple[nn.Module, str]:
-    drop = {"Dropout": nn.Dropout, "Dropout2d": nn.Dropout2d}[kind](0.4)
-    return nn.Sequential(*build("plain-norm")[0][:6], drop, *build("plain-norm", seed=1)[0][6:]).double(), "6"
+    kinds = {"Dropout": nn.Dropout, "Dropout2d": nn.Dropout2d, "RReLU": nn.RReLU, "named": Named}
+    drop = kinds[kind](0.2)  # of RReLU, the least slope; it draws where values are negative
+    relu = 6 - (kind == "RReLU")
+    before, behind = build("plain-norm")[0][:relu], build("plain-norm", seed=1)[0][6:]
+    return nn.Sequential(*before, drop, *behind).double(), str(relu)
 
 
-@pytest.mark.parametrize("kind", ["Dropout", "Dropout2d"])
+@pytest.mark.parametrize("kind", ["Dropout", "Dropout2d", "RReLU", "named"])
 @pytest.mark.parametrize("exact", [False, True])
 def test_dropout_at_full_width(kind, exact):
     """Masked draws random numbers for dropped channels as well; with exact_dropout, compact does too."""

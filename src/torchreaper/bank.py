@@ -300,8 +300,8 @@ class FilterBank:
             filters: layer name -> indices.
             mode: "masked": zeros at full width. "compact": tensors are really smaller, where the layer's route allows.
                 "auto": see :meth:`resolve`.
-            exact_dropout: compact draws the random numbers of ``nn.Dropout`` modules at full width, as masked does.
-                Functional dropout cannot be reached.
+            exact_dropout: compact draws the random numbers of ``nn.Dropout`` and ``nn.RReLU`` modules at full width, as
+                masked does. Functional dropout cannot be reached.
 
         Raises:
             ReaperError: filters are dropped already, an unknown layer or index, a layer that would lose all, or

@@ -56,8 +56,8 @@ class RePr:
         reinit: a method's name or a :class:`Reinit`.
         subnetwork: "compact": in sub-network phases tensors are really smaller. "masked": the same numbers at full
             width. "auto": compact where that is exact and some layer can be smaller, else masked, and it says why.
-        exact_dropout: compact draws the random numbers of ``nn.Dropout`` modules at full width, so that they are
-            masked's; functional dropout cannot be reached.
+        exact_dropout: compact draws the random numbers of ``nn.Dropout`` and ``nn.RReLU`` modules at full width, so
+            that they are masked's; functional dropout cannot be reached.
         followers: copies of the model that average over ``parameters()``; see :meth:`FilterBank.attach`.
         skip, include, scope: what is ranked; see :func:`find_filters`.
         min_filters: no layer keeps fewer filters.

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from torchreaper.flow.channels import Origin
 from torchreaper.flow.following import Channels, agree, counts_channels, laid, nobody, reshaped, sliced
-from torchreaper.flow.operations import DROPOUTS, Kind, argument, is_division, kind_of, spatial_dims
+from torchreaper.flow.operations import DRAWING, Kind, argument, is_division, kind_of, spatial_dims
 from torchreaper.flow.reading import owns_weight
 from torchreaper.flow.tracing import leaving
 from torchreaper.flow.walking import Found, Walking, place
@@ -29,7 +29,7 @@ class Moving(Walking):
         behind = value.ndim - spatial_dims(node, module, value.ndim)
         if any(d >= behind for d in channels.dims):
             return self.barrier(node, entering)
-        if isinstance(module, DROPOUTS) and channels.line is not None:
+        if isinstance(module, DRAWING) and channels.line is not None:
             self.ledger.drops_out(str(node.target), channels)
         return self.through(node, channels)
 

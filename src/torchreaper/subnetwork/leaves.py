@@ -145,7 +145,7 @@ _count_graph._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 @dataclass(eq=False)
 class FullWidthDropout(OwnHook):
-    """Lets a Dropout module draw its random numbers at full width, as masked does, and hands on the channels there are.
+    """Lets a module draw its random numbers at full width, as masked does, and hands on the channels there are.
 
     Attributes:
         dim, kept, width: as in :class:`Leaf`, of the module's input.
@@ -155,13 +155,16 @@ class FullWidthDropout(OwnHook):
     kept: Int[Tensor, " kept"] | None = None
     width: int = 0
 
-    def widen(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        """Forward pre-hook."""
+    def widen(
+        self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Forward pre-hook; the input may be given by name."""
         if self.kept is None or not module.training:
             return None
-        if self.kept.device != inputs[0].device:
-            self.kept = self.kept.to(inputs[0].device)
-        return (widened(inputs[0], self.dim, self.kept, self.width), *inputs[1:])
+        (tensor,) = inputs or named.values()
+        if self.kept.device != tensor.device:
+            self.kept = self.kept.to(tensor.device)
+        return (widened(tensor, self.dim, self.kept, self.width),), {}
 
     def narrow(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
         """Forward hook."""

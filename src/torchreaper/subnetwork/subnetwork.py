@@ -58,7 +58,7 @@ class Hooked:
             note(module.register_state_dict_post_hook(WholeStateDict(leaf)))  # type: ignore[no-untyped-call]
         for name, dropout in self._dropouts.items():
             module = self.model.get_submodule(name)
-            note(module.register_forward_pre_hook(dropout.widen))
+            note(module.register_forward_pre_hook(dropout.widen, with_kwargs=True))
             note(module.register_forward_hook(dropout.narrow, prepend=True))
         for name in sorted({"", *self.leaves, *(parent for leaf in self.leaves for parent in parents(leaf))}):
             module = self.model.get_submodule(name)
