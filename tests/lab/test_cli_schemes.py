@@ -49,6 +49,11 @@ class PullSpec(Spec):
         return Attached()
 
 
+class NeedySpec(PullSpec):
+    name: Literal["needy"] = "needy"
+    layers: list[str]
+
+
 class BareSpec(Spec):
     name: str
 """
@@ -57,6 +62,8 @@ class BareSpec(Spec):
 def test_ones_own_is_shown_too(tmp_path, monkeypatch):
     (tmp_path / "shown_pulling.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
+    needy = reaper("shown_pulling:NeedySpec")
+    assert needy.output.endswith("below options:\nlayers:  # must be given\nstrength: 0.25\n")
     done = reaper("shown_pulling:PullSpec")
     assert done.exit_code == 0, done.stderr
     assert "Pulls. `strength`: how hard." in done.output

@@ -157,6 +157,16 @@ def test_a_scheme_is_the_recipes_own_or_one_of_schemes_or_its_defaults(path):
         load_recipe(path, profile="residual", overrides=["epochs=50", "schemes={}"]).scheme_spec("repr")
 
 
+def test_what_is_left_empty_has_no_options(path):
+    path.write_text(yaml.safe_dump({**BASE, "schemes": {"ema": {}}, "profiles": {}}))
+    whole = load_recipe(path)
+    without = yaml.safe_dump({key: value for key, value in BASE.items() if key not in ("schemes", "profiles")})
+    path.write_text(f"{without}\nschemes:\n  ema:\nprofiles:\n")
+    assert load_recipe(path) == whole
+    path.write_text(f"{without}\nschemes:\n")
+    assert load_recipe(path).schemes == {}
+
+
 def test_every_scheme_is_named_once(path):
     assert load_recipe(path).every_scheme() == ["standard", "repr", "repr-random"]
     assert load_recipe(path, profile="residual").every_scheme() == ["standard", "repr-random"]

@@ -141,7 +141,9 @@ class Recipe(Settings):
         if not isinstance(values, Mapping):
             return values
         values = dict(values)
-        scheme, others = values.get("scheme", {}), values.get("schemes", {})
+        if isinstance(others := values.get("schemes", {}), Mapping | None):  # a key without a value has no options
+            others = {key: {} if options is None else options for key, options in (others or {}).items()}
+        scheme = values.get("scheme", {})
         if not isinstance(scheme, Mapping) or not isinstance(others, Mapping):
             return values
         if "scheme" in values:

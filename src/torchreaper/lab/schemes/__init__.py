@@ -112,8 +112,9 @@ def describe(spec: type[Spec]) -> list[str]:
     if fields:
         place = "" if spec.model_fields["name"].default in SCHEMES else ", below options"
         lines += ["", f"Options and their defaults, as they stand in a recipe{place}:"]
+        lines += [f"{key}:  # must be given" for key, field in fields.items() if field.is_required()]
         defaults = spec.model_construct().model_dump(mode="json", exclude={"name"})
-        lines += yaml.safe_dump(defaults, sort_keys=False, default_flow_style=False).splitlines()
+        lines += yaml.safe_dump(defaults, sort_keys=False, default_flow_style=False).splitlines() if defaults else []
     return lines
 
 
