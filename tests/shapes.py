@@ -203,6 +203,8 @@ class Sequence(Network):
 
 def _sensible(shape: Shape) -> bool:
     sampled = shape.up in ("nearest", "linear") and shape.kind == "u-net"
+    if shape.norm == "instance" and shape.kind == "u-net" and shape.size >> shape.depth < 2:
+        return False  # torch trains no instance norm on one position
     return (not shape.odd or sampled or (shape.kind == "sequence" and shape.down == "pool")) and (
         shape.depth > 1 if shape.kind == "sequence" else shape.dims < 3 or shape.depth == 1
     )

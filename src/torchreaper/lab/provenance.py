@@ -9,11 +9,11 @@ from __future__ import annotations
 import ast
 import glob
 import hashlib
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
-from importlib.util import resolve_name
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -141,12 +141,12 @@ def _imports(module: ModuleType, path: Path) -> list[str]:
         if isinstance(node, ast.Import):
             found += [one.name for one in node.names]
         elif isinstance(node, ast.ImportFrom):
-            package = module.__package__ or ""
+            package, name = module.__package__ or "", "." * node.level + (node.module or "")
             try:
-                where = resolve_name("." * node.level + (node.module or ""), package) if node.level else node.module
+                where = importlib.util.resolve_name(name, package)
             except ImportError:
                 continue
-            found += [str(where), *(f"{where}.{one.name}" for one in node.names)]
+            found += [where, *(f"{where}.{one.name}" for one in node.names)]
     return found
 
 
