@@ -113,7 +113,11 @@ class RePr:
             warn_without_phase(self.reinit, subnetwork, exact_dropout)
         warn_without_effect(self.bank, self.reinit, optimizers)
         if sub and exact_dropout and (subnetwork == "masked" or not self.bank.flow.dropouts):
-            why = "masked draws at full width anyway" if self.bank.flow.dropouts else "no filter passes an nn.Dropout"
+            why = (
+                "masked draws at full width anyway"
+                if self.bank.flow.dropouts
+                else "no filter passes an nn.Dropout or nn.RReLU"
+            )
             warnings.warn(f"exact_dropout=True: has no effect ({why}); leave it out", NoEffectWarning, stacklevel=2)
         self.bank.attach(optimizers, followers)
         self._wrappers = Wrappers()

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import sys
+import warnings
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -23,8 +24,18 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 MODEL = {"name": "mynets.nets:make", "options": {}}
 QUIET = {"epochs": 1, "scheme": {"name": "standard"}, "model": MODEL}
-NAMES = st.text("ab", min_size=1, max_size=2)
+NAMES = st.text("ab", min_size=1, max_size=2).map("{}.png".format)
 FILES = st.dictionaries(NAMES, st.binary(max_size=3), min_size=1, max_size=4)
+
+
+def code(asked, scheme="standard"):
+    return provenance.provenance(asked, scheme)["code"]
+
+
+def forget():
+    """As a new command would."""
+    for name in [name for name in sys.modules if name.split(".")[0] == "mynets"]:
+        del sys.modules[name]
 
 
 @pytest.fixture
@@ -42,16 +53,16 @@ def nets(mine):
 
 
 def test_code_is_the_modules_that_are_named_and_what_they_import_from_beside_them(nets):
-    assert provenance.provenance(recipe(**QUIET)) == {"code": {}, "data": {}}  # nothing is imported yet
+    assert code(recipe(**QUIET)) == {}  # nothing is imported yet
     find("mynets.nets:later", "model")()
     importlib.import_module("mynets.other")
-    found = provenance.provenance(recipe(**QUIET))["code"]
+    found = code(recipe(**QUIET))
     assert sorted(found) == [f"mynets/{name}.py" for name in ("__init__", "blocks", "deep", "late", "nets")]
 
 
 def test_code_of_another_folder_than_the_recipes_has_its_whole_path(nets, tmp_path_factory):
     find("mynets.nets:make", "model")
-    found = provenance.provenance(recipe(**QUIET).at(tmp_path_factory.mktemp("elsewhere")))["code"]
+    found = code(recipe(**QUIET).at(tmp_path_factory.mktemp("elsewhere")))
     assert sorted(found) == [str((nets / "mynets" / f"{name}.py").resolve()) for name in ("__init__", "blocks", "nets")]
     assert not changed({"code": found}, now(nets))
 
@@ -66,7 +77,7 @@ def test_what_is_installed_or_pythons_own_is_not_the_users(nets, monkeypatch):
     sources = [sys.modules[name.partition(":")[0]] for name in names]
     assert all(module.__file__ for module in sources)
     for name in names:
-        assert provenance.provenance(recipe(model={"name": name, "options": {}}))["code"] == {}
+        assert code(recipe(model={"name": name, "options": {}})) == {}
 
 
 def test_a_finished_run_says_that_its_code_is_another_now(nets):
@@ -96,6 +107,7 @@ def test_a_run_that_goes_on_says_so_too_and_its_comparison_keeps_it(nets):
     with pytest.raises(KeyboardInterrupt):
         train(asked, scheme="standard", seed=0, out=nets / "runs", progress=Stop())
     (nets / "mynets" / "blocks.py").write_text("NAME = 'wider'\n")
+    forget()
     told = Listener()
     found = compare(asked, ["standard"], 1, nets / "runs", told)
     folder = nets / "runs" / "tiny" / "standard" / "seed-0"
@@ -104,6 +116,91 @@ def test_a_run_that_goes_on_says_so_too_and_its_comparison_keeps_it(nets):
     begun = json.loads((folder / "environment.json").read_text())
     assert begun["code"]["mynets/blocks.py"] != begun["resumed"][0]["code"]["mynets/blocks.py"]
     assert any(text.startswith("1 of 1 runs were made with another mynets/blocks.py") for text in found.remarks)
+
+
+PULL = """
+from typing import Literal
+from torchreaper.lab.schemes import StandardSpec
+
+class PullSpec(StandardSpec):
+    name: Literal["standard"] = "standard"
+"""
+
+
+def test_a_schemes_own_code_is_that_of_its_runs_alone(nets):
+    (nets / "mynets" / "pull.py").write_text(PULL)
+    asked = recipe(schemes={"pull": {"name": "mynets.pull:PullSpec"}})
+    find("mynets.pull:PullSpec", "scheme")
+    both = ["mynets/__init__.py", "mynets/pull.py"]
+    assert code(asked) == {}
+    assert sorted(code(asked, "pull")) == sorted(code(asked, "ema+pull")) == both
+    # Named on the command line alone, too.
+    assert sorted(code(recipe(), "mynets.pull:PullSpec")) == both
+
+
+def test_code_is_what_was_loaded_not_what_its_file_has_become(nets):
+    find("mynets.nets:make", "model")
+    before = code(recipe(**QUIET))
+    (nets / "mynets" / "blocks.py").write_text("NAME = 'wider'\n")
+    assert code(recipe(**QUIET)) == before
+    importlib.reload(sys.modules["mynets.blocks"])
+    after = code(recipe(**QUIET))
+    assert [name for name in after if after[name] != before[name]] == ["mynets/blocks.py"]
+    forget()
+    find("mynets.nets:make", "model")
+    assert code(recipe(**QUIET)) == after
+
+
+def test_links_and_names_of_pythons_own_modules_are_the_users_where_they_stand_beside_the_recipe(
+    nets, tmp_path_factory
+):
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "blocks.py"
+    shutil.move(nets / "mynets" / "blocks.py", elsewhere)
+    (nets / "mynets" / "blocks.py").symlink_to(elsewhere)
+    (nets / "mynets" / "sched.py").write_text("PATTERN = '\\d'\n")
+    path = nets / "mynets" / "nets.py"
+    path.write_text(f"from . import sched\n{path.read_text()}")
+    importlib.invalidate_caches()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # '\d'
+        find("mynets.nets:make", "model")
+    assert {"mynets/blocks.py", "mynets/sched.py"} <= code(recipe(**QUIET)).keys()
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\udc80", "/dev/zero", "mynets"])
+def test_names_of_no_files_are_nothing_to_tell(nets, name):
+    assert changed({"code": {name: "0"}, "data": {name: "0"}}, now(nets)) == []
+
+
+def test_another_teacher_is_told_as_well(nets):
+    teacher = {"model": MODEL, "epochs": 1}
+    asked = recipe(epochs=1, scheme={"name": "standard"}, schemes={"kd": {"teacher": teacher}})
+    compare(asked, ["standard", "kd"], 1, nets / "runs")
+    (nets / "mynets" / "blocks.py").write_text("NAME = 'wider'\n")
+    told = Listener()
+    found = compare(asked, ["standard", "kd"], 2, nets / "runs", told)
+    assert told.notes[0].startswith("1 of 2 runs were made with another mynets/blocks.py than there is now")
+    # The second teacher learnt by the code that this process had loaded.
+    assert any(text.startswith("2 of 4 runs were made with another mynets/blocks.py") for text in found.remarks)
+
+
+def test_links_in_a_circle_end(tmp_path):
+    fill(tmp_path / "data", {"a.png": b"1"})
+    (tmp_path / "data" / "again").symlink_to(tmp_path / "data")
+    (tmp_path / "data" / "above").symlink_to(tmp_path)
+    assert now(tmp_path)("data", "data").startswith("1 file, 1 bytes, ")
+
+
+def test_of_very_many_files_the_names_count(tmp_path, monkeypatch):
+    monkeypatch.setattr(provenance, "_MOST", 1)
+    fill(tmp_path / "data", {"a.png": b"123", "b.png": b"456"})
+    before = now(tmp_path)("data", "data")
+    assert before.startswith("2 files, ")
+    assert "bytes" not in before
+    fill(tmp_path / "data", {"a.png": b"12", "b.png": b"456"})
+    assert now(tmp_path)("data", "data") == before
+    fill(tmp_path / "data", {"a.png": b"123", "c.png": b"456"})
+    assert now(tmp_path)("data", "data") != before
 
 
 def pictures(folder, seed):
@@ -130,7 +227,8 @@ def test_a_comparison_says_which_runs_had_other_data(tmp_path):
     shutil.copytree(tmp_path / "data", tmp_path / "copy")
     shutil.rmtree(tmp_path / "data")
     os.rename(tmp_path / "copy", tmp_path / "data")  # the same pictures, with another date
-    (tmp_path / "data" / "train" / ".DS_Store").touch()
+    for name in (".DS_Store", "Thumbs.db", "._1.png"):  # what systems leave in folders
+        (tmp_path / "data" / "train" / "dark" / name).write_text("theirs")
     assert not any("another" in text for text in compare(asked, ["standard"], 1, tmp_path / "runs").remarks)
     pictures(tmp_path / "data", 1)
     told = Listener()
@@ -154,43 +252,43 @@ def fill(folder, files):
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(one=FILES, two=FILES, place=st.sampled_from(["data", "data/*", "data/a"]))
+@given(one=FILES, two=FILES, place=st.sampled_from(["data", "data/*", "data/a.png"]))
 def test_data_are_the_same_if_and_only_if_names_and_contents_are(tmp_path, one, two, place):
     seen = []
     for files in (one, two):
         fill(tmp_path / "data", files)
         seen.append(now(tmp_path)("data", place))
-    if place == "data/a":
-        one, two = ({"a": files["a"]} if "a" in files else None for files in (one, two))
+    if place == "data/a.png":
+        one, two = ({"a": files["a.png"]} if "a.png" in files else None for files in (one, two))
     assert (seen[0] == seen[1]) == (one == two)
 
 
 def test_large_data_are_known_by_names_and_sizes(tmp_path, monkeypatch):
     monkeypatch.setattr(provenance, "_READ", 5)
-    fill(tmp_path / "data", {"a": b"123", "b": b"456"})
+    fill(tmp_path / "data", {"a.png": b"123", "b.png": b"456"})
     before = now(tmp_path)("data", "data")
     assert before is not None
     assert before.startswith("2 files, 6 bytes, ")
-    fill(tmp_path / "data", {"a": b"abc", "b": b"456"})
+    fill(tmp_path / "data", {"a.png": b"abc", "b.png": b"456"})
     assert now(tmp_path)("data", "data") == before
-    fill(tmp_path / "data", {"a": b"ab", "b": b"3456"})
+    fill(tmp_path / "data", {"a.png": b"ab", "b.png": b"3456"})
     assert now(tmp_path)("data", "data") != before
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes are POSIX's")
 def test_a_pipe_among_the_data_is_left_out(tmp_path):
-    fill(tmp_path / "data", {"a": b"1"})
+    fill(tmp_path / "data", {"a.png": b"1"})
     before = now(tmp_path)("data", "data")
-    os.mkfifo(tmp_path / "data" / "pipe")
+    os.mkfifo(tmp_path / "data" / "pipe.png")
     assert now(tmp_path)("data", "data") == before
-    assert now(tmp_path)("data", "data/pipe") is None
+    assert now(tmp_path)("data", "data/pipe.png") is None
 
 
 def test_each_place_is_looked_at_once(tmp_path):
-    fill(tmp_path / "data", {"a": b"1"})
+    fill(tmp_path / "data", {"a.png": b"1"})
     today = now(tmp_path)
     before = today("data", "data")
-    fill(tmp_path / "data", {"a": b"2"})
+    fill(tmp_path / "data", {"a.png": b"2"})
     assert today("data", "data") == before != now(tmp_path)("data", "data")
 
 

@@ -167,6 +167,14 @@ def test_what_is_left_empty_has_no_options(path):
     assert load_recipe(path).schemes == {}
 
 
+@pytest.mark.parametrize("change", ["schemes:", "schemes: {}", "schemes: {ema: }", "schemes: {ema: {}}"])
+def test_what_a_profile_leaves_empty_it_does_not_change(path, change):
+    path.write_text(
+        yaml.safe_dump({**BASE, "schemes": {"ema": {"decay": 0.5}}, "profiles": {"p": yaml.safe_load(change)}})
+    )
+    assert load_recipe(path, profile="p").scheme_spec("ema").decay == 0.5
+
+
 def test_every_scheme_is_named_once(path):
     assert load_recipe(path).every_scheme() == ["standard", "repr", "repr-random"]
     assert load_recipe(path, profile="residual").every_scheme() == ["standard", "repr-random"]

@@ -139,15 +139,21 @@ def _sort(
 
 
 def _before(recipe: Recipe, scheme: str, seed: int, out: Path, device: str) -> tuple[Job, ...]:
-    """The runs that have to be finished before and are not: of the network it starts from, and of a teacher."""
+    """The runs that have to be finished before and are not."""
     jobs = []
-    for one in (teachers.needed(recipe, recipe.training_spec(scheme), out), teachers.first(recipe, scheme, out)):
-        if one is None or finished(one.recipe, scheme=one.scheme, seed=seed, out=one.out) is not None:
+    for one in _needed(recipe, scheme, out):
+        if finished(one.recipe, scheme=one.scheme, seed=seed, out=one.out) is not None:
             continue
         of = "" if recipe.source is None else f", {scheme}"
         after = _before(one.recipe, one.scheme, seed, one.out, device)
         jobs.append(Job(one.recipe, one.scheme, seed, one.out, device, after, f"{one.recipe.name}{of}, seed {seed}"))
     return tuple(jobs)
+
+
+def _needed(recipe: Recipe, scheme: str, out: Path) -> list[teachers.Before]:
+    """The trainings that come before those with this scheme: of the network it starts from, and of a teacher."""
+    both = teachers.needed(recipe, recipe.training_spec(scheme), out), teachers.first(recipe, scheme, out)
+    return [one for one in both if one is not None]
 
 
 def _run(
@@ -212,7 +218,18 @@ def _on_noise(recipe: Recipe) -> Iterable[str]:
 def _on_changes(recipe: Recipe, runs: Collection[tuple[str, int]], out: Path) -> Iterable[str]:
     """That runs were made with files of the user's own that are others now: finished ones are not repeated."""
     today = now(recipe.base)
-    found = [changed(_begun(folder_of(out, recipe.name, scheme, seed)), today) for scheme, seed in runs]
+    needed = {scheme: _needed(recipe, scheme, out) for scheme in dict.fromkeys(scheme for scheme, _ in runs)}
+    found = [
+        [
+            name
+            for folder in (
+                folder_of(out, recipe.name, scheme, seed),
+                *(folder_of(one.out, one.recipe.name, one.scheme, seed) for one in needed[scheme]),
+            )
+            for name in changed(_begun(folder), today)
+        ]
+        for scheme, seed in runs
+    ]
     names = list(dict.fromkeys(name for one in found for name in one))
     if names:
         yield (

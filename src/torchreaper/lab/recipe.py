@@ -274,11 +274,11 @@ class Recipe(Settings):
         try:
             yield
         except UserError as error:
-            text = str(error)
-            if type(error) is not UserError or not text.startswith("scheme: ") or key == self.scheme["name"]:
+            rest = str(error).removeprefix("scheme")
+            if type(error) is not UserError or rest[:1] not in (":", ".") or key == self.scheme["name"]:
                 raise
-            where = f"schemes.{key}" if key in self.schemes else f"scheme={key!r}"
-            raise UserError(f"{where}{text.removeprefix('scheme')}") from error
+            where = f"schemes.{key}" if key in self.schemes else f"scheme={key!r}: "
+            raise UserError(where + (rest if key in self.schemes else rest[1:].lstrip())) from error
 
     def training_spec(self, key: str) -> lab_schemes.Spec:
         """The scheme that the recipe's own network is trained with; with a ``source`` that is the standard one."""

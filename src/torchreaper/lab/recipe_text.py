@@ -70,6 +70,8 @@ def _merge(values: dict[str, Any], changes: dict[str, Any], inside: str = "") ->
     merged = dict(values)
     for key, change in changes.items():
         old = values.get(key)
+        if change is None and "schemes" in (key, inside):  # left empty, it changes nothing
+            change = {}
         merged[key] = change
         if isinstance(old, dict) and isinstance(change, dict):
             # Options belong to a name: with another one they start afresh.

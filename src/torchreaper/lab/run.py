@@ -110,8 +110,8 @@ def _train(
         if done:
             by_rank_zero(fabric, lambda: _tell_changes(recipe, folder, progress, "it goes on with what there is now"))
         here = environment(device=run.fabric.device, precision=recipe.precision, base=recipe.base)
-        here["jobs"] = jobs
-        by_rank_zero(fabric, lambda: kept(lambda: folder.environment({**here, **provenance(recipe)}, epoch=done)))
+        here |= {"jobs": jobs, **by_rank_zero(fabric, lambda: provenance(recipe, scheme))}
+        by_rank_zero(fabric, lambda: kept(lambda: folder.environment(here, epoch=done)))
         progress.start_run(f"{recipe.name} / {scheme} / seed {seed}", run.epochs, run.steps, done)
         for epoch in range(done + 1, run.epochs + 1):
             ended = run.epoch(epoch, progress)

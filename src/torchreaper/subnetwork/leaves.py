@@ -218,8 +218,10 @@ class _Widen(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        shape = list(tangent.shape)
+        shape[ctx.dim] = ctx.width
         (kept,) = ctx.saved_tensors
-        return _widened(tangent, ctx.dim, kept, ctx.width)
+        return tangent.new_zeros(shape).index_copy(ctx.dim, kept, tangent)  # not in place: a vmap around it could not
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:

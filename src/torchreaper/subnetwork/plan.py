@@ -71,7 +71,7 @@ def make_plan(
         layers: its convolutions, with their routes.
         dropped: layer -> indices.
         compact: remove what can be removed.
-        exact_dropout: let Dropout modules on narrow paths draw their random numbers at full width.
+        exact_dropout: let Dropout and RReLU modules on narrow paths draw their random numbers at full width.
     """
     gone = flow.marked(dropped_ids(layers, dropped))
     removal = _removal(flow, layers, gone) if compact else _Removal(gone.new_zeros(len(gone)), {}, {}, {})

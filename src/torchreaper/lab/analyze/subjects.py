@@ -171,7 +171,10 @@ def state_dict_in(path: Path) -> Mapping[str, Tensor]:
             "save model.state_dict() alone by torch.save"
         ) from error
     if is_runs(content):
-        return judged_weights(content)  # of a scheme that averages them, the average
+        try:
+            return judged_weights(content)  # of a scheme that averages them, the average
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
     for inside in (content, *(content.get(key) for key in _INSIDE if isinstance(content, dict))):
         if isinstance(inside, Mapping) and inside and all(isinstance(value, Tensor) for value in inside.values()):
             return inside
