@@ -13,12 +13,11 @@ from torchreaper.lab import teachers
 from torchreaper.lab.comparison import Comparison, Failure, Result, read_curves, summarise, write
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.execution import Executor, Here, Job, Plan, perform
-from torchreaper.lab.files import Json, read_json
+from torchreaper.lab.files import read_json
 from torchreaper.lab.locking import clear
 from torchreaper.lab.objects import reason
 from torchreaper.lab.progress import NullProgress, Progress
-from torchreaper.lab.provenance import changed, in_words, now
-from torchreaper.lab.reading import read_environment
+from torchreaper.lab.provenance import changed_in, in_words, now
 from torchreaper.lab.recipe import ALL, Recipe
 from torchreaper.lab.run import finished, try_out
 from torchreaper.lab.runs import ENVIRONMENT, RunFailed, folder_of
@@ -226,7 +225,7 @@ def _on_changes(recipe: Recipe, runs: Collection[tuple[str, int]], out: Path) ->
                 folder_of(out, recipe.name, scheme, seed),
                 *(folder_of(one.out, one.recipe.name, one.scheme, seed) for one in needed[scheme]),
             )
-            for name in changed(_begun(folder), today)
+            for name in changed_in(folder, today)
         ]
         for scheme, seed in runs
     ]
@@ -247,14 +246,6 @@ def _on_sharing(recipe: Recipe, runs: Collection[tuple[str, int]], out: Path) ->
             f"{beside} of {len(counts)} runs were made side by side, up to {max(counts)} at once: they shared the "
             "machine, so their seconds, and the ratios of these, depend on what else was running."
         )
-
-
-def _begun(folder: Path) -> Json:
-    """Where and how a run was begun; nothing where that cannot be read, which is not worth to stop for."""
-    try:
-        return read_environment(folder) or {}
-    except UserError:
-        return {}
 
 
 def _at_once(folder: Path) -> int:

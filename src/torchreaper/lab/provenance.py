@@ -23,6 +23,8 @@ from weakref import WeakKeyDictionary
 
 from torchreaper.lab import objects
 from torchreaper.lab.data.folder import SUFFIXES
+from torchreaper.lab.errors import UserError
+from torchreaper.lab.reading import read_environment
 from torchreaper.lab.recipe import Recipe
 from torchreaper.lab.schemes import PLUS
 
@@ -82,6 +84,14 @@ def changed(environment: Mapping[str, Any] | None, today: Now) -> list[str]:
         if today(kind, name) not in (None, then)
     ]
     return list(dict.fromkeys(found))
+
+
+def changed_in(folder: Path, today: Now) -> list[str]:
+    """`changed`, of the run in a folder; none where what it was begun with cannot be read: not worth to stop for."""
+    try:
+        return changed(read_environment(folder), today)
+    except UserError:
+        return []
 
 
 def in_words(names: Iterable[str], most: int = 3) -> str:

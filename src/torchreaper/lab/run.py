@@ -16,8 +16,7 @@ from torchreaper.lab.files import Json
 from torchreaper.lab.locking import LOCK, Lock, clear, locked
 from torchreaper.lab.processes import by_rank_zero
 from torchreaper.lab.progress import NullProgress, Progress, Silent
-from torchreaper.lab.provenance import changed, in_words, now, provenance
-from torchreaper.lab.reading import read_environment
+from torchreaper.lab.provenance import changed_in, in_words, now, provenance
 from torchreaper.lab.recipe import Recipe
 from torchreaper.lab.runs import RunFailed, RunFolder, folder_of, read_metrics, run_of
 from torchreaper.lab.training import Run
@@ -258,11 +257,7 @@ def _weights(before: teachers.Before, result: Json | None, seed: int, fabric: Fa
 
 def _tell_changes(recipe: Recipe, folder: RunFolder, progress: Progress, so: str) -> None:
     """Tell of files of the user's own that are another now than when the run was begun."""
-    try:
-        names = changed(read_environment(folder.path), now(recipe.base))
-    except UserError:  # not worth to stop for
-        return
-    if names:
+    if names := changed_in(folder.path, now(recipe.base)):
         progress.note(f"{folder.path}: was trained with another {in_words(names)} than there is now; {so}")
 
 

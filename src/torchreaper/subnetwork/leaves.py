@@ -177,10 +177,6 @@ def widened(tensor: Tensor, dim: int, kept: Tensor, width: int) -> Tensor:
     """``tensor`` at full width along ``dim``, zeros where nothing is kept, in the same memory format."""
     if torch.compiler.is_compiling():  # a compiler sees by itself what the way back does not need
         return _copied_into_zeros(tensor, dim, kept, width)
-    return _widened(tensor, dim, kept, width)
-
-
-def _widened(tensor: Tensor, dim: int, kept: Tensor, width: int) -> Tensor:
     whole: Tensor = _Widen.apply(tensor, dim, kept, width)  # type: ignore[no-untyped-call]
     return whole
 
@@ -214,7 +210,7 @@ class _Widen(torch.autograd.Function):
     ) -> tuple[Tensor, int]:
         assert in_dims[0] is not None  # kept comes from a plan, and is never a batch
         dim += dim >= 0  # one that is counted from the end stays
-        return _widened(tensor.movedim(in_dims[0], 0), dim, kept, width), 0
+        return widened(tensor.movedim(in_dims[0], 0), dim, kept, width), 0
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
