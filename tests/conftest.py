@@ -1,8 +1,10 @@
 """Shapes and types in the method's annotations are checked while the tests run."""
 
 import importlib
+import random
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -20,6 +22,10 @@ PACKAGE = Path(__file__).parents[1] / "src" / "torchreaper"
 # Not the lab: pydantic and typer read annotations in ways of their own.
 PACKAGES = ["torchreaper.analysis", "torchreaper.criteria", "torchreaper.flow", "torchreaper.subnetwork"]
 METHOD = [*PACKAGES, *(f"torchreaper.{p.stem}" for p in PACKAGE.glob("*.py") if p.stem != "__init__")]
+# beartype looks at one place of a list, chosen by lot: of its own lots, or a run's random state would depend on how
+# many lists were looked at.
+with mock.patch.object(random, "getrandbits", random.Random(0).getrandbits):
+    importlib.import_module("beartype")
 install_import_hook(METHOD, "beartype.beartype")
 
 
