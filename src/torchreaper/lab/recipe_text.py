@@ -53,7 +53,7 @@ def with_override(values: dict[str, Any], override: str) -> dict[str, Any]:
     if key.split(".")[0] == "profiles":
         raise UserError(f"set={override!r}: has no effect; set the key itself, or choose a profile")
     changes: Any = _yaml(text, f"set={show(override)}")
-    *parents, last = key.split(".")
+    *parents, last = _keys(values, key)
     result = section = dict(values)
     for depth, part in enumerate(parents, start=1):
         inner = section.get(part)
@@ -64,6 +64,17 @@ def with_override(values: dict[str, Any], override: str) -> dict[str, Any]:
         section = section[part]
     section[last] = changes
     return result
+
+
+def _keys(values: Any, key: str) -> list[str]:
+    """The keys on the way to a value: what stands between dots, but a key that is there may have dots of its own."""
+    keys = []
+    while key:
+        section = values if isinstance(values, dict) else {}
+        there = [name for name in section if isinstance(name, str) and f"{key}.".startswith(f"{name}.")]
+        keys.append(max(there, key=len, default=key.partition(".")[0]))
+        values, key = section.get(keys[-1]), key[len(keys[-1]) + 1 :]
+    return keys
 
 
 def _merge(values: dict[str, Any], changes: dict[str, Any], inside: str = "") -> dict[str, Any]:
