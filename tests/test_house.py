@@ -12,6 +12,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "torchreaper"
 STACKS = {
     "lightning": {"lightning"},
     "transformers": {"transformers"},
+    "transformers_inputs": set(),
     "accelerate": {"accelerate"},
     "timm": {"timm"},
     "timm_validation": {"timm"},

@@ -26,10 +26,20 @@ def test_settings_are_checked_before_there_is_a_model():
         Adapter(unit="batch")
 
 
-def test_units_are_counted_from_where_training_stands():
+@pytest.mark.parametrize("until", [None, 12])
+def test_units_are_counted_from_where_training_stands(until):
     adapter = Adapter(**SETTINGS)
-    adapter.start(*parts(), done=5)
+    adapter.start(*parts(), done=5, until=until)
     assert [t.step for done in range(6, 12) for t in adapter.reached(done)] == [2, 3, 5, 6]
+
+
+@pytest.mark.filterwarnings("ignore::torchreaper.NoEffectWarning")
+@pytest.mark.parametrize("until", [2, 4, 5])
+def test_nothing_happens_after_the_last_unit(until):
+    """A network that has just lost filters, or got new ones back, would be what training ends with."""
+    adapter = Adapter(**SETTINGS)
+    adapter.start(*parts(), until=until)
+    assert [t.step for done in range(1, 20) for t in adapter.reached(done)] == [n for n in (2, 3, 5) if n < until]
 
 
 @pytest.mark.parametrize("units", range(1, 7))
@@ -55,18 +65,31 @@ def test_a_state_goes_on_whether_the_unit_it_was_saved_in_was_ended_or_not(units
 
 def test_an_end_in_a_sub_network_phase_is_refused_and_leaves_the_model_alone():
     model, optimizer, images = parts()
-    with pytest.raises(tr.ReaperError, match=r"^full=2, sub=1, cycles=2: training ends after 5 epochs, in a sub-net"):
+    message = r"^full=2, sub=1, cycles=2: training ends after 6 epochs, in a sub-network phase; change one$"
+    with pytest.raises(tr.ReaperError, match=message):
+        Adapter(**SETTINGS).start(model, optimizer, images, until=6)
+    assert not any(module._forward_hooks for module in model.modules())
+    with pytest.raises(tr.NoEffectWarning):
         Adapter(**SETTINGS).start(model, optimizer, images, until=5)
-    Adapter(**SETTINGS).start(model, optimizer, images, until=6)  # nothing of the refused one is left on it
-    with pytest.warns(tr.NoEffectWarning, match="only 1 cycles fit into 3 epochs"):
-        Adapter(**SETTINGS).start(*parts(), until=3)
+    assert not any(module._forward_hooks for module in model.modules())
+    Adapter(**SETTINGS).start(model, optimizer, images, until=7)  # nothing of the refused one is left on it
+    with pytest.warns(tr.NoEffectWarning, match="only 1 cycles fit into 4 epochs"):
+        Adapter(**SETTINGS).start(*parts(), until=4)
+
+
+def test_inputs_go_where_the_parameters_are_and_have_their_precision():
+    model, optimizer, images = parts()
+    model.double()
+    adapter = Adapter(**SETTINGS)
+    adapter.start(model, optimizer, {"input": images})
+    assert adapter.scheme.bank.ranked
 
 
 def test_without_sub_network_phases_cycles_that_fit_are_not_warned_of():
     at_once = {**SETTINGS, "sub": 0}
-    Adapter(**at_once).start(*parts(), until=4)
-    with pytest.warns(tr.NoEffectWarning, match="only 1 cycles fit into 3 epochs"):
-        Adapter(**at_once).start(*parts(), until=3)
+    Adapter(**at_once).start(*parts(), until=5)
+    with pytest.warns(tr.NoEffectWarning, match="only 1 cycles fit into 4 epochs"):
+        Adapter(**at_once).start(*parts(), until=4)
 
 
 def test_what_is_dropped_at_the_end_is_back_as_it_was(caplog):
@@ -96,3 +119,13 @@ def test_the_same_trainer_goes_on_and_another_one_begins():
     assert adapter.scheme.phase == "sub"
     adapter.finish()
     assert adapter.start(*parts(), done=0).steps == 0
+
+
+def test_a_first_part_of_one_unit_counts():
+    """Nothing is ended when training stops: the unit is as the next part begins."""
+    adapter = Adapter(**SETTINGS)
+    model, optimizer, images = parts()
+    adapter.start(model, optimizer, images)
+    adapter.finish()
+    adapter.start(model, optimizer, images, done=1)
+    assert [t.step for done in (1, 2) for t in adapter.reached(done)] == [2]

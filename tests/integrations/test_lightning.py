@@ -15,7 +15,19 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 import torchreaper as tr
-from tests.integrations.lit import CHECKPOINTS, EPOCHS, SETTINGS, Lit, Loader, data, fit, trainer
+from tests.integrations.lit import (
+    CHECKPOINTS,
+    EPOCHS,
+    SETTINGS,
+    CSVLogger,
+    Lit,
+    Loader,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+    data,
+    fit,
+    trainer,
+)
 from torchreaper.integrations.lightning import RePrCallback
 
 ROOT = Path(__file__).parents[2]
@@ -34,12 +46,14 @@ pytestmark = [
 ]
 
 
-def plain(mode: str, epochs: int = EPOCHS, precision: str = "32-true", **settings) -> tuple[nn.Module, tr.RePr]:
-    """The same training in a loop of one's own."""
+def plain(
+    mode: str, epochs: int = EPOCHS, precision: str = "32-true", judge=None, kept: Path | None = None, **settings
+) -> tuple[nn.Module, tr.RePr]:
+    """The same training in a loop of one's own; checkpoints in `kept` hold the network of each epoch's end."""
     module = Lit()
     (optimizer,), (schedule,) = module.configure_optimizers()
     scheme = tr.RePr(module.net, optimizer, data()[0][0][None], **{**SETTINGS, "subnetwork": mode, **settings})
-    for _ in range(epochs):
+    for epoch in range(epochs):
         for images, labels in Loader():
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
                 loss = nn.functional.cross_entropy(module.net(images), labels)
@@ -48,6 +62,11 @@ def plain(mode: str, epochs: int = EPOCHS, precision: str = "32-true", **setting
             nn.utils.clip_grad_norm_(module.parameters(), 1.0)
             optimizer.step()
         schedule.step()
+        if judge is not None:
+            judge(module.net)
+        if kept is not None:
+            saved = torch.load(kept / f"epoch={epoch}.ckpt", weights_only=True)
+            assert all(torch.equal(saved["state_dict"][name], value) for name, value in module.state_dict().items())
         scheme.step()
     return module, scheme
 
@@ -69,6 +88,34 @@ def test_the_bits_of_a_plain_loop(mode, precision, tmp_path):
         {name: list(filters) for name, filters in t.filters.items()} for t in scheme.history
     ]
     assert not any(part._forward_hooks or part._state_dict_hooks for part in module.modules())
+
+
+@pytest.mark.parametrize("mode", ["masked", "compact"])
+@pytest.mark.parametrize("unit", ["epoch", "step"])
+def test_what_is_judged_and_kept_is_the_network_that_was_trained(mode, unit, tmp_path):
+    """Not the one that has just lost filters, or got untrained ones back; of a run that keeps what was best."""
+    per, loader = (4 if unit == "step" else 1), Loader()
+    settings = {**SETTINGS, "subnetwork": mode, "full": 2 * per, "sub": per}
+    callback = RePrCallback(model="net", unit=unit, **settings)
+    best = ModelCheckpoint(tmp_path, filename="{epoch}", monitor="loss", save_top_k=-1)
+    module, runs = Lit(), trainer(tmp_path, callback, enable_checkpointing=True, logger=CSVLogger(tmp_path, version=0))
+    runs.callbacks.append(best)
+    runs.fit(module, loader, Loader())
+    with (tmp_path / "lightning_logs" / "version_0" / "metrics.csv").open() as file:
+        found = [float(row["loss"]) for row in csv.DictReader(file) if row.get("loss")]
+    losses = []
+    plain(mode, judge=lambda net: losses.append(judged(net)), kept=tmp_path)
+    assert found == pytest.approx(losses, rel=1e-5)
+    assert len(losses) == EPOCHS
+
+
+def judged(net: nn.Module) -> float:
+    """The mean loss of the validation batches."""
+    with torch.no_grad():
+        net.eval()
+        losses = [nn.functional.cross_entropy(net(images), labels) for images, labels in Loader()]
+        net.train()
+    return float(torch.stack(losses).mean())
 
 
 def test_without_cycles_nothing_is_different(tmp_path):
@@ -159,9 +206,9 @@ def test_an_average_loses_and_regains_filters_with_the_model(mode, tmp_path):
 
 def test_a_second_fit_goes_on_where_the_first_ended(tmp_path):
     module, callback = Lit(), RePrCallback(model="net", **{**SETTINGS, "subnetwork": "compact"})
-    runs = trainer(tmp_path, callback, epochs=3, enable_checkpointing=False)
+    runs = trainer(tmp_path, callback, epochs=4, enable_checkpointing=False)
     loader = Loader()
-    with pytest.warns(tr.NoEffectWarning, match="only 1 cycles fit into 3 epochs"):
+    with pytest.warns(tr.NoEffectWarning, match="only 1 cycles fit into 4 epochs"):
         runs.fit(module, loader)
     runs.fit_loop.max_epochs = EPOCHS
     runs.fit(module, loader)
@@ -216,11 +263,36 @@ def test_a_compiled_network_that_the_sanity_check_has_called_is_hooked_all_the_s
 def test_what_does_not_fit_is_refused_in_words(tmp_path):
     with pytest.raises(tr.ReaperError, match=r"^fractoin=0\.3: RePr has full, sub"):
         RePrCallback(fractoin=0.3)
-    with pytest.raises(tr.ReaperError, match=r"training ends after 2 epochs, in a sub-network phase"):
-        fit(tmp_path, "masked", epochs=2)
+    for epochs in (3, 6):
+        with pytest.raises(tr.ReaperError, match=rf"training ends after {epochs} epochs, in a sub-network phase"):
+            fit(tmp_path, "masked", epochs=epochs)
     named = [{"image": image, "label": label} for image, label in data()]
     with pytest.raises(tr.ReaperError, match=r"^example_inputs=None: a batch is a dict; pass what the model takes$"):
         trainer(tmp_path, RePrCallback(**SETTINGS)).fit(Lit(), DataLoader(named, batch_size=6))
+
+
+def test_a_try_of_one_batch_is_no_training_that_could_end_too_early(tmp_path):
+    callback = RePrCallback(model="net", **{**SETTINGS, "full": 1})
+    trainer(tmp_path, callback, fast_dev_run=True).fit(Lit(), Loader())
+    assert callback.state_dict()["scheme"]["history"] == []
+
+
+@pytest.mark.filterwarnings("ignore:Swapping scheduler:UserWarning")
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler:UserWarning")
+def test_the_pass_that_takes_statistics_only_is_no_epoch(tmp_path):
+    """Stochastic weight averaging adds it where there are norms; filters that return for it would not be trained."""
+    callback = RePrCallback(model="net", **SETTINGS)
+    runs = trainer(tmp_path, callback, when="swa", epochs=6)
+    with pytest.raises(tr.ReaperError, match="training ends after 6 epochs, in a sub-network phase"):
+        runs.fit(Lit(), Loader())
+    swa = StochasticWeightAveraging(0.05, swa_epoch_start=1)
+    runs = trainer(tmp_path, RePrCallback(model="net", **{**SETTINGS, "cycles": 3}), epochs=8)
+    runs.callbacks.append(swa)
+    module = Lit()
+    with pytest.warns(tr.NoEffectWarning, match="only 2 cycles fit into 8 epochs"):
+        runs.fit(module, Loader())
+    last = next(one for one in runs.callbacks if isinstance(one, RePrCallback)).state_dict()["scheme"]["history"]
+    assert [t["step"] for t in last] == [2, 3, 5, 6]  # and not 8, as it begins
 
 
 def test_two_processes_masked_under_ddp_and_compact_wrapped_anew(tmp_path):

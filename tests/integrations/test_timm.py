@@ -99,7 +99,8 @@ def by_hand(images: Path, mode: str, settings: Namespace) -> tuple[nn.Module, nn
     if settings.channels_last:
         model = model.to(memory_format=torch.channels_last)
     config = timm.data.resolve_data_config({"img_size": SIZE}, model=model)
-    shown = {name: config[name] for name in ("mean", "std", "interpolation")}
+    shown = {name: config[name] for name in ("mean", "std")}
+    shown["interpolation"] = config["interpolation"] if settings.no_aug else "random"
     loader = create_loader(
         *(data, (3, SIZE, SIZE), 8),
         **{
@@ -110,7 +111,7 @@ def by_hand(images: Path, mode: str, settings: Namespace) -> tuple[nn.Module, nn
             "auto_augment": settings.aa,
         },
         **{name: getattr(settings, name) for name in ("hflip", "color_jitter", "no_aug")},
-        **{"re_prob": settings.reprob, **shown},
+        **{"re_prob": settings.reprob, "re_mode": "pixel", **shown},
     )
     mixup = Mixup(settings.mixup, settings.cutmix, label_smoothing=settings.smoothing, num_classes=CLASSES)
     kwargs = {"opt": settings.opt, "lr": settings.lr, "weight_decay": settings.weight_decay, "momentum": 0.8}
@@ -170,7 +171,7 @@ EVERYTHING = {
     **{"mixup_off_epoch": 3, "aa": "rand-m3", "drop": 0.1, "drop_path": 0.05, "weight_decay": 0.1},
 }
 OTHERS = {
-    **{"sched": "step", "decay_epochs": 2, "decay_rate": 0.5, "cooldown_epochs": 1, "epochs": EPOCHS - 1, "mixup": 0.0},
+    **{"sched": "step", "decay_epochs": 2, "decay_rate": 0.5, "cooldown_epochs": 1, "epochs": EPOCHS, "mixup": 0.0},
     **{"cutmix": 1.0, "smoothing": 0.2, "reprob": 0.0, "hflip": 0.0, "color_jitter": 0.2},
     **{"opt_kwargs": {"nesterov": False}, "model_kwargs": {"act_layer": "silu"}},
 }
@@ -230,7 +231,8 @@ def alike(one, other) -> bool:
 
 def test_killed_in_a_sub_network_and_given_again(images, tmp_path):
     """A real SIGKILL in the third epoch, workers that load, and the same command: the same bits as never killed."""
-    call = command(images, tmp_path, subnetwork="compact", workers=1)
+    more = {"full": 1, "sub": 2, "subnetwork": "compact", "workers": 1}
+    call = command(images, tmp_path, **more)
     killed = {"KILLED": str(tmp_path / "mark"), "BATCH": str(2 * 6 + 3)}
     assert started(call, **killed).returncode == -9
     state = torch.load(tmp_path / "run" / LAST, weights_only=True)
@@ -240,13 +242,13 @@ def test_killed_in_a_sub_network_and_given_again(images, tmp_path):
     assert again.returncode == 0, again.stderr
     assert "2 of 7 epochs are there" in again.stdout
     assert again.stdout.splitlines()[-1] == str(tmp_path / "run")
-    whole = started(command(images, tmp_path / "whole", subnetwork="compact", workers=1))
+    whole = started(command(images, tmp_path / "whole", **more))
     assert whole.returncode == 0, whole.stderr
     one, other = end(tmp_path / "run"), end(tmp_path / "whole" / "run")
     assert alike(one, other)
     rows = list(csv.DictReader((tmp_path / "run" / "summary.csv").open()))
     assert [row["epoch"] for row in rows] == [str(epoch) for epoch in range(EPOCHS)]
-    assert [float(row["sub"]) for row in rows] == [0, 0, 1, 0, 0, 1, 0]
+    assert [float(row["sub"]) for row in rows] == [0, 1, 1, 0, 1, 1, 0]
     assert float(rows[2]["filters_dropped"]) > 0
     finished = started(call)
     assert (finished.returncode, finished.stderr) == (0, "")
@@ -274,6 +276,19 @@ def test_two_processes_of_which_one_dies(images, tmp_path):
     assert died.stdout.count("epoch 6 full") == 1, "one of them speaks"
 
 
+def test_a_data_set_by_its_name(images, tmp_path):
+    """Both splits of one are in one place; a folder of images is one for `datasets`, too."""
+    named = {"dataset": f"hfds/{images}", "num_classes": CLASSES, "model_ema": False}
+    call = command(tmp_path / "cache", tmp_path, **named)
+    found = CliRunner().invoke(cli.app, call)
+    assert found.exit_code == 0, found.output
+    rows = list(csv.DictReader((tmp_path / "run" / "summary.csv").open()))
+    assert max(float(row["top1"]) for row in rows) > 60, "the classes are easily told apart"
+    found = CliRunner().invoke(cli.app, command(tmp_path / "cache", tmp_path / "other", **named, val_split="train"))
+    assert found.exit_code == 2
+    assert found.stderr.startswith("error: train_split='train', val_split='train': ")
+
+
 def test_timms_checkpoints_are_of_whole_networks(images, tmp_path):
     """The best is what timm loads, and as good as the summary says."""
     run = trained(images, tmp_path / "run", model_ema=False)
@@ -296,11 +311,11 @@ def test_timms_checkpoints_are_of_whole_networks(images, tmp_path):
 def test_the_lines_for_timms_script(images, tmp_path):
     """Those of docs/stacks/timm.md, with timm's own checkpoints: stopped after any epoch, the same."""
     page = (ROOT / "docs" / "stacks" / "timm.md").read_text().partition("**timm's `train.py`**")[2]
-    build, save, load = (textwrap.dedent(lines) for lines in re.findall(r"(?:^ {4}.*\n)+", page, re.MULTILINE))
+    build, step, save, load = (textwrap.dedent(lines) for lines in re.findall(r"(?:^ {4}.*\n)+", page, re.MULTILINE))
 
     short = SimpleNamespace(
         RePr=partial(tr.RePr, subnetwork="compact", **REPR)
-    )  # as the lines stand they take 90 epochs
+    )  # as the lines stand they take more than 90 epochs
 
     def script(folder: Path, stop: int, *, resume: bool = False) -> dict:
         folder.mkdir(exist_ok=True)
@@ -320,6 +335,7 @@ def test_the_lines_for_timms_script(images, tmp_path):
             exec(load, parts)
         saver = CheckpointSaver(model, optimizer, model_ema=average, checkpoint_dir=str(folder))
         for epoch in range(first, stop):
+            exec(step, {**parts, "epoch": epoch})
             draw = torch.Generator().manual_seed(epoch)
             for _ in range(4):
                 optimizer.zero_grad()
@@ -445,7 +461,7 @@ def test_a_folder_of_something_else(images, tmp_path):
 
 def test_another_run_in_the_folder(images, tmp_path):
     """Other numbers are not mixed in; another place or number of workers makes no other."""
-    call = command(images, tmp_path, epochs=3, cycles=1)
+    call = command(images, tmp_path, epochs=4, cycles=1)
     assert CliRunner().invoke(cli.app, call).exit_code == 0
     for other, text, then in [
         ({"mixup": 0.3}, "mixup=0.3: ", 0.2),
@@ -453,10 +469,10 @@ def test_another_run_in_the_folder(images, tmp_path):
         ({"repr_kwargs": "min_filters=2"}, "min_filters=2: ", None),
         ({"seed": 1, "repr_kwargs": "seed=42"}, "seed=1: ", 42),
     ]:
-        found = CliRunner().invoke(cli.app, command(images, tmp_path, **{"epochs": 3, "cycles": 1, **other}))
+        found = CliRunner().invoke(cli.app, command(images, tmp_path, **{"epochs": 4, "cycles": 1, **other}))
         began = f"the run in {tmp_path / 'run'} was begun with {then!r}"
         assert (found.exit_code, found.stderr) == (2, f"error: {text}{began}; use that, or another --experiment\n")
-    found = CliRunner().invoke(cli.app, command(images, tmp_path, epochs=3, cycles=1, workers=1, log_interval=7))
+    found = CliRunner().invoke(cli.app, command(images, tmp_path, epochs=4, cycles=1, workers=1, log_interval=7))
     assert found.exit_code == 0
     (tmp_path / "run" / LAST).write_bytes(b"half a file")
     found = CliRunner().invoke(cli.app, call)
@@ -469,14 +485,14 @@ def test_training_that_diverges(images, tmp_path):
     found = CliRunner().invoke(cli.app, call)
     assert found.exit_code == 1
     assert found.stderr.endswith("; use a lower lr, or clip_grad\n")
-    again = CliRunner().invoke(cli.app, command(images, tmp_path, epochs=3, cycles=1))
+    again = CliRunner().invoke(cli.app, command(images, tmp_path, epochs=4, cycles=1))
     assert again.exit_code == 0, "of a run that came to nothing other settings may follow"
 
 
 def test_a_disk_that_is_full(images, tmp_path):
     """A limit on the size of files does what a full disk does."""
-    call = command(images, tmp_path, epochs=3, cycles=1)
-    assert CliRunner().invoke(cli.app, command(images, tmp_path / "enough", epochs=3, cycles=1)).exit_code == 0
+    call = command(images, tmp_path, epochs=4, cycles=1)
+    assert CliRunner().invoke(cli.app, command(images, tmp_path / "enough", epochs=4, cycles=1)).exit_code == 0
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
@@ -494,7 +510,7 @@ def test_two_processes_of_a_slurm_job(images, tmp_path):
     """Which timm alone would let meet at no address; and a shell in a job, in which the command is alone."""
     slurm = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "SLURM_NODEID": "0"}
     slurm |= {"SLURM_JOB_ID": f"{os.getpid() % 9000 + 1000}", "SLURM_NODELIST": "127.0.0.1", "SLURM_JOB_NAME": "train"}
-    call = command(images, tmp_path, epochs=3, cycles=1, batch_size=4)
+    call = command(images, tmp_path, epochs=4, cycles=1, batch_size=4)
     ranks = [{**slurm, "SLURM_PROCID": f"{rank}", "SLURM_LOCALID": f"{rank}"} for rank in (0, 1)]
     with ThreadPoolExecutor() as both:
         ended = list(both.map(lambda rank: started(call, **rank), ranks))
@@ -503,7 +519,7 @@ def test_two_processes_of_a_slurm_job(images, tmp_path):
     assert ended[1].stdout == ""
     assert end(tmp_path / "run")["what"]["args"]["world_size"] == 2
     shell = {**ranks[1], "SLURM_JOB_NAME": "interactive"}
-    alone = started(command(images, tmp_path / "alone", epochs=3, cycles=1), **shell)
+    alone = started(command(images, tmp_path / "alone", epochs=4, cycles=1), **shell)
     assert alone.returncode == 0, alone.stderr[-2000:]
     assert end(tmp_path / "alone" / "run")["what"]["args"]["world_size"] == 1
 

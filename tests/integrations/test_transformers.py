@@ -70,8 +70,10 @@ def test_the_filters_of_its_architectures_are_found_and_compact_is_masked(name):
     assert not torch.allclose(model(**images).logits, found[0])
 
 
-def plain(mode: str, *, accumulate: int = 1, precision: str = "", epochs: int = EPOCHS) -> tuple[nn.Module, tr.RePr]:
-    """The same training in a loop of one's own."""
+def plain(
+    mode: str, *, accumulate: int = 1, precision: str = "", epochs: int = EPOCHS, judge=None, kept: Path | None = None
+) -> tuple[nn.Module, tr.RePr]:
+    """The same training in a loop of one's own; checkpoints in `kept` hold the network of each epoch's end."""
     model, images = resnet(), Images()
     decayed = {name for name, _ in model.named_parameters() if not name.endswith("bias")}
     groups = [
@@ -82,7 +84,7 @@ def plain(mode: str, *, accumulate: int = 1, precision: str = "", epochs: int = 
     steps = epochs * 4 // accumulate
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, (steps - step) / steps))
     scheme = tr.RePr(model, optimizer, {"pixel_values": images[0]["pixel_values"][None]}, subnetwork=mode, **SETTINGS)
-    for _ in range(epochs):
+    for epoch in range(epochs):
         for number, batch in enumerate(DataLoader(images, batch_size=6), 1):
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
                 loss = model(**batch).loss / accumulate
@@ -92,6 +94,11 @@ def plain(mode: str, *, accumulate: int = 1, precision: str = "", epochs: int = 
                 optimizer.step()
                 schedule.step()
                 model.zero_grad()
+        if judge is not None:
+            judge(model)
+        if kept is not None:
+            saved = transformers.ResNetForImageClassification.from_pretrained(kept / f"checkpoint-{4 * epoch + 4}")
+            assert all(torch.equal(value, saved.state_dict()[name]) for name, value in model.state_dict().items())
         scheme.step()
     return model, scheme
 
@@ -117,6 +124,56 @@ def test_accumulated_gradients(tmp_path):
     runs, _ = fit(tmp_path, "compact", gradient_accumulation_steps=2)
     for mine, theirs in zip(runs.model.state_dict().values(), plain("compact", accumulate=2)[0].state_dict().values()):
         assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("mode", "unit"), [("masked", "epoch"), ("compact", "epoch"), ("masked", "step")])
+def test_what_is_judged_and_kept_is_the_network_that_was_trained(mode, unit, tmp_path):
+    """Not the one that has just lost filters, or got untrained ones back."""
+    per = 4 if unit == "step" else 1
+    callback = RePrCallback(unit=unit, subnetwork=mode, **{**SETTINGS, "full": 2 * per, "sub": per})
+    each = {"eval_strategy": unit if unit == "epoch" else "steps", "eval_steps": 4, "save_steps": 4}
+    settings = arguments(tmp_path, each["eval_strategy"], **each, logging_strategy=each["eval_strategy"])
+    transformers.Trainer(
+        resnet(), settings, train_dataset=Images(), eval_dataset=Images(), callbacks=[callback]
+    ).train()
+    told = json.loads((tmp_path / "checkpoint-28" / "trainer_state.json").read_text())["log_history"]
+    losses = []
+    plain(mode, judge=lambda model: losses.append(judged(model)), kept=tmp_path)
+    assert [row["eval_loss"] for row in told if "eval_loss" in row] == pytest.approx(losses, rel=1e-5)
+    assert [row["repr/sub"] for row in told if "loss" in row] == [0, 0, 1, 0, 0, 1, 0]
+
+
+def judged(model: nn.Module) -> float:
+    """The mean loss of the images."""
+    model.eval()
+    with torch.no_grad():
+        losses = [float(model(**batch).loss) * len(batch["labels"]) for batch in DataLoader(Images(), batch_size=8)]
+    model.train()
+    return sum(losses) / len(Images())
+
+
+class Enough(transformers.TrainerCallback):
+    """Ends training after ten steps, as early stopping does."""
+
+    def on_step_end(self, args, state, control, **_):
+        control.should_training_stop = state.global_step == 10
+
+
+def test_the_best_is_loaded_after_an_end_in_a_sub_network_phase(tmp_path, monkeypatch, caplog):
+    """The losses are arranged: that after eight steps, with all filters, is the lowest."""
+    callback = RePrCallback(subnetwork="compact", unit="step", **{**SETTINGS, "full": 8, "sub": 4})
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": False}
+    settings = arguments(tmp_path, "steps", **best, eval_strategy="steps", eval_steps=2, save_steps=2)
+    callbacks, sets = [callback, Enough()], {"train_dataset": Images(), "eval_dataset": Images()}
+    runs = transformers.Trainer(resnet(), settings, callbacks=callbacks, **sets)
+    losses, evaluate = iter([5.0, 4.0, 3.0, 2.0, 3.0]), runs.evaluate
+    monkeypatch.setattr(runs, "evaluate", lambda **how: {**evaluate(**how), "eval_loss": next(losses)})
+    with caplog.at_level(logging.WARNING, "torchreaper"):
+        runs.train()
+    assert runs.state.best_model_checkpoint.endswith("checkpoint-8")
+    assert "training ended in a sub-network phase" in caplog.text
+    kept = transformers.ResNetForImageClassification.from_pretrained(tmp_path / "checkpoint-8")
+    assert same(runs.model, kept)
 
 
 def test_without_cycles_nothing_is_different(tmp_path):
@@ -156,7 +213,7 @@ def test_a_fresh_process_goes_on_from_every_checkpoint_to_the_same_bits(resumed,
 def test_a_saved_model_is_whole_in_every_phase(tmp_path):
     fit(tmp_path, "compact", when="epoch")
     shapes = {name: value.shape for name, value in resnet().state_dict().items()}
-    for step in (8, 12):  # right after a drop, after a return
+    for step in (8, 12, 16):  # in a full phase, in a sub-network phase, after a return
         loaded = transformers.ResNetForImageClassification.from_pretrained(tmp_path / f"checkpoint-{step}")
         assert {name: value.shape for name, value in loaded.state_dict().items()} == shapes
 
@@ -174,11 +231,11 @@ def test_a_best_model_out_of_a_sub_network_phase_is_told(tmp_path, caplog, monke
     best = {"load_best_model_at_end": True, "eval_strategy": "epoch", "metric_for_best_model": "eval_loss"}
     settings = arguments(tmp_path, "epoch", **best, greater_is_better=False)
     runs = transformers.Trainer(resnet(), settings, train_dataset=Images(), eval_dataset=Images(), callbacks=[callback])
-    losses, evaluate = cycle([3.0, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0]), runs.evaluate
+    losses, evaluate = cycle([3.0, 2.0, 1.0, 2.0, 2.0, 2.0, 2.0]), runs.evaluate
     monkeypatch.setattr(runs, "evaluate", lambda **how: {**evaluate(**how), "eval_loss": next(losses)})
     with caplog.at_level(logging.WARNING, "torchreaper"):
         runs.train()
-    assert "checkpoint-8, the best, was judged without the filters that it holds" in caplog.text
+    assert "checkpoint-12, the best, was judged without the filters that it holds" in caplog.text
 
 
 def test_epochs_of_a_part_and_steps_as_the_unit(tmp_path):
@@ -194,9 +251,23 @@ class Stream(IterableDataset):
         return iter([Images()[row] for row in range(24)])
 
 
+def test_passes_over_a_stream_are_its_epochs(tmp_path):
+    """The Trainer does not know its length, and calls the share of all steps an epoch."""
+    images = {"pixel_values": Images()[0]["pixel_values"][None]}
+    callback = RePrCallback(images, subnetwork="masked", **SETTINGS)
+    settings = arguments(tmp_path, max_steps=4 * EPOCHS, lr_scheduler_type="linear")
+    runs = transformers.Trainer(resnet(), settings, train_dataset=Stream(), callbacks=[callback])
+    runs.train()
+    assert same(runs.model, plain("masked")[0])
+    assert [t["step"] for t in callback.state_dict()["scheme"]["history"]] == [2, 3, 5, 6]
+
+
 def test_what_does_not_fit_is_refused_in_words(tmp_path):
-    with pytest.raises(tr.ReaperError, match=r"training ends after 2 epochs, in a sub-network phase"):
-        fit(tmp_path, "masked", num_train_epochs=2)
+    for epochs in (3, 6):
+        with pytest.raises(tr.ReaperError, match=rf"training ends after {epochs} epochs, in a sub-network phase"):
+            fit(tmp_path, "masked", num_train_epochs=epochs)
+    with pytest.raises(tr.ReaperError, match=r"training ends after 6 epochs, in a sub-network phase"):
+        fit(tmp_path, "masked", max_steps=21)
     endless = transformers.Trainer(
         resnet(), arguments(tmp_path, max_steps=4), train_dataset=Stream(), callbacks=[RePrCallback(**SETTINGS)]
     )
@@ -220,9 +291,25 @@ def test_its_state_is_plain_json():
     state = json.loads(json.dumps(callback.state()))
     assert state["args"] == {"model": "resnet", "unit": "epoch", "full": 3}
     assert callback.read_text(state["attributes"]["text"]) == {}
+    layers = RePrCallback(skip=["first", "full-width"])
+    assert json.loads(json.dumps(layers.state()))["args"]["skip"] == ["first", "full-width"]
     own = RePrCallback(criterion=object())
     assert own.state()["args"] == {}
     assert copy.deepcopy(own.state()) == own.state()
+
+
+def test_what_the_trainers_own_way_cannot_restore_is_refused_in_words(tmp_path):
+    """It makes the callback anew, of what stands in the checkpoint."""
+    images = {"pixel_values": Images()[0]["pixel_values"][None]}
+    settings = {"example_inputs": images, "reinit": tr.Reinit(consumers="keep")}
+    whole, _ = fit(tmp_path / "whole", "masked", when="epoch", settings=settings)
+    start = str(tmp_path / "whole" / "checkpoint-8")
+    message = (
+        r"^restore_callback_states_from_checkpoint=True: reinit, example_inputs cannot be kept in a checkpoint; leave"
+    )
+    with pytest.raises(tr.ReaperError, match=message):
+        fit(tmp_path, "masked", start=start, settings=settings, restore_callback_states_from_checkpoint=True)
+    assert same(fit(tmp_path / "again", "masked", start=start, settings=settings)[0].model, whole.model)
 
 
 def test_two_processes_under_its_ddp_drop_the_same_and_end_alike(tmp_path):

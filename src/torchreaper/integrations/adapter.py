@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import logging
+import math
 import warnings
 from collections.abc import Mapping
 from inspect import signature
@@ -12,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from torchreaper import loading
 from torchreaper.analysis import present_overlap
@@ -32,6 +34,9 @@ class Adapter:
     Trainers load a callback's state before the optimizer's, and build the optimizer last. So settings are checked here,
     a state is held, and :meth:`start` builds the scheme and gives it the state at the end.
 
+    What a unit ends with happens as the next one begins: trainers validate, log and save in between, and what they
+    judge and keep is the network that was trained.
+
     Args:
         unit: what ``full`` and ``sub`` count: "epoch", or "step" for optimizer steps.
         settings: those of :class:`RePr`, by name.
@@ -51,7 +56,7 @@ class Adapter:
             raise ReaperError(f'unit={unit!r}: must be "epoch" or "step"')
         self.unit, self.settings = unit, settings
         self.scheme: RePr | None = None
-        self._began = 0
+        self._began, self._until = 0, math.inf
         self._example: Tensor | None = None
         self._loaded: Mapping[str, Any] | None = None
         self._left: Mapping[str, Any] | None = None
@@ -71,29 +76,28 @@ class Adapter:
         Args:
             model: the plain model.
             optimizer: one, or a list.
-            example_inputs: see :class:`RePr`.
+            example_inputs: see :class:`RePr`; they are moved to the model's device, and to its type of numbers.
             done: units that were trained before. With a state of the scheme it goes on from there, without one it
                 begins there.
-            until: units that will have been trained at the end, if that is known.
+            until: units that will have been trained at the end, if that is known. Nothing happens after the last one.
             more: settings that the stack knows, such as ``followers``.
 
         Raises:
             ReaperError: what :class:`RePr` refuses, or training would end in a sub-network phase.
         """
-        if isinstance(example_inputs, Tensor):
-            device = next(model.parameters()).device
-            example_inputs = example_inputs.to(device)
+        example_inputs = _as_parameters(model, example_inputs)
         scheme = RePr(model, optimizer, example_inputs, **{**self.settings, **more})
         state, self._loaded = self._loaded, None
-        if state is None and self._left is not None and 0 < self._left["began"] + self._left["scheme"]["steps"] <= done:
+        if state is None and self._left and 0 < done >= self._left["began"] + self._left["scheme"]["steps"]:
             state = self._left  # the same trainer goes on
         self._began = done if state is None else state["began"]
+        self._until = math.inf if until is None else until
         try:
             if until is not None:
                 self._check_end(scheme, until - self._began)
             if state is not None:
                 scheme.load_state_dict(state["scheme"])
-        except ReaperError:
+        except Exception:  # a warning is one where it is made an error
             scheme.remove()
             raise
         self.scheme = scheme
@@ -120,7 +124,7 @@ class Adapter:
         return found
 
     def _check_end(self, scheme: RePr, units: int) -> None:
-        kinds = [due[0] for n in range(units + 1) if (due := transition_at(n, scheme.full, scheme.sub, scheme.cycles))]
+        kinds = [due[0] for n in range(units) if (due := transition_at(n, scheme.full, scheme.sub, scheme.cycles))]
         plan = f"full={scheme.full}, sub={scheme.sub}, cycles={scheme.cycles}"
         if kinds and kinds[-1] == "drop":
             raise ReaperError(f"{plan}: training ends after {units} {self.unit}s, in a sub-network phase; change one")
@@ -129,13 +133,14 @@ class Adapter:
             warnings.warn(text, NoEffectWarning, stacklevel=4)
 
     def reached(self, done: int) -> list[Transition]:
-        """So many units have been trained: end those that the scheme has not counted, and return what happened.
+        """So many units have been trained and the next one begins: end those that the scheme has not counted.
 
-        One that was saved between the end of training and of its epoch is a unit behind when it goes on.
+        Returns:
+            What happened.
         """
         assert self.scheme is not None
         happened = []
-        while self._began + self.scheme.steps < done:
+        while self._began + self.scheme.steps < min(done, self._until - 1):
             happened += [transition] if (transition := self.scheme.step()) else []
         return happened
 
@@ -190,3 +195,23 @@ class Adapter:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Hold a state until :meth:`start`."""
         self._loaded = state or None
+
+
+def is_plain(value: Any) -> bool:
+    """Whether JSON gives back the same: a string, number, or None, or a list of such."""
+    if isinstance(value, (list, tuple)):
+        return all(map(is_plain, value))
+    return value is None or isinstance(value, (str, int, float))
+
+
+def _as_parameters(model: nn.Module, inputs: Any) -> Any:
+    """Inputs where the model's parameters are, those of real numbers with the precision of these."""
+    like = next(model.parameters())
+    return tree_map(
+        lambda x: (
+            x.to(like if x.is_floating_point() and like.is_floating_point() else like.device)
+            if isinstance(x, Tensor)
+            else x
+        ),
+        inputs,
+    )

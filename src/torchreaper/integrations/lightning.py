@@ -62,19 +62,26 @@ class RePrCallback(Adapter, Callback):
         averages = [one._average_model for one in trainer.callbacks if isinstance(one, _AVERAGING)]
         averages = [one if isinstance(one, LightningModule) else one.module for one in averages]
         followers = [*self.settings.get("followers", ()), *(self._part(one) for one in averages)]
-        limit = trainer.max_epochs if self.unit == "epoch" else trainer.max_steps
-        until = limit if limit is not None and limit >= 0 else None
-        done = trainer.current_epoch if self.unit == "epoch" else trainer.global_step
-        self.start(self._part(module), trainer.optimizers, inputs, done=done, until=until, followers=followers)
+        parts, done, until = (self._part(module), trainer.optimizers, inputs), self._done(trainer), self._end(trainer)
+        self.start(*parts, done=done, until=until, followers=followers)
         self._wrap_anew(trainer)
-        self._count(trainer, done)
 
     # A resumed run comes to the first of these with everything loaded; the first batch is the last chance.
-    on_sanity_check_start = on_validation_batch_start = on_train_start = on_train_batch_start = _begin
+    on_sanity_check_start = on_validation_batch_start = on_train_start = _begin
 
-    def _count(self, trainer: Trainer, done: int) -> None:
-        if self.reached(done):
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:  # noqa: D102
+        self._begin(trainer, pl_module, *batch)
+        if self.reached(self._done(trainer)):
             self._wrap_anew(trainer)
+
+    def _done(self, trainer: Trainer) -> int:
+        return int(trainer.current_epoch if self.unit == "epoch" else trainer.global_step)
+
+    def _end(self, trainer: Trainer) -> int | None:
+        """Without the pass that SWA adds, which takes statistics only; none where training is just tried out."""
+        epochs = [one._max_epochs for one in trainer.callbacks if isinstance(one, callbacks.StochasticWeightAveraging)]
+        limit = trainer.max_steps if self.unit == "step" else (*epochs, trainer.max_epochs)[0]
+        return limit if limit is not None and limit >= 0 and not trainer.fast_dev_run else None
 
     def _wrap_anew(self, trainer: Trainer) -> None:
         """DDP lays out its reductions for the shapes that the parameters have."""
@@ -82,14 +89,8 @@ class RePrCallback(Adapter, Callback):
         if self.scheme is not None and self.scheme.subnetwork == "compact" and isinstance(ddp, DistributedDataParallel):
             trainer.strategy.model = rewrapped(ddp)
 
-    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:  # noqa: D102
-        if self.unit == "step":
-            self._count(trainer, trainer.global_step)
-
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         pl_module.log_dict(self.values(), prog_bar=True, rank_zero_only=True)
-        if self.unit == "epoch":
-            self._count(trainer, trainer.current_epoch + 1)
 
     def on_exception(self, *_: Any) -> None:  # noqa: D102
         self.finish()  # a checkpoint that is written after this holds the same

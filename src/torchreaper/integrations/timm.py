@@ -56,6 +56,9 @@ class Training:
         if not self.history:
             self._save()  # the folder is this run's from now on
         for epoch in range(len(self.history), parts.epochs):
+            happened, compact = self.adapter.reached(epoch), self.adapter.settings.get("subnetwork") == "compact"
+            if happened and compact and args.distributed:
+                self._called = rewrapped(self._called)
             random_seed(args.seed + args.world_size * (1 + epoch), args.rank)  # whatever was drawn before
             if args.distributed:
                 parts.images.training.sampler.set_epoch(epoch)
@@ -79,9 +82,6 @@ class Training:
         if self.args.rank == 0 and not line["sub"]:
             with writing(self.folder):
                 self.saver.save_checkpoint(epoch, metric)
-        happened, compact = self.adapter.reached(epoch + 1), self.adapter.settings.get("subnetwork") == "compact"
-        if happened and compact and self.args.distributed:
-            self._called = rewrapped(self._called)
         if self.parts.schedule is not None:
             self.parts.schedule.step(epoch + 1, metric)
 

@@ -12,7 +12,7 @@ from timm.utils import dispatch_clip_grad, reduce_tensor
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from torchreaper.integrations.timm_images import naming, on_device
+from torchreaper.integrations.timm_images import naming
 from torchreaper.integrations.timm_parts import Parts
 
 Tell = Callable[[int, int, int, float], None]
@@ -21,6 +21,12 @@ Tell = Callable[[int, int, int, float], None]
 def autocast(args: Any, device: torch.device) -> AbstractContextManager[Any]:
     """Mixed precision, if it is asked for."""
     return torch.autocast(device.type, getattr(torch, args.amp_dtype)) if args.amp else nullcontext()
+
+
+def on_device(args: Any, device: torch.device, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """A batch as the model takes it."""
+    layout = torch.channels_last if args.channels_last else torch.preserve_format
+    return images.to(device, memory_format=layout), labels.to(device)
 
 
 def wrapped(args: Any, parts: Parts) -> Any:

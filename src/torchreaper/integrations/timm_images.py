@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from timm.data import FastCollateMixup, Mixup, create_dataset, create_loader
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from torchreaper.errors import ReaperError
@@ -44,7 +43,8 @@ def datasets(args: Any) -> tuple[Dataset[Any], Dataset[Any]]:
             where = {"root": args.data_dir, "split": split, "is_training": is_training}
             found.append(create_dataset(args.dataset, seed=args.seed, batch_size=args.batch_size, **where))
     one, other = (Path(str(getattr(getattr(one, "reader", None), "root", count))) for count, one in enumerate(found))
-    if one.is_relative_to(other) or other.is_relative_to(one):  # timm takes all there is where it finds no split
+    inside = one.is_relative_to(other) or other.is_relative_to(one)  # timm takes all there is where it finds no split
+    if args.train_split == args.val_split or (inside and not args.dataset):  # those of a named set have one root
         splits = f"train_split={args.train_split!r}, val_split={args.val_split!r}"
         raise ReaperError(f"{splits}: {args.data_dir} has no folders of both; what it trains on cannot judge it")
     names = [set(getattr(getattr(one, "reader", None), "class_to_idx", ())) for one in found]
@@ -84,17 +84,12 @@ def load(args: Any, data: dict[str, Any], sets: tuple[Any, Any], classes: int, d
     common |= {"batch_size": args.batch_size, "num_workers": args.workers, "use_prefetcher": args.prefetcher}
     # Workers that stayed would go on with random numbers that no checkpoint knows.
     common |= {"distributed": args.distributed, "device": device, "persistent_workers": False}
-    augment = {"re_prob": args.reprob, "auto_augment": args.aa, **collate}
+    augment = {"re_mode": "pixel", "re_prob": args.reprob, "auto_augment": args.aa, **collate}
+    augment |= {} if args.no_aug else {"interpolation": "random"}  # this and "pixel": as timm's script, unasked
     augment |= {name: getattr(args, name) for name in ("hflip", "color_jitter", "no_aug")}
     with naming("aa", args.aa):
-        training = create_loader(sets[0], is_training=True, **common, **augment)
+        training = create_loader(sets[0], is_training=True, **{**common, **augment})
     validation = create_loader(sets[1], crop_pct=data["crop_pct"], **common)
     if not len(training):
         raise ReaperError(f"batch_size={args.batch_size}: {len(sets[0])} images do not make one batch; lower it")
     return Images(training, validation, mixup)
-
-
-def on_device(args: Any, device: torch.device, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """A batch as the model takes it."""
-    layout = torch.channels_last if args.channels_last else torch.preserve_format
-    return images.to(device, memory_format=layout), labels.to(device)

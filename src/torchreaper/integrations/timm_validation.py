@@ -9,8 +9,7 @@ from timm.utils import distribute_bn
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from torchreaper.integrations.timm_epoch import autocast
-from torchreaper.integrations.timm_images import on_device
+from torchreaper.integrations.timm_epoch import autocast, on_device
 from torchreaper.integrations.timm_parts import Parts
 
 

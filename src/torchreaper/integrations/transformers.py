@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from operator import attrgetter
 from pathlib import Path
@@ -13,8 +14,9 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from torchreaper.errors import ReaperError
-from torchreaper.flow.tracing import ExampleInputs, undisturbed
-from torchreaper.integrations.adapter import Adapter, log
+from torchreaper.flow.tracing import ExampleInputs
+from torchreaper.integrations.adapter import Adapter, is_plain, log
+from torchreaper.integrations.transformers_inputs import first_image
 
 
 class RePrCallback(Adapter, TrainerCallback, ExportableState):
@@ -46,38 +48,42 @@ class RePrCallback(Adapter, TrainerCallback, ExportableState):
     ) -> None:
         super().__init__(unit=unit, **settings)
         self._inputs, self._given = example_inputs, {"model": model, "unit": unit, **settings}
+        self._epochs, self.lost = 0, ""
         self._part: Any = attrgetter(model) if isinstance(model, str) else model or (lambda whole: whole)
 
     def state(self) -> dict[str, Any]:
         """What the Trainer writes down: the settings, where all of them are plain values, and the scheme's state."""
-        plain = all(isinstance(value, (str, int, float, type(None))) for value in self._given.values())
-        return {"args": self._given if plain else {}, "attributes": {"text": self.as_text()}}
+        asked = {**self._given, "example_inputs": self._inputs}
+        lost = ", ".join(name for name, value in asked.items() if not is_plain(value))
+        return {"args": {} if lost else self._given, "attributes": {"text": self.as_text(), "lost": lost}}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **parts: Any) -> None:  # noqa: D102
         self.finish()  # of a training that was cut off, or is tried again with a smaller batch
+        if self.lost:
+            text = f"restore_callback_states_from_checkpoint=True: {self.lost} cannot be kept in a checkpoint"
+            raise ReaperError(f"{text}; leave it False: the callback that you pass goes on from there by itself")
         if self.settings.get("subnetwork") == "compact" and args.world_size > 1:
             raise ReaperError('subnetwork="compact": the Trainer keeps one DDP wrapper for all phases; use "masked"')
         if state.global_step and (saved := _saved(state.stateful_callbacks)):  # resumed, with all else loaded by now
             self.load_state_dict(self.read_text(saved))
-        inputs = _first_image(model, parts["train_dataloader"]) if self._inputs is None else self._inputs
-        ends = {"step": state.max_steps, "epoch": None if args.max_steps > 0 else int(args.num_train_epochs)}
-        self.start(self._part(model), parts["optimizer"], inputs, done=self._done(state), until=ends[self.unit])
-        self.reached(self._done(state))
+        inputs = first_image(model, parts["train_dataloader"]) if self._inputs is None else self._inputs
+        self._epochs = int((state.epoch or 0) + 1e-6)
+        epochs = None if state.num_train_epochs == sys.maxsize else state.num_train_epochs  # of a stream
+        done, until = (self._epochs, epochs) if self.unit == "epoch" else (state.global_step, state.max_steps)
+        self.start(self._part(model), parts["optimizer"], inputs, done=done, until=until)
 
-    def _done(self, state: Any) -> int:
-        return int((state.epoch or 0) + 1e-6) if self.unit == "epoch" else int(state.global_step)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: D102
-        if self.unit == "step":
-            self.reached(self._done(state))
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: D102
+        self.reached(self._epochs if self.unit == "epoch" else state.global_step)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: D102
-        self.reached(self._done(state))
+        self._epochs += 1  # the Trainer's own number is that of steps, where it does not know how many make an epoch
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: D102
         if self.scheme is not None and "loss" in (logs or {}):
             logs.update(self.values())  # for those that listen later, such as the Trainer's own printing
             state.log_history[-1].update(self.values())
+        if "train_loss" in (logs or {}) and control.should_training_stop:  # the last log: next it loads the best model
+            self.finish()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: D102
         self.finish()
@@ -89,12 +95,3 @@ class RePrCallback(Adapter, TrainerCallback, ExportableState):
 
 def _saved(callbacks: dict[str, Any]) -> str:
     return str(callbacks.get(RePrCallback.__name__, {}).get("attributes", {}).get("text", ""))
-
-
-def _first_image(model: Any, loader: Any) -> dict[str, Any]:
-    try:
-        with undisturbed(model):
-            images = loader.collate_fn([loader.dataset[0]])[model.main_input_name]
-    except (TypeError, KeyError, NotImplementedError, AttributeError) as error:
-        raise ReaperError(f"example_inputs=None: no first image ({error!r}); pass what the model takes") from error
-    return {model.main_input_name: images.to(next(model.parameters()).device)}
