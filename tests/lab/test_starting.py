@@ -147,6 +147,10 @@ def test_a_file_that_is_there_is_left_alone(here):
             ["--data", "coco", "--model", "resnet20"],
             "model='resnet20': is not for data='coco'; choose detector, faster-",
         ),
+        *(
+            (["--data", kind, "--model", "timm:resnet18"], f"model='timm:resnet18': is not for data='{kind}'; choose ")
+            for kind in ("coco", "easy-vqa")
+        ),
         (["--model", "vqa"], "model='vqa': is a network for vqa; give --data easy-vqa with it"),
         (["recipe.txt"], "file='recipe.txt': must end in .yaml"),
         (["no/where.yaml"], "file='no/where.yaml': cannot be written (No such file or directory); choose another"),

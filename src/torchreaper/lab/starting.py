@@ -230,9 +230,10 @@ def recipe_text(file: str, *, model: str = DEFAULT, data: str = "digits") -> str
     stem = stem if stem[0].isalpha() and yaml.safe_load(stem) == stem else f"'{stem}'"  # 2024.yaml, yes.yaml
     if data in _OTHER_TASKS:
         text, usual = _OTHER_TASKS[data]
-        model = usual if model == DEFAULT else model
         task = MODELS[usual].task
-        if model in MODELS and MODELS[model].task != task:
+        if model == DEFAULT:
+            model = usual
+        elif spec.tasks and task not in spec.tasks:
             near = ", ".join(name for name, builder in MODELS.items() if builder.task == task)
             raise UserError(f"model={model!r}: is not for data={data!r}; choose {near}, or package.module:callable")
         return text.format(file=shlex.quote(file), stem=stem, model=model)

@@ -287,7 +287,27 @@ def test_a_network_that_needs_no_single_filter_is_noted(trained, monkeypatch):
     assert notes[0].startswith("repr/seed-0: no single filter changes the accuracy on 60 test images; take mor")
 
 
+@pytest.mark.parametrize(
+    ("classes", "little", "more"),
+    [(1, 0.0, 1.0), (2, 0.51, 0.6), (3, 0.35, 0.45), (10, 0.12, 0.15), (100, 0.012, 0.04)],
+)
+def test_what_is_little_more_than_chance(classes, little, more):
+    """Two classes have half of the images by chance; all of one class's are right."""
+    assert little < compute._little(classes) <= more
+
+
 # --- several networks
+
+
+def test_maps_of_too_few_samples_are_not_compared(trained):
+    """With ten samples a filter, networks that share nothing have a correlation of 0.3; with three, 0.5."""
+    found = one(trained / "repr" / "seed-0", quick())
+    few = dataclasses.replace(found, maps={"conv1": torch.randn(15, 6, 4), "conv2": torch.randn(16, 6, 4)})
+    notes = []
+    assert list(compute._alike(few, few, notes.append)) == ["conv2"]
+    assert notes == [
+        "conv1: 60 samples of 6 filters do not tell how much two networks see the same; take more than 60 (images)"
+    ]
 
 
 def test_networks_with_other_layers_are_not_put_side_by_side(trained, tmp_path, mine):

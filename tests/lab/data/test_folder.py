@@ -1,6 +1,7 @@
 """Folders of images."""
 
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 
 from torchreaper.lab.data import DataSpec, load
 from torchreaper.lab.data.folder import read_folder
+from torchreaper.lab.data.opening import FORMATS
 from torchreaper.lab.errors import UserError
 
 
@@ -62,6 +64,36 @@ def test_deeper_folders_count_and_hidden_and_other_files_do_not(folders):
     assert sum(file.endswith("more/x.JPG") for file in found.files) == 1
 
 
+def test_every_format_that_is_read_is_found_by_its_suffixes(folders):
+    suffixes = {
+        **{"AVIF": [".avif"], "BMP": [".bmp"], "GIF": [".gif"], "JPEG": [".jpe", ".jpg", ".jpeg", ".JFIF"]},
+        **{"JPEG2000": [".jp2", ".j2k"], "MPO": [".mpo"], "PNG": [".png"], "PPM": [".ppm", ".pgm", ".pbm", ".pnm"]},
+        **{"TIFF": [".tif", ".tiff"], "WEBP": [".webp"]},
+    }
+    assert set(suffixes) == set(FORMATS)
+    Image.init()
+    picture = Image.fromarray(np.full((6, 6, 3), 7, np.uint8))
+    for kind in suffixes.keys() & Image.SAVE.keys():
+        for suffix in suffixes[kind]:
+            picture.save(folders / "train" / "cat" / f"x{kind}{suffix}", format=kind)
+    many = sum(len(suffixes[kind]) for kind in suffixes.keys() & Image.SAVE.keys())
+    assert many > 15
+    assert len(load(spec(), folders).train) == 8 + many
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names themselves")
+@pytest.mark.parametrize("place", [b"cat/caf\xe9.png", b"caf\xe9/1.png"])
+def test_a_name_that_is_no_text_is_told(folders, make, place):
+    """What archives of old systems unpack to."""
+    path = os.path.join(os.fsencode(folders / "train"), place)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "wb") as file:
+        file.write((folders / "train" / "cat" / "0.png").read_bytes())
+    assert "caf\\udce9" in (told := refused(folders))
+    assert told.startswith("data.train='train': ")
+    assert told.endswith(": a name that is not UTF-8; rename the file")
+
+
 def test_pictures_of_different_sizes_are_brought_to_one(folders):
     put(folders / "train" / "cat" / "wide.png", np.zeros((9, 20, 3), np.uint8))
     assert refused(folders) == (
@@ -82,7 +114,7 @@ def test_the_test_folder_may_lack_a_class_and_a_change_is_noticed(folders):
 
 def test_what_is_no_folder_of_classes_is_told(folders):
     (folders / "train" / "cow").mkdir()
-    assert f"data.train='train': {folders / 'train' / 'cow'} has no images (.bmp, .jpeg" in refused(folders)
+    assert f"data.train='train': {folders / 'train' / 'cow'} has no images (.avif, .bmp, " in refused(folders)
     (folders / "train" / "cow").rmdir()
     put(folders / "test" / "dof" / "1.png", np.zeros((6, 6, 3), np.uint8))
     assert refused(folders) == (

@@ -30,10 +30,12 @@ from torchreaper.lab.files import Json
 
 # The widest layer whose correlations are drawn: every pair of its filters is an eigenvalue problem.
 WIDEST = 256
+# A filter of a layer's map needs so many samples, or two networks that share nothing seem to: noise has 0.3 of 1 then.
+SAMPLES = 10
 # Images at a time: the oracle makes copies of them.
 BATCH = 250
-# Times the share of one class: below, a network is as good as untrained.
-NEAR_CHANCE = 1.5
+# Times the share of one class, or of the way from there to all: below the lower one a network is as good as untrained.
+NEAR_CHANCE, NEAR = 1.5, 0.05
 DEFAULTS = Settings()
 Tell = Callable[[str, int, int], None]
 """What is being done, how much of it is, and how much there is."""
@@ -133,7 +135,8 @@ def analyze(
     ]
     pairs = [(one, first) for group in found for one, first in zip_longest(group, found[0][: len(group)])]
     return [
-        replace(one, alike={} if first is None or one is first else _alike(one, first), maps={}) for one, first in pairs
+        replace(one, alike={} if first is None or one is first else _alike(one, first, note), maps={})
+        for one, first in pairs
     ]
 
 
@@ -190,7 +193,7 @@ def _analyze(
     if not any(values.any() for values in look.lost.values()):
         note(f"{where}: no single filter changes the accuracy on {images_of(batches)}; take more, or others (split)")
     classes = len(source.dataset.classes)
-    if look.accuracy < NEAR_CHANCE / classes:
+    if look.accuracy < _little(classes):
         note(
             f"{where}: right on {look.accuracy:.1%} of {images_of(batches)}, little more than chance with {classes} "
             "classes: what a filter is worth says little then; are the images prepared as in its training?"
@@ -299,12 +302,26 @@ def _cca(
     return found, matrices, chance
 
 
-def _alike(one: Analysis, first: Analysis) -> dict[str, float]:
+def _little(classes: int) -> float:
+    """The share of right answers below which a network is little better than chance; of one class all are right."""
+    chance = 1 / classes
+    return min(NEAR_CHANCE * chance, chance + NEAR * (1 - chance))
+
+
+def _alike(one: Analysis, first: Analysis, note: Callable[[str], None]) -> dict[str, float]:
     """Layer by layer, how much the maps of two networks span the same: every position of every image is a sample."""
-    return {
-        name: between_runs(*(maps.transpose(1, 2).flatten(0, 1) for maps in (one.maps[name], first.maps[name])))
-        for name in one.maps
-    }
+    found = {}
+    for name in one.maps:
+        both = [maps.transpose(1, 2).flatten(0, 1) for maps in (one.maps[name], first.maps[name])]
+        samples, filters = both[0].shape
+        if samples > SAMPLES * filters:
+            found[name] = between_runs(*both)
+        else:
+            note(
+                f"{name}: {samples} samples of {filters} filters do not tell how much two networks see the same; take "
+                f"more than {SAMPLES * filters} (images)"
+            )
+    return found
 
 
 def _some_layers(bank: tr.FilterBank, note: Callable[[str], None]) -> list[str]:

@@ -8,9 +8,15 @@ from typing import Any, NamedTuple
 
 from torchreaper.lab.data.finding import find_folder
 from torchreaper.lab.errors import UserError
-from torchreaper.lab.settings import did_you_mean
+from torchreaper.lab.settings import did_you_mean, show
 
-SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+# Of all formats that are read (opening.FORMATS).
+SUFFIXES = frozenset(
+    (
+        *(".avif", ".bmp", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo"),
+        *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
+    )
+)
 
 
 class ImageFolder(NamedTuple):
@@ -27,7 +33,8 @@ def read_folder(name: str, base: Path, key: str, *, classes: tuple[str, ...] | N
 
     Hidden files and files that are no images by their suffix are left out. ``classes``: those it may have, and their
     order; None: those it has.
-    Raises ``UserError``, which names ``key``, where there is no such folder, it has no classes, or one without images.
+    Raises ``UserError``, which names ``key``, where there is no such folder, it has no classes, or one without images,
+    or a name in it is no text.
     """
     path = find_folder(name, base, key, "a folder with a subfolder of images for each class")
     there = tuple(sorted(one.name for one in os.scandir(path) if one.is_dir() and not one.name.startswith(".")))
@@ -46,6 +53,8 @@ def read_folder(name: str, base: Path, key: str, *, classes: tuple[str, ...] | N
         found = sorted(os.path.relpath(file, path) for file in _images(path / kind))
         if not found:
             raise UserError(f"{key}={name!r}: {path / kind} has no images ({', '.join(sorted(SUFFIXES))})")
+        if odd := [file for file in found if not _is_text(file)]:
+            raise UserError(f"{key}={name!r}: {show(odd[0])}: a name that is not UTF-8; rename the file")
         files += found
         labels += [known.index(kind)] * len(found)
     return ImageFolder(path, known, tuple(files), tuple(labels))
@@ -59,6 +68,11 @@ def rows_of(folder: ImageFolder) -> Any:
         {"image": [str(folder.path / file) for file in folder.files], "label": list(folder.labels)},
         features=Features({"image": Image(decode=False), "label": ClassLabel(names=list(folder.classes))}),
     )
+
+
+def _is_text(name: str) -> bool:
+    """Whether no byte of a file's name is outside its system's encoding, as in what old archives unpack to."""
+    return not any("\ud800" <= one <= "\udfff" for one in name)
 
 
 def _images(folder: Path) -> list[str]:

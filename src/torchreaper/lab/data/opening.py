@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,13 @@ LIMIT = "REAPER_MAX_PIXELS"
 """The variable of the environment that sets another bound. No key of a recipe: those come from others too."""
 MOST_PIXELS = 89_478_485
 """Width times height of a picture: Pillow's own bound, a quarter of a gigabyte at 24 bits a pixel."""
+# How EXIF says that a picture is to be turned, by the names of Pillow's transpositions.
+_TURNS = {
+    **{2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM"},
+    **{5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"},
+}
+# What Pillow raises at EXIF that is none, behind which there may be a good picture.
+_ODD = (AttributeError, EOFError, LookupError, SyntaxError, TypeError, ValueError, struct.error)
 # What data sets are made of. Not all that Pillow reads: EPS would start a program, others are seldom looked after.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 
@@ -42,11 +50,13 @@ def open_picture(stored: Any, where: str, *, mode: str | None = None) -> Image:
         UserError: it has more pixels than `most_pixels`, found before any of them is decoded.
         Exception: whatever its bytes make the decoder raise.
     """
-    import PIL.ImageOps  # needed here only
+    import PIL.Image  # needed here only
 
     with _opened(stored, where) as image:
         image.load()
-        found: Image = PIL.ImageOps.exif_transpose(image) if _orientation(image) is not None else image
+        turn = _TURNS.get(_orientation(image))
+        # Not by Pillow's exif_transpose, which writes all other EXIF anew, and fails where one of it is odd.
+        found = image if turn is None else image.transpose(PIL.Image.Transpose[turn])
         return found.convert(mode) if mode and mode != found.mode else found
 
 
@@ -58,11 +68,15 @@ def measure_picture(stored: Any, where: str) -> tuple[int, int]:
         return (width, height) if on_its_side else (height, width)
 
 
-def _orientation(image: Image) -> int | None:
+def _orientation(image: Image) -> int:
+    """1 to 8; 1, which is upright, where the picture says nothing that can be read."""
     import PIL.ExifTags
 
-    found: int | None = image.getexif().get(PIL.ExifTags.Base.Orientation)
-    return found
+    try:
+        found = image.getexif().get(PIL.ExifTags.Base.Orientation, 1)
+    except _ODD:
+        return 1
+    return found if isinstance(found, int) else 1
 
 
 @contextmanager

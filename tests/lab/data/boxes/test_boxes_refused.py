@@ -40,7 +40,7 @@ BOX = "train.json: image '0.jpg', annotation 1: "
 
 @pytest.fixture
 def two():
-    return {"train": [(40, 60, [[2, 3, 10, 20, "cat"]]), (50, 50, [])], "test": [(40, 40, [])]}
+    return {"train": [(40, 60, [[2, 3, 10, 20, "cat"]]), (50, 50, [])], "test": [(40, 40, [[2, 3, 10, 20, "cat"]])]}
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,8 @@ def two():
         (("images",), [], "IS annotations[0]: image_id=100: is no image of this file; leave the annotation out"),
         (("images", 0), 3, "IS images[0]: has no file_name; is it COCO's JSON?"),
         (("images", 0, "id"), True, "IS images[0]: id=True: must be a whole number"),
-        (("images", 0, "id"), 100.0, "IS images[0]: id=100.0: must be a whole number"),
+        (("images", 0, "id"), 100.5, "IS images[0]: id=100.5: must be a whole number"),
+        (("images", 0, "id"), float("inf"), "IS images[0]: id=inf: must be a whole number"),
         (("images", 1, "id"), 100, "IS images[1]: id 100 is listed twice; list each image once"),
         (("images", 1, "file_name"), "0.jpg", "IS images[1]: file_name '0.jpg' is listed twice; list each image once"),
         (("images", 1, "file_name"), "./0.jpg", "IS images[1]: file_name '0.jpg' is listed twice; list"),
@@ -78,7 +79,8 @@ def two():
         (("annotations", 0, "image_id"), 7, "IS annotations[0]: image_id=7: is no image of this file; leave the ann"),
         (("annotations", 0, "category_id"), 9, "IS annotations[0]: category_id=9: is no category; the file has '3, 7'"),
         (("annotations", 0, "category_id"), True, "IS annotations[0]: category_id=True: must be a whole number"),
-        (("annotations", 0, "iscrowd"), True, "IS annotations[0]: iscrowd=True: must be 0 or 1"),
+        (("annotations", 0, "iscrowd"), 2, "IS annotations[0]: iscrowd=2: must be 0 or 1"),
+        (("annotations", 0, "iscrowd"), "1", "IS annotations[0]: iscrowd='1': must be 0 or 1"),
         (("annotations", 0, "bbox"), "gone", "IS annotations[0]: has no bbox; annotations of detection are needed"),
         (("annotations", 0, "bbox"), [1, 2, 3], f"data.train: {BOX}bbox=[1, 2, 3]: must be four numbers; mend it or"),
         (("annotations", 0, "bbox"), [1, 2, 3, "4"], f"data.train: {BOX}bbox=[1, 2, 3, '4']: must be four numbers"),
@@ -156,6 +158,40 @@ def test_files_of_different_categories(coco, refused, two, tmp_path, load):
         "data.test: has a category 'cow', which data.train has not; let data.classes choose some"
     )
     assert load(values, classes=["cat"]).classes == ("cat",)
+
+
+@pytest.mark.parametrize("held_out", [None, 2])
+def test_images_without_a_box_do_not_judge(coco, refused, load, two, held_out):
+    """Such as a test set that nobody has marked: every network would have 0 there."""
+    two["train"] = [(40, 60, [[2, 3, 10, 20, "cat"]])] + [(50, 50, [])] * 3
+    if held_out is None:
+        two["test"] = [(40, 40, [])]
+        assert (
+            refused(coco(scenes=two)) == "data.test: no test image has a box of dog, cat; there is nothing to judge by"
+        )
+        return
+    told = set()
+    for seed in range(12):
+        try:
+            load(coco(scenes=two), validation=held_out, split_seed=seed)
+        except UserError as error:
+            told.add(str(error))
+    assert told == {
+        "data.train: no validation image has a box of dog, cat; there is nothing to judge by",
+        "data.train: no training image has a box of dog, cat; there is nothing to learn",
+    }
+
+
+def test_numbers_as_tables_of_floats_are_exported(coco, load, two, tmp_path):
+    values = coco(scenes=two)
+    plain, content = load(values), json.loads((tmp_path / "train.json").read_text())
+    for one in content["images"]:
+        one |= {name: float(one[name]) for name in ("id", "width", "height")}
+    for one in content["annotations"]:
+        one |= {"image_id": float(one["image_id"]), "category_id": float(one["category_id"]), "iscrowd": False}
+        del one["id"]
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    assert torch.equal(load(values).train.labels, plain.train.labels)
 
 
 def test_other_numbers_of_the_same_categories_in_the_test_file(coco, load, two, tmp_path):

@@ -182,7 +182,7 @@ def test_pictures_that_are_none(easy, vqa, tmp_path):
     )
     (tmp_path / "empty").mkdir()
     assert refused({**vqa, "train_images": "empty"}, tmp_path).startswith(
-        "data.train_images: BASE/empty has no pictures with a number at the end of their names (.bmp,"
+        "data.train_images: BASE/empty has no pictures with a number at the end of their names (.avif, .bmp,"
     )
 
 

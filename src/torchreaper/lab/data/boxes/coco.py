@@ -96,9 +96,10 @@ def read_coco(files: list[Path], folder: Path, key: str) -> Coco:
             if "bbox" not in one:
                 raise UserError(f"{where}: has no bbox; annotations of detection are needed (COCO's instances_*.json)")
             crowd = one.get("iscrowd", 0)
-            if type(crowd) is not int or crowd not in (0, 1):
+            if not isinstance(crowd, (int, float)) or crowd not in (0, 1):
                 raise UserError(f"{where}: iscrowd={show(crowd)}: must be 0 or 1")
-            found[rows[image]].append(Object(one["bbox"], category, bool(crowd), _whole(one, "id", where)))
+            number = _whole(one, "id", where) if "id" in one else place  # for error texts
+            found[rows[image]].append(Object(one["bbox"], category, bool(crowd), number))
     if not names:
         raise UserError(f"{key}={str(files[0])!r}: has no images")
     assert categories is not None
@@ -152,7 +153,9 @@ def _side(image: Any, name: str, where: str) -> int:
 
 def _whole(one: Any, name: str, where: str) -> int:
     value = _field(one, name, where)
-    if type(value) is not int:  # not True either, nor 1.0
+    if isinstance(value, float) and value.is_integer():  # as tables of floats are exported
+        return int(value)
+    if type(value) is not int:  # not True either
         raise UserError(f"{where}: {name}={show(value)}: must be a whole number")
     return value
 

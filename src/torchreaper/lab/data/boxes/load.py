@@ -93,8 +93,11 @@ def _load(spec: BoxesSpec, train: Photographs, test: Photographs, progress: Prog
         if len(rows):
             marks = marked(photographs, rows, form=spec.box, size=spec.size, numbers=known, notes=notes)
             found[what] = photographs, marks
-    if not any(map(len, found["train"][1].boxes)):
-        raise UserError(f"data.train: no training image has a box of {', '.join(classes)}; there is nothing to learn")
+    for what, (_, marks) in found.items():
+        if not any(map(len, marks.boxes)):
+            key, kind = ("data.test", "test") if what == "test" else ("data.train", "training")
+            kind, use = ("validation" if what == "validation" else kind), ("learn" if what == "train" else "judge by")
+            raise UserError(f"{key}: no {kind} image has a box of {', '.join(classes)}; there is nothing to {use}")
     splits = _splits(spec, found, progress)
     mean, std = _moments(splits["train"], spec.memory)
     notes.tell()
