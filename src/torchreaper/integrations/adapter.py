@@ -207,11 +207,10 @@ def is_plain(value: Any) -> bool:
 def _as_parameters(model: nn.Module, inputs: Any) -> Any:
     """Inputs where the model's parameters are, those of real numbers with the precision of these."""
     like = next(model.parameters())
-    return tree_map(
-        lambda x: (
-            x.to(like if x.is_floating_point() and like.is_floating_point() else like.device)
-            if isinstance(x, Tensor)
-            else x
-        ),
-        inputs,
-    )
+
+    def moved(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.to(like if value.is_floating_point() and like.is_floating_point() else like.device)
+
+    return tree_map(moved, inputs)

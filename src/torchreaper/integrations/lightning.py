@@ -62,8 +62,8 @@ class RePrCallback(Adapter, Callback):
         averages = [one._average_model for one in trainer.callbacks if isinstance(one, _AVERAGING)]
         averages = [one if isinstance(one, LightningModule) else one.module for one in averages]
         followers = [*self.settings.get("followers", ()), *(self._part(one) for one in averages)]
-        parts, done, until = (self._part(module), trainer.optimizers, inputs), self._done(trainer), self._end(trainer)
-        self.start(*parts, done=done, until=until, followers=followers)
+        done, until = self._done(trainer), self._end(trainer)
+        self.start(self._part(module), trainer.optimizers, inputs, done=done, until=until, followers=followers)
         self._wrap_anew(trainer)
 
     # A resumed run comes to the first of these with everything loaded; the first batch is the last chance.

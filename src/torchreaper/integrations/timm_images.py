@@ -46,7 +46,8 @@ def datasets(args: Any) -> tuple[Dataset[Any], Dataset[Any]]:
     inside = one.is_relative_to(other) or other.is_relative_to(one)  # timm takes all there is where it finds no split
     if args.train_split == args.val_split or (inside and not args.dataset):  # those of a named set have one root
         splits = f"train_split={args.train_split!r}, val_split={args.val_split!r}"
-        raise ReaperError(f"{splits}: {args.data_dir} has no folders of both; what it trains on cannot judge it")
+        whose = args.dataset or args.data_dir
+        raise ReaperError(f"{splits}: are no two parts of {whose}; what it trains on cannot judge it")
     names = [set(getattr(getattr(one, "reader", None), "class_to_idx", ())) for one in found]
     if odd := names[0] ^ names[1]:  # each folder numbers its own
         raise ReaperError(f"data_dir={args.data_dir!r}: {min(odd)} is a class of training or validation alone")

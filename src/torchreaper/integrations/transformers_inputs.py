@@ -15,4 +15,4 @@ def first_image(model: Any, loader: Any) -> dict[str, Any]:
             images = loader.collate_fn([loader.dataset[0]])[model.main_input_name]
     except (TypeError, KeyError, NotImplementedError, AttributeError) as error:
         raise ReaperError(f"example_inputs=None: no first image ({error!r}); pass what the model takes") from error
-    return {model.main_input_name: images.to(next(model.parameters()).device)}
+    return {model.main_input_name: images}

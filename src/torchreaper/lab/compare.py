@@ -218,17 +218,11 @@ def _on_changes(recipe: Recipe, runs: Collection[tuple[str, int]], out: Path) ->
     """That runs were made with files of the user's own that are others now: finished ones are not repeated."""
     today = now(recipe.base)
     needed = {scheme: _needed(recipe, scheme, out) for scheme in dict.fromkeys(scheme for scheme, _ in runs)}
-    found = [
-        [
-            name
-            for folder in (
-                folder_of(out, recipe.name, scheme, seed),
-                *(folder_of(one.out, one.recipe.name, one.scheme, seed) for one in needed[scheme]),
-            )
-            for name in changed_in(folder, today)
-        ]
-        for scheme, seed in runs
-    ]
+    found = []
+    for scheme, seed in runs:
+        before = [folder_of(one.out, one.recipe.name, one.scheme, seed) for one in needed[scheme]]
+        folders = [folder_of(out, recipe.name, scheme, seed), *before]
+        found.append([name for folder in folders for name in changed_in(folder, today)])
     names = list(dict.fromkeys(name for one in found for name in one))
     if names:
         yield (

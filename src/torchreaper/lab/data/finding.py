@@ -27,6 +27,11 @@ def find_folder(name: str, base: Path, key: str, what: str) -> Path:
     return path
 
 
+def is_text(name: str) -> bool:
+    """Whether a name has no halves of characters, as which bytes that are no UTF-8 are read: of old archives, say."""
+    return not any("\ud800" <= one <= "\udfff" for one in name)
+
+
 def _find(name: str, base: Path, key: str, kind: str) -> Path:
     where = os.path.expanduser(name)
     tried = list(dict.fromkeys((base.absolute(), Path.cwd())))

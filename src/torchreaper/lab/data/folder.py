@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torchreaper.lab.data.finding import find_folder
+from torchreaper.lab.data.finding import find_folder, is_text
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.settings import did_you_mean, show
 
@@ -53,7 +53,7 @@ def read_folder(name: str, base: Path, key: str, *, classes: tuple[str, ...] | N
         found = sorted(os.path.relpath(file, path) for file in _images(path / kind))
         if not found:
             raise UserError(f"{key}={name!r}: {path / kind} has no images ({', '.join(sorted(SUFFIXES))})")
-        if odd := [file for file in found if not _is_text(file)]:
+        if odd := [file for file in found if not is_text(file)]:
             raise UserError(f"{key}={name!r}: {show(odd[0])}: a name that is not UTF-8; rename the file")
         files += found
         labels += [known.index(kind)] * len(found)
@@ -68,11 +68,6 @@ def rows_of(folder: ImageFolder) -> Any:
         {"image": [str(folder.path / file) for file in folder.files], "label": list(folder.labels)},
         features=Features({"image": Image(decode=False), "label": ClassLabel(names=list(folder.classes))}),
     )
-
-
-def _is_text(name: str) -> bool:
-    """Whether no byte of a file's name is outside its system's encoding, as in what old archives unpack to."""
-    return not any("\ud800" <= one <= "\udfff" for one in name)
 
 
 def _images(folder: Path) -> list[str]:

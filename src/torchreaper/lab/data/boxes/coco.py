@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from torchreaper.lab.data.boxes.photographs import Object, Size
+from torchreaper.lab.data.finding import is_text
 from torchreaper.lab.data.json_file import read_json
 from torchreaper.lab.data.table import Table
 from torchreaper.lab.errors import UserError
@@ -141,7 +142,7 @@ def _name(image: Any, where: str) -> str:
 
 def _strange(text: str) -> bool:
     """Whether a text has control characters, or halves of others."""
-    return any(one < " " or one == "\x7f" or "\ud800" <= one <= "\udfff" for one in text)
+    return any(one < " " or one == "\x7f" for one in text) or not is_text(text)
 
 
 def _side(image: Any, name: str, where: str) -> int:

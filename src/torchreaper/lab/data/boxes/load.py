@@ -31,6 +31,12 @@ from torchreaper.lab.errors import UserError
 
 _BATCH = 100
 _BOX_BYTES = 5 * torch.float32.itemsize
+# Where the images of a split come from, what they are called, and what they are for.
+_USES = {
+    "train": ("data.train", "training", "learn"),
+    "validation": ("data.train", "validation", "judge by"),
+    "test": ("data.test", "test", "judge by"),
+}
 
 
 def load_boxes(spec: BoxesSpec, base: Path | str = ".", *, progress: Progress | None = None) -> Dataset:
@@ -95,8 +101,7 @@ def _load(spec: BoxesSpec, train: Photographs, test: Photographs, progress: Prog
             found[what] = photographs, marks
     for what, (_, marks) in found.items():
         if not any(map(len, marks.boxes)):
-            key, kind = ("data.test", "test") if what == "test" else ("data.train", "training")
-            kind, use = ("validation" if what == "validation" else kind), ("learn" if what == "train" else "judge by")
+            key, kind, use = _USES[what]
             raise UserError(f"{key}: no {kind} image has a box of {', '.join(classes)}; there is nothing to {use}")
     splits = _splits(spec, found, progress)
     mean, std = _moments(splits["train"], spec.memory)
