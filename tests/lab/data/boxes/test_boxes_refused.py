@@ -182,6 +182,12 @@ def test_images_without_a_box_do_not_judge(coco, refused, load, two, held_out):
     }
 
 
+def test_a_test_set_that_is_not_judged_may_be_without_boxes(coco, load, two):
+    two["train"], two["test"] = [(40, 60, [[2, 3, 10, 20, "cat"]])] * 4, [(40, 40, [])]
+    dataset = load(coco(scenes=two), validation=2, judge="validation")
+    assert dataset.test is dataset.validation
+
+
 def test_numbers_as_tables_of_floats_are_exported(coco, load, two, tmp_path):
     values = coco(scenes=two)
     plain, content = load(values), json.loads((tmp_path / "train.json").read_text())
