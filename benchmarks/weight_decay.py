@@ -1,4 +1,4 @@
-"""What weight decay leaves of RePr's gain: the tables and the picture of docs/replication.md, steps 14 and 15.
+"""What weight decay leaves of RePr's gain: the tables and the picture of docs/replication.md, steps 14, 15 and 17.
 
     python benchmarks/weight_decay.py                                         prints the tables
     python benchmarks/weight_decay.py --picture docs/images/weight-decay.png
@@ -19,7 +19,7 @@ from typing import NamedTuple
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from replication import BASELINE, METHOD, RESULTS, Seeds, accuracy, command, head, line, paired, points, put, read
+from replication import BASELINE, METHOD, RESULTS, Run, Seeds, accuracy, command, head, line, paired, points, put, read
 from report import shown
 
 from torchreaper.lab.report.style import COLOURS, STYLE, key
@@ -27,6 +27,7 @@ from torchreaper.lab.statistics import Difference
 
 SCHEMES = {BASELINE: "standard", METHOD: "RePr"}
 TABLE = "comparison.csv"
+COLUMNS = 3  # of the picture's panels
 NONE = 2e-4  # where a decay of 0 stands on the axis, which is logarithmic
 
 
@@ -47,15 +48,24 @@ class Network:
     """A network with its images, and the folders of its results.
 
     Attributes:
-        without: of its runs without weight decay.
+        without: of its runs without weight decay, or with the ``usual`` one.
         tried: what the names of the folders begin with whose runs are judged on validation images; the decay follows.
         tested: by scheme; empty where that is still to come.
+        method: what RePr's runs are called there.
+        usual: the weight decay of what is ``without``; an architecture may have one that nobody leaves out.
     """
 
     name: str
     without: str
     tried: str
     tested: Mapping[str, Tested] = field(default_factory=dict)
+    method: str = METHOD
+    usual: str = "0"
+
+    def read(self, folder: Path, judged: str = "test") -> dict[str, dict[int, Run]]:
+        """Its runs in a folder, by scheme and seed: standard training's, and those of its method as RePr's."""
+        runs = read(folder / TABLE, judged)
+        return {scheme: runs[name] for scheme, name in ((BASELINE, BASELINE), (METHOD, self.method)) if name in runs}
 
 
 NETWORKS = (
@@ -100,7 +110,7 @@ class Found:
     """What came of a network.
 
     Attributes:
-        validation: ``validation[scheme][decay][seed]``; the decay "0" is without.
+        validation: ``validation[scheme][decay][seed]``; the decay "0" is none.
         test: ``test[scheme][seed]``, each with its decay.
         without: the same without any.
     """
@@ -115,8 +125,8 @@ class Found:
         return paired(self.test[METHOD], self.test[BASELINE])
 
     def gain(self, scheme: str) -> Difference | None:
-        """With the decay that was best for the scheme, minus without any; None where none was best."""
-        if not float(self.network.tested[scheme].decay):
+        """With the decay that was best for the scheme, minus the usual one or none; None where that was best."""
+        if self.network.tested[scheme].decay == self.network.usual:
             return None
         return paired(self.test[scheme], self.without[scheme])
 
@@ -135,14 +145,14 @@ def find(network: Network, results: Path = RESULTS) -> Found:
     """
     validation: dict[str, dict[str, Seeds]] = {scheme: {} for scheme in SCHEMES}
     for folder in results.glob(f"{network.tried}*"):
-        for scheme, seeds in read(folder / TABLE, "validation").items():
+        for scheme, seeds in network.read(folder, "validation").items():
             validation[scheme][folder.name.removeprefix(Path(network.tried).name)] = seeds
-    held = read(results / network.without / TABLE, "validation")
+    held = network.read(results / network.without, "validation")
     for scheme, tried in validation.items():
         asked = {seed for seeds in tried.values() for seed in seeds}
-        tried["0"] = {seed: value for seed, value in held[scheme].items() if seed in asked}
-    tests = {scheme: read(results / tested.folder / TABLE)[scheme] for scheme, tested in network.tested.items()}
-    found = Found(network, validation, tests, read(results / network.without / TABLE))
+        tried[network.usual] = {seed: value for seed, value in held[scheme].items() if seed in asked}
+    tests = {scheme: network.read(results / tested.folder)[scheme] for scheme, tested in network.tested.items()}
+    found = Found(network, validation, tests, network.read(results / network.without))
     for scheme, (decay, place) in network.tested.items():
         if decay != found.best(scheme):
             raise ValueError(f"{network.name}: {place} is of {decay}; best for {scheme} was {found.best(scheme)}")
@@ -188,8 +198,11 @@ def seeds_shown(seeds: Seeds | None, best: bool) -> str:
 def picture(found: Sequence[Found]) -> Figure:
     """Validation accuracy over weight decay, a panel for each network."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(1.2 + 2.2 * len(found), 3.2), layout="constrained")
-        panels = figure.subplots(1, len(found), squeeze=False)[0]
+        rows = -(-len(found) // COLUMNS)
+        figure = Figure(figsize=(1.2 + 2.6 * COLUMNS, 0.4 + 2.8 * rows), layout="constrained")
+        panels = figure.subplots(rows, COLUMNS, squeeze=False).flatten()
+        for empty in panels[len(found) :]:
+            empty.set_visible(False)
         for axes, each in zip(panels, found):
             for (scheme, name), colour in zip(SCHEMES.items(), COLOURS):
                 tried = each.validation[scheme]
@@ -200,15 +213,17 @@ def picture(found: Sequence[Found]) -> Figure:
                     values = [run.accuracy for run in tried[decay].values()]
                     axes.plot([place] * len(values), values, ".", color=colour, alpha=0.5)
             axes.set_xscale("log")
-            axes.set_xticks([NONE, 1e-3, 1e-2], ["none", "0.001", "0.01"])
-            axes.set_xlim(NONE / 1.5, 0.15)
+            least, named = (1e-4, "0.0001") if float(each.network.usual) else (NONE, "none")
+            axes.set_xticks([least, 1e-3, 1e-2], [named, "0.001", "0.01"])
+            axes.set_xlim(least / 1.5, 0.15)
             axes.minorticks_off()
             axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
             axes.set_title(
                 each.network.name.replace(", ", ",\n", 1).replace("the same", "with 3x3 kernels"), fontsize=8
             )
             axes.set_xlabel("weight decay")
-        panels[0].set_ylabel("validation accuracy %")
+        for axes in panels[::COLUMNS]:
+            axes.set_ylabel("validation accuracy %")
         key(figure, panels[0].get_legend_handles_labels()[0])
     return figure
 
