@@ -49,7 +49,8 @@ class Network:
 
     Attributes:
         without: of its runs without weight decay, or with the ``usual`` one.
-        tried: what the names of the folders begin with whose runs are judged on validation images; the decay follows.
+        tried: what the names of the folders begin with, separated by spaces, whose runs are judged on validation
+            images; the decay follows.
         tested: by scheme; empty where that is still to come.
         method: what RePr's runs are called there.
         usual: the weight decay of what is ``without``; an architecture may have one that nobody leaves out.
@@ -102,6 +103,14 @@ NETWORKS = (
             METHOD: Tested("1e-3", "step-15/tested-noise-1e-3"),
         },
     ),
+    Network(
+        "ResNet-20, 5,000 images",
+        "resnet20",
+        "step-17/standard- step-17/inside-",
+        {},
+        method="inside",
+        usual="1e-4",
+    ),
 )
 
 
@@ -144,9 +153,10 @@ def find(network: Network, results: Path = RESULTS) -> Found:
         ValueError: what was tested is not what was best on validation, or has other seeds than standard training.
     """
     validation: dict[str, dict[str, Seeds]] = {scheme: {} for scheme in SCHEMES}
-    for folder in results.glob(f"{network.tried}*"):
-        for scheme, seeds in network.read(folder, "validation").items():
-            validation[scheme][folder.name.removeprefix(Path(network.tried).name)] = seeds
+    for begin in network.tried.split():
+        for folder in results.glob(f"{begin}*"):
+            for scheme, seeds in network.read(folder, "validation").items():
+                validation[scheme][folder.name.removeprefix(Path(begin).name)] = seeds
     held = network.read(results / network.without, "validation")
     for scheme, tried in validation.items():
         asked = {seed for seeds in tried.values() for seed in seeds}
