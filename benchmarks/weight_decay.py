@@ -26,6 +26,7 @@ from torchreaper.lab.report.style import COLOURS, STYLE, key
 from torchreaper.lab.statistics import Difference
 
 SCHEMES = {BASELINE: "standard", METHOD: "RePr"}
+DECAY = "weight-decay"
 TABLE = "comparison.csv"
 COLUMNS = 3  # of the picture's panels
 NONE = 2e-4  # where a decay of 0 stands on the axis, which is logarithmic
@@ -63,10 +64,21 @@ class Network:
     method: str = METHOD
     usual: str = "0"
 
+    @property
+    def names(self) -> dict[str, str]:
+        """Scheme by the name that its runs have: its own, or that of the scheme that gives it a weight decay."""
+        return {BASELINE: BASELINE, DECAY: BASELINE, self.method: METHOD, f"{DECAY}+{METHOD}": METHOD}
+
     def read(self, folder: Path, judged: str = "test") -> dict[str, dict[int, Run]]:
-        """Its runs in a folder, by scheme and seed: standard training's, and those of its method as RePr's."""
+        """Its runs in a folder, by scheme and seed."""
         runs = read(folder / TABLE, judged)
-        return {scheme: runs[name] for scheme, name in ((BASELINE, BASELINE), (METHOD, self.method)) if name in runs}
+        return {scheme: runs[name] for name, scheme in self.names.items() if name in runs}
+
+    def folders(self, results: Path) -> Iterator[tuple[str, Path]]:
+        """Each decay that was tried, and where its runs are."""
+        for begin in self.tried.split():
+            for folder in results.glob(f"{begin}*"):
+                yield folder.name.removeprefix(Path(begin).name), folder
 
 
 NETWORKS = (
@@ -153,10 +165,9 @@ def find(network: Network, results: Path = RESULTS) -> Found:
         ValueError: what was tested is not what was best on validation, or has other seeds than standard training.
     """
     validation: dict[str, dict[str, Seeds]] = {scheme: {} for scheme in SCHEMES}
-    for begin in network.tried.split():
-        for folder in results.glob(f"{begin}*"):
-            for scheme, seeds in network.read(folder, "validation").items():
-                validation[scheme][folder.name.removeprefix(Path(begin).name)] = seeds
+    for decay, folder in network.folders(results):
+        for scheme, seeds in network.read(folder, "validation").items():
+            validation[scheme][decay] = seeds
     held = network.read(results / network.without, "validation")
     for scheme, tried in validation.items():
         asked = {seed for seeds in tried.values() for seed in seeds}

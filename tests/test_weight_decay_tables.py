@@ -73,27 +73,40 @@ def test_every_point_of_the_picture_is_a_mean(program, found):
             assert all(low < place < high for place, _ in wanted)
 
 
-def decays(archive):
-    """The weight decay of every run, as its own recipe has it."""
+def decays(archive, network):
+    """The scheme, the weight decay and the judge of every run, as its own recipe has it; of the two that count."""
     with tarfile.open(archive) as runs:
-        recipes = [member for member in runs.getmembers() if member.name.endswith("recipe.yaml")]
-        return {
-            (float(recipe["optim"]["weight_decay"]), recipe["data"]["judge"])
-            for recipe in (yaml.safe_load(runs.extractfile(member)) for member in recipes)
-        }
+        members = [member for member in runs.getmembers() if member.name.endswith("recipe.yaml")]
+        recipes = [(member.name.split("/")[0], yaml.safe_load(runs.extractfile(member))) for member in members]
+    return {
+        (network.names[name], decay_of(recipe), recipe["data"]["judge"])
+        for name, recipe in recipes
+        if name in network.names
+    }
+
+
+def decay_of(recipe):
+    """The scheme may give another one than the optimizer's section."""
+    scheme = recipe["scheme"]
+    parts = scheme.get("parts", {scheme["name"]: scheme})
+    return float(parts.get("weight-decay", {}).get("value", recipe["optim"]["weight_decay"]))
 
 
 def test_the_runs_had_the_weight_decay_that_their_folders_name(program, found):
     for each in found:
         network = each.network
-        folders = sorted(program.RESULTS.glob(f"{network.tried}*"))
-        assert folders
-        for folder in folders:
-            decay = float(folder.name.removeprefix(network.tried.rpartition("/")[2]))
-            assert decays(folder / "runs.tar.xz") == {(decay, "validation")}
-        for tested in network.tested.values():
-            assert decays(program.RESULTS / tested.folder / "runs.tar.xz") == {(float(tested.decay), "test")}
-        assert decays(program.RESULTS / network.without / "runs.tar.xz") == {(0.0, "test")}
+        tried = {(scheme, decay) for scheme, seeds in each.validation.items() for decay in seeds}
+        for decay, folder in network.folders(program.RESULTS):
+            runs = decays(folder / "runs.tar.xz", network)
+            assert {found[1:] for found in runs} == {(float(decay), "validation")}
+            tried -= {(scheme, decay) for scheme, *_ in runs}
+        assert tried == {("standard", network.usual), ("repr", network.usual)}
+        for scheme, tested in network.tested.items():
+            archive = program.RESULTS / tested.folder / "runs.tar.xz"
+            assert (scheme, float(tested.decay), "test") in decays(archive, network)
+            assert len({found for found in decays(archive, network) if found[0] == scheme}) == 1
+        archive = program.RESULTS / network.without / "runs.tar.xz"
+        assert {found[1:] for found in decays(archive, network)} == {(float(network.usual), "test")}
 
 
 @pytest.fixture
