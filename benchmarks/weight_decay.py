@@ -119,7 +119,7 @@ NETWORKS = (
         "ResNet-20, 5,000 images",
         "resnet20",
         "step-17/standard- step-17/inside-",
-        {},
+        {BASELINE: Tested("1e-2", "step-17/tested"), METHOD: Tested("5e-3", "step-17/tested")},
         method="inside",
         usual="1e-4",
     ),
