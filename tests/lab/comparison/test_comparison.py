@@ -283,6 +283,18 @@ def test_a_scheme_that_fails_at_times_is_not_flattered_silently(results):
     ]
 
 
+def test_a_run_in_which_training_collapsed_is_named(results, made_up):
+    assert not [line for line in notes(summarise(results)) if "ended with" in line]
+    results["repr"][3] = made_up.result("repr", 3, 0.1, gap=0.0)
+    (said,) = [line for line in notes(summarise(results)) if "ended with" in line]
+    assert said == (
+        "repr, seed 3 ended with a training accuracy of 10.0 %, another seed with 83.0 %: the mean and its interval "
+        "say little like this. Look at its curve; if training collapsed, lower optim.lr or set grad_clip."
+    )
+    alone = {"repr": {3: results["repr"][3]}}  # nothing to compare it with
+    assert not [line for line in notes(summarise(alone)) if "ended with" in line]
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.04, "0.0 s"), (99.0, "99.0 s"), (150.0, "2.5 min"), (9000.0, "2.5 h")]
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from torchreaper.lab.comparison.curves import Curve, reach
@@ -83,12 +83,31 @@ def summarise(
         ),
         contrasts=tuple(_judged(contrasts, detect)),
         failures=tuple(failures),
-        remarks=tuple(remarks),
+        remarks=(*remarks, *_collapses(finished)),
         detect=detect,
         published=published,
         metric=", ".join(sorted(metrics)) or "accuracy",
         judged=", ".join(sorted(judged)) or "test",
     )
+
+
+COLLAPSED = 0.5
+"""A run that knows less than this share of what another seed knows of its images has not been trained like it."""
+
+
+def _collapses(results: Mapping[str, Runs]) -> Iterator[str]:
+    """Runs in which training came to nothing: a mean hides them, and no difference to them means anything."""
+    for scheme, runs in results.items():
+        known = dict(zip(runs, _percent(runs, "train_accuracy")))
+        most = max(known.values())
+        metrics = {str(run.get("metric", "accuracy")) for run in runs.values()}
+        for seed, share in known.items():
+            if share < COLLAPSED * most:
+                yield (
+                    f"{scheme}, seed {seed} ended with a training {', '.join(sorted(metrics))} of {share:.1f} %, "
+                    f"another seed with {most:.1f} %: the mean and its interval say little like this. Look at its "
+                    "curve; if training collapsed, lower optim.lr or set grad_clip."
+                )
 
 
 def _summary(scheme: str, runs: Runs) -> Summary:
