@@ -119,6 +119,15 @@ def targets():
     return Targets(20, 0), Targets(6, 1)
 
 
+def named(train, test, count=20, classes=2, shift=0, array=False):
+    sets = Set(count, 0, classes=classes), Set(8, 1, classes=classes)
+    for one, names in zip(sets, (train, test)):
+        one.labels_ = [label + shift for label in one.labels_]
+        if names is not None:
+            one.classes = np.array(names) if array else names
+    return sets
+
+
 def shifted():
     return Shifted(20, 0), Shifted(6, 1)
 
@@ -138,8 +147,8 @@ def odd(kind):
         "alone": lambda i: image,
         "array": lambda i: (np.zeros((3, 4, 4)), 0),
         "word": lambda i: (image, "cat"),
-        "flat": lambda i: (image[0], 0),
-        "shorts": lambda i: (image.short(), 0),
+        "flat": lambda i: (image[0], i % 2),
+        "shorts": lambda i: (image.short(), i % 2),
         "gap": lambda i: (image, 2 * (i % 2)),
         "below": lambda i: (image, -1),
         "sizes": lambda i: (image[:, : 4 - i % 2], i % 2),
@@ -147,7 +156,7 @@ def odd(kind):
         "channels": lambda i: (image[: 3 - i % 2], i % 2),
         "nan": lambda i: (torch.full((3, 4, 4), torch.nan if i == 2 else 0.0), i % 2),
         "infinite": lambda i: (torch.full((3, 4, 4), -torch.inf if i == 2 else 0.0), i % 2),
-        "dies": lambda i: os._exit(1) if i == 3 and torch.utils.data.get_worker_info() else (image, 0),
+        "dies": lambda i: os._exit(1) if i == 3 and torch.utils.data.get_worker_info() else (image, i % 2),
     }
     return Odd(items[kind]), Odd(items[kind])
 
@@ -301,7 +310,7 @@ ERRORS = {
     "flat": r"data\.train: item 0: image of torch\.uint8 and shape \[4, 4\]; must be \[channels, height, width\]",
     "shorts": r"data\.train: item 0: image of torch\.int16 and shape \[3, 4, 4\]; must be",
     "gap": r"data\.train: class 1 has no images, class 2 has; classes must be 0, 1, 2, \.\.\. without gaps",
-    "below": r"data\.train: class 0 has no images",
+    "below": r"data\.train: item 0: class -1 is below 0; classes must be 0, 1, 2, \.\.\.; leave out images that",
     "sizes": r"data\.train: item 1: image of 3x4 pixels, others have 4x4; set data\.size to bring all to one size$",
     "types": r"data\.train: item 1: image of torch\.float32, others are torch\.uint8; all must have one type$",
     "nan": r"data\.train: item 2: holds values that are not finite; mend the image or leave it out$",
@@ -315,6 +324,55 @@ def test_what_is_wrong_with_an_item_is_told_with_its_number(here, kind):
     with pytest.raises(UserError, match="^" + ERRORS[kind]) as caught:
         load(spec("odd", {"kind": kind}), here)
     assert "\n" not in str(caught.value)
+
+
+def test_classes_of_the_same_name_stay_apart(here):
+    names = ["cat", "crane", "dog", "crane"]
+    found = load(spec("named", {"train": names, "test": names, "classes": 4}), here)
+    assert found.classes == ("cat", "crane (1)", "dog", "crane (3)")
+    assert found.train.labels.tolist() == [0, 1, 2, 3] * 5
+    kept = load(spec("named", {"train": names, "test": None, "classes": 4}, classes=["crane (3)", "cat"]), here)
+    assert kept.train.labels.tolist() == [1, 0] * 5
+
+
+def test_names_of_classes_may_be_an_array(here):
+    names = ["cat", "dog"]
+    assert load(spec("named", {"train": names, "test": names, "array": True}), here).classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize("test", [None, ["ant", "bee", "cat"], ["ant", "bee"]])
+def test_a_test_set_whose_names_go_with_its_numbers_is_read(here, test):
+    found = load(spec("named", {"train": ["ant", "bee", "cat"], "test": test}), here)
+    assert found.classes == ("ant", "bee", "cat")
+
+
+WRONG = {
+    "other names": (
+        {"train": ["ant", "bee", "cat"], "test": ["bee", "cat"]},
+        "data.test: class 0 is 'bee' by its `classes`, and 'ant' by those of data.train; give both sets the same "
+        "`classes`",
+    ),
+    "one class": (
+        {"train": None, "test": None, "classes": 1},
+        "data.train: all images are of one class, '0'; there must be two or more to learn",
+    ),
+    "one name": (
+        {"train": ["ant"], "test": ["ant"], "classes": 1},
+        "data.train: all images are of one class, 'ant'; there must be two or more to learn",
+    ),
+    "below 0": (
+        {"train": None, "test": None, "shift": -1},
+        "data.train: item 0: class -1 is below 0; classes must be 0, 1, 2, ...; leave out images that have none",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_classes_that_cannot_be_meant_are_refused(here, case):
+    options, message = WRONG[case]
+    with pytest.raises(UserError) as caught:
+        load(spec("named", options), here)
+    assert str(caught.value) == message
 
 
 def test_classes_that_change_are_noticed(here):

@@ -168,6 +168,10 @@ def _parts(
     """Which images of the training set are trained on and which judge it, and which of the test set do; the classes."""
     names = spec.classes or classes
     there, mine = of_classes(labels, classes, names)
+    if len(mine) and bool((mine == mine[0]).all()):
+        raise UserError(
+            f"data.train: all images are of one class, {names[int(mine[0])]!r}; there must be two or more to learn"
+        )
     test_there, test_mine = of_classes(test_labels, classes, names)
     trained, held_out = divide(
         mine, validation=spec.validation, limit=spec.limit, classes=len(names), seed=spec.split_seed

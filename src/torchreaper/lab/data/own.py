@@ -100,18 +100,26 @@ def open_own(name: str, options: Mapping[str, Any], base: Path, *, seed: int, wo
 def class_names(train: Own, test: Own) -> tuple[str, ...]:
     """The training set's ``classes``, else the numbers 0 to the highest.
 
-    Raises ``UserError`` for classes below 0, too high, or skipped, and for names that cannot be read.
+    Of equal names each has its number behind it. Raises ``UserError`` for classes below 0, too high, or skipped, for
+    names that cannot be read, and for names of the test set that are others.
     """
     assert train.known is not None
     assert test.known is not None
-    try:
-        names = getattr(train.dataset, "classes", None)
-    except Exception as error:  # the user's own code
-        raise UserError(f"{train.key}: its `classes` cannot be read ({reason(error)})") from error
-    if isinstance(names, list | tuple) and names:
-        classes = tuple(map(str, names))
-    else:
+    classes, others = _names(train), _names(test)
+    for number, (mine, theirs) in enumerate(zip(classes, others)):
+        if mine != theirs:
+            raise UserError(
+                f"{test.key}: class {number} is {theirs!r} by its `classes`, and {mine!r} by those of {train.key}; "
+                "give both sets the same `classes`"
+            )
+    if not classes:
         found = set(train.known.tolist())
+        if min(found) < 0:
+            row = int((train.known < 0).nonzero()[0])
+            raise UserError(
+                f"{train.where(row)}: class {int(train.known[row])} is below 0; classes must be 0, 1, 2, ...; leave "
+                "out images that have none"
+            )
         missing = next(number for number in range(len(found) + 1) if number not in found)
         if missing < len(found):
             raise UserError(
@@ -128,6 +136,18 @@ def class_names(train: Own, test: Own) -> tuple[str, ...]:
                 f"{len(classes) - 1} ({len(classes)} classes)"
             )
     return classes
+
+
+def _names(own: Own) -> tuple[str, ...]:
+    """Its ``classes``; empty where it has none."""
+    try:
+        names: Any = getattr(own.dataset, "classes", None)
+    except Exception as error:  # the user's own code
+        raise UserError(f"{own.key}: its `classes` cannot be read ({reason(error)})") from error
+    if not isinstance(names, list | tuple):
+        names = names.tolist() if getattr(names, "ndim", 0) == 1 else ()  # an array
+    texts = [str(name) for name in names]
+    return tuple(f"{text} ({number})" if texts.count(text) > 1 else text for number, text in enumerate(texts))
 
 
 def _labels(own: Own, base: Path, workers: int) -> Int64[Tensor, " n"]:
