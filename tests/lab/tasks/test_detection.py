@@ -263,18 +263,36 @@ def test_a_network_of_the_users_own_has_to_be_a_detector(boxes, tmp_path, monkey
         "class Whole(Vague):\n"
         "    def detections(self, outputs):\n"
         "        return [torch.tensor([[1.0, 1.0, 9.0, 9.0, 0.5, 0.0]]) for _ in outputs]\n"
+        # What is wrong with these is seen on more images than the two of noise.
+        "class Few(Whole):\n"
+        "    def detections(self, outputs):\n        return super().detections(outputs)[:2]\n"
+        "class Other(Whole):\n"
+        "    def detections(self, outputs):\n"
+        "        found = super().detections(outputs)\n"
+        "        return found[:2] + [one + torch.tensor([0, 0, 0, 0, 0, 7.0]) for one in found[2:]]\n"
+        "class Lost(Whole):\n"
+        "    def detections(self, outputs):\n"
+        "        found = super().detections(outputs)\n"
+        "        return found[:2] + [one * torch.nan for one in found[2:]]\n"
+        "class Pixels(Whole):\n"
+        "    def detections(self, outputs):\n"
+        "        return [torch.tensor([[1, 1, 9, 9, 1, 0]]) for _ in outputs]\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def run(name):
         recipe = boxes(model={"name": f"mydetectors:{name}"}, scheme={"name": "standard"})
-        return train(recipe, scheme="standard", seed=0, out=tmp_path / "out")
+        return train(recipe, scheme="standard", seed=0, out=tmp_path / name)
 
     with pytest.raises(UserError, match=r"^model\.name='mydetectors:Plain': has no loss; must be a module with loss\("):
         run("Plain")
     with pytest.raises(UserError, match=r"its detections in 2 images are torch\.float32 of shape .*; must be a list"):
         run("Vague")
     assert run("Whole")["metric"] == "mAP"
+    assert run("Pixels")["metric"] == "mAP"
+    for name, what in {"Few": "a list of torch.float32", "Other": "of class 7", "Lost": "not finite"}.items():
+        with pytest.raises(UserError, match=rf"^model: its detections in \d+ images are {what}.*; must be a list of "):
+            run(name)
 
 
 @pytest.mark.slow

@@ -81,15 +81,24 @@ def check_detector(model: Any, named: str, *, in_channels: int, classes: int, im
             raise UserError(f"{named}: fails on 2 images of {shape} ({reason(error)})") from error
         if not isinstance(loss, Tensor) or loss.ndim or not loss.is_floating_point():
             raise UserError(f"{named}: its loss is {_what(loss)}; must be one number, averaged over the images")
-        rows = isinstance(found, list) and len(found) == 2
-        for one in found if rows else ():
-            known = isinstance(one, Tensor) and one.ndim == 2 and one.shape[1] == 6
-            rows = rows and known and bool(((one[:, 5] >= 0) & (one[:, 5] < classes)).all())
-        if not rows:
-            raise UserError(
-                f"{named}: its detections in 2 images are {_what(found)}; must be a list of 2 tensors [k, 6] of rows "
-                f"(x1, y1, x2, y2, score, class), classes 0 to {classes - 1}"
-            )
+        check_detections(found, named, images=2, classes=classes)
+
+
+def check_detections(found: Any, named: str, *, images: int, classes: int) -> None:
+    """Raise `UserError` for detections that cannot be judged. Noise may have none, so those of real images may be."""
+    wrong = "" if isinstance(found, list) and len(found) == images else _what(found)
+    for one in () if wrong else found:
+        if not isinstance(one, Tensor) or one.ndim != 2 or one.shape[1] != 6:
+            wrong = _what(found)
+        elif not bool(one.isfinite().all()):
+            wrong = "not finite"
+        elif others := set(one[:, 5].tolist()) - set(range(classes)):
+            wrong = f"of class {min(others):g}"
+    if wrong:
+        raise UserError(
+            f"{named}: its detections in {images} images are {wrong}; must be a list of {images} tensors [k, 6] of "
+            f"rows (x1, y1, x2, y2, score, class), classes 0 to {classes - 1}"
+        )
 
 
 def _noise(model: nn.Module, named: str, in_channels: int, image_size: tuple[int, int]) -> tuple[Tensor, str]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from torchreaper.lab import data
 from torchreaper.lab.average_precision import average_precision, names_of_classes
+from torchreaper.lab.models.checking import check_detections
 from torchreaper.lab.schemes import drawing_aside
 from torchreaper.lab.tasks.base import Judged, Loaded, Task
 
@@ -96,7 +97,9 @@ class Detection(Task):
                 loss += float(self.loss(network, outputs, targets)) * len(targets)
                 if self.needs_targets(network):
                     outputs = precision.convert_output(call(images))
-                found += [one.cpu() for one in network.detections(outputs)]
+                mine = network.detections(outputs)
+                check_detections(mine, "model", images=len(targets), classes=len(classes))
+                found += [one.cpu().float() if not one.is_floating_point() else one.cpu() for one in mine]
         scale = split.scale.cpu().tolist()
         for one, factor in zip(found, scale):
             one[:, :4] /= factor
