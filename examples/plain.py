@@ -18,6 +18,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=30)
     epochs = parser.parse_args().epochs
+    if epochs < 7:
+        parser.error(f"argument --epochs: {epochs}: two cycles take 6, and training goes on after them; give 7 or more")
     torch.manual_seed(0)
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16

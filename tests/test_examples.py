@@ -22,5 +22,13 @@ def test_plain_loop():
     assert [int(epoch) for epoch, _, _ in epochs] == list(range(1, 21))
     assert [int(epoch) for epoch, phase, _ in epochs if phase == "sub "] == [5, 6, 11, 12]
     assert float(epochs[-1][2]) > 80
+
+
+def test_the_plain_loop_has_an_epoch_after_its_cycles():
+    done = subprocess.run(
+        [sys.executable, "examples/plain.py", "--epochs", "6"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "argument --epochs: 6: two cycles take 6, and training goes on after them; give 7 or more" in done.stderr
     source = (ROOT / "examples" / "plain.py").read_text().splitlines()
     assert len(source) < 60

@@ -12,11 +12,12 @@ from tests.lab.tiny import TINY, recipe
 from torchreaper.lab.compare import compare
 from torchreaper.lab.environment import own_random_numbers
 from torchreaper.lab.errors import UserError
+from torchreaper.lab.finite import checked_losses
 from torchreaper.lab.progress import NullProgress
 from torchreaper.lab.recipe import Recipe
 from torchreaper.lab.report.page import write_page
 from torchreaper.lab.run import train
-from torchreaper.lab.runs import read_metrics
+from torchreaper.lab.runs import RunFailed, read_metrics
 from torchreaper.lab.settings import parse
 from torchreaper.lab.tasks import Classification
 from torchreaper.lab.training import Run
@@ -150,3 +151,12 @@ def test_channels_last_is_refused_where_it_would_do_nothing(tmp_path, mine):
     with pytest.raises(UserError, match=r"^channels_last=True: has no effect, .* in 2 or 3 dimensions; leave it out$"):
         train(what, scheme="standard", seed=0, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_first_loss_that_is_not_finite_is_not_blamed_on_the_learning_rate():
+    losses = torch.tensor([1.0, torch.nan])
+    with pytest.raises(RunFailed, match=r"^epoch 1, step 1: the training loss is nan; no step was taken before it"):
+        checked_losses(1, 0, losses[1:])
+    for epoch, before in ((1, 1), (2, 0)):
+        with pytest.raises(RunFailed, match=r"the training loss is nan; lower optim\.lr or set grad_clip"):
+            checked_losses(epoch, before, losses[1:])

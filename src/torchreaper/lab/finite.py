@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchreaper.lab.runs import RunFailed
 from torchreaper.state import all_finite
 
+_FIRST = "no step was taken before it: look at the images, and at what the network makes of them"
 _REMEDY = "lower optim.lr or set grad_clip; the last good checkpoint is kept"
 
 
@@ -18,7 +19,8 @@ def checked_losses(epoch: int, before: int, waiting: Tensor) -> list[float]:
     losses: list[float] = waiting.tolist()
     for step, loss in enumerate(losses, before + 1):
         if not math.isfinite(loss):
-            raise RunFailed(f"epoch {epoch}, step {step}: the training loss is {loss}; {_REMEDY}")
+            remedy = _FIRST if epoch == step == 1 else _REMEDY
+            raise RunFailed(f"epoch {epoch}, step {step}: the training loss is {loss}; {remedy}")
     return losses
 
 

@@ -158,6 +158,7 @@ def test_the_table_shows_what_there_is_of_any_version():
                 "epochs_to_baseline": {"median": 34.0, "reached": 4, "n": 5},
             },
             {"scheme": "c", "epochs": 20, "epochs_to_baseline": {"median": None, "reached": 0, "n": 5}},
+            {"scheme": "d", "epochs": 20, "epochs_to_baseline": {"median": None, "reached": 1, "n": 2}},
         ],
         "contrasts": [
             {
@@ -180,6 +181,7 @@ def test_the_table_shows_what_there_is_of_any_version():
     }
     assert dict(zip(table.heads, table.rows[0]))["paper, %"] == "72.1"
     assert dict(zip(table.heads, table.rows[2]))["to baseline, epochs"] == "never (0 of 5)"
+    assert dict(zip(table.heads, table.rows[3]))["to baseline, epochs"] == "- (1 of 2)"
 
 
 JSON = st.recursive(

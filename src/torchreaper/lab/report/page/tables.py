@@ -196,10 +196,11 @@ def _bounds(value: Mapping[str, Any], form: str) -> str:
 
 
 def _reached(reach: Json) -> str:
-    """Such as ``34 (4 of 5)``: the median epoch, and how many seeds came so far."""
+    """Such as ``34 (4 of 5)``: the median epoch, and how many seeds came so far; half of them or fewer have none."""
     if not _is_number(reach.get("n")):
         return ""
-    return f"{_count(reach.get('median')) or 'never'} ({_count(reach.get('reached'))} of {_count(reach.get('n'))})"
+    median = _count(reach.get("median")) or ("-" if reach.get("reached") else "never")
+    return f"{median} ({_count(reach.get('reached'))} of {_count(reach.get('n'))})"
 
 
 def _time(summary: Json) -> str:
