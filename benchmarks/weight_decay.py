@@ -133,7 +133,7 @@ class Found:
     Attributes:
         validation: ``validation[scheme][decay][seed]``; the decay "0" is none.
         test: ``test[scheme][seed]``, each with its decay.
-        without: the same without any.
+        without: the same without any, or with the usual one.
     """
 
     network: Network

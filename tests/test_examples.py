@@ -22,6 +22,8 @@ def test_plain_loop():
     assert [int(epoch) for epoch, _, _ in epochs] == list(range(1, 21))
     assert [int(epoch) for epoch, phase, _ in epochs if phase == "sub "] == [5, 6, 11, 12]
     assert float(epochs[-1][2]) > 80
+    source = (ROOT / "examples" / "plain.py").read_text().splitlines()
+    assert len(source) < 60
 
 
 def test_the_plain_loop_has_an_epoch_after_its_cycles():
@@ -30,5 +32,3 @@ def test_the_plain_loop_has_an_epoch_after_its_cycles():
     )
     assert done.returncode == 2
     assert "argument --epochs: 6: two cycles take 6, and training goes on after them; give 7 or more" in done.stderr
-    source = (ROOT / "examples" / "plain.py").read_text().splitlines()
-    assert len(source) < 60

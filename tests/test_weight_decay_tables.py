@@ -102,9 +102,8 @@ def test_the_runs_had_the_weight_decay_that_their_folders_name(program, found):
             tried -= {(scheme, decay) for scheme, *_ in runs}
         assert tried == {("standard", network.usual), ("repr", network.usual)}
         for scheme, tested in network.tested.items():
-            archive = program.RESULTS / tested.folder / "runs.tar.xz"
-            assert (scheme, float(tested.decay), "test") in decays(archive, network)
-            assert len({found for found in decays(archive, network) if found[0] == scheme}) == 1
+            runs = decays(program.RESULTS / tested.folder / "runs.tar.xz", network)
+            assert {found[1:] for found in runs if found[0] == scheme} == {(float(tested.decay), "test")}
         archive = program.RESULTS / network.without / "runs.tar.xz"
         assert {found[1:] for found in decays(archive, network)} == {(float(network.usual), "test")}
 

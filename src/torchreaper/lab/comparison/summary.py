@@ -59,6 +59,7 @@ def summarise(
     finished = {scheme: dict(sorted(runs.items())) for scheme, runs in results.items() if runs}
     reference = finished.get(baseline, {})
     metrics = {str(run.get("metric", "accuracy")) for runs in finished.values() for run in runs.values()}
+    metric = ", ".join(sorted(metrics)) or "accuracy"
     judged = {str(run.get("judged", "test")) for runs in finished.values() for run in runs.values()}
     published = published if judged <= {"test"} else None
     reports = {str(run["report"]) for runs in finished.values() for run in runs.values()}
@@ -83,10 +84,10 @@ def summarise(
         ),
         contrasts=tuple(_judged(contrasts, detect)),
         failures=tuple(failures),
-        remarks=(*remarks, *_collapses(finished)),
+        remarks=(*remarks, *_collapses(finished, metric)),
         detect=detect,
         published=published,
-        metric=", ".join(sorted(metrics)) or "accuracy",
+        metric=metric,
         judged=", ".join(sorted(judged)) or "test",
     )
 
@@ -95,16 +96,15 @@ COLLAPSED = 0.5
 """A run that knows less than this share of what another seed knows of its images has not been trained like it."""
 
 
-def _collapses(results: Mapping[str, Runs]) -> Iterator[str]:
+def _collapses(results: Mapping[str, Runs], metric: str) -> Iterator[str]:
     """Runs in which training came to nothing: a mean hides them, and no difference to them means anything."""
     for scheme, runs in results.items():
         known = dict(zip(runs, _percent(runs, "train_accuracy")))
         most = max(known.values())
-        metrics = {str(run.get("metric", "accuracy")) for run in runs.values()}
         for seed, share in known.items():
             if share < COLLAPSED * most:
                 yield (
-                    f"{scheme}, seed {seed} ended with a training {', '.join(sorted(metrics))} of {share:.1f} %, "
+                    f"{scheme}, seed {seed} ended with a training {metric} of {share:.1f} %, "
                     f"another seed with {most:.1f} %: the mean and its interval say little like this. Look at its "
                     "curve; if training collapsed, lower optim.lr or set grad_clip."
                 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,7 +148,8 @@ def _names(own: Own) -> tuple[str, ...]:
     if not isinstance(names, list | tuple):
         names = names.tolist() if getattr(names, "ndim", 0) == 1 else ()  # an array
     texts = [str(name) for name in names]
-    return tuple(f"{text} ({number})" if texts.count(text) > 1 else text for number, text in enumerate(texts))
+    counts = Counter(texts)
+    return tuple(f"{text} ({number})" if counts[text] > 1 else text for number, text in enumerate(texts))
 
 
 def _labels(own: Own, base: Path, workers: int) -> Int64[Tensor, " n"]:

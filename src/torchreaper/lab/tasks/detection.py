@@ -99,7 +99,7 @@ class Detection(Task):
                     outputs = precision.convert_output(call(images))
                 mine = network.detections(outputs)
                 check_detections(mine, "model", images=len(targets), classes=len(classes))
-                found += [one.cpu().float() if not one.is_floating_point() else one.cpu() for one in mine]
+                found += [one.cpu() if one.is_floating_point() else one.cpu().float() for one in mine]
         scale = split.scale.cpu().tolist()
         for one, factor in zip(found, scale):
             one[:, :4] /= factor
