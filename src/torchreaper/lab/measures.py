@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
@@ -33,23 +33,23 @@ def evaluate(
     mean: Float[Tensor, " channels"],
     std: Float[Tensor, " channels"],
     batch: int,
-    most: int | None = None,
+    only: Int64[Tensor, " some"] | None = None,
 ) -> tuple[float, float]:
     """Mean cross entropy and accuracy (0 to 1) of the network as it is now, in evaluation mode.
 
-    On all images, or on the first `most` of them. Several processes share the images; each gets what all have found.
+    On all images, or on those at `only`. Several processes share the images; each gets what all have found.
     """
     model.eval()
     loss = torch.zeros((), dtype=mean.dtype, device=mean.device)
     right = torch.zeros((), dtype=torch.int64, device=mean.device)
     with torch.no_grad(), fabric.autocast():
         share = data.Share(fabric.global_rank, fabric.world_size)
-        for images, targets in data.judging(split, mean, std, batch=batch, share=share, most=most):
+        for images, targets in data.judging(split, mean, std, batch=batch, share=share, only=only):
             outputs = model(images).to(mean.dtype)
             loss += F.cross_entropy(outputs, targets, reduction="sum")
             right += (outputs.argmax(1) == targets).sum()
     loss, right = summed(fabric, loss), summed(fabric, right)
-    count = len(split) if most is None else most
+    count = len(split) if only is None else len(only)
     return loss.item() / count, int(right.item()) / count
 
 

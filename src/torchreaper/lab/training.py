@@ -363,7 +363,7 @@ class Run:
             return test, test.score if self.validation else None
         return test, self._judged(self.validation, epoch, "validation").score
 
-    def _judged(self, split: data.Readable, epoch: int, what: str, most: int | None = None) -> tasks.Judged:
+    def _judged(self, split: data.Readable, epoch: int, what: str, only: Tensor | None = None) -> tasks.Judged:
         judged = self.judged
         found = self.task.judge(
             self.fabric,
@@ -375,14 +375,14 @@ class Run:
             mean=self.mean,
             std=self.std,
             batch=self.recipe.eval_batch,
-            most=most,
+            only=only,
         )
         check_loss(found.loss, epoch, what)
         return found
 
     def _on_training(self, epoch: int) -> float:
-        most = self.task.judged_of_training(self.train, self.test)
-        return self._judged(self.train, epoch, "training", most).score
+        only = self.task.judged_of_training(self.train, self.test)
+        return self._judged(self.train, epoch, "training", only).score
 
     def _choose(self, epoch: int, validation: float | None, test: tasks.Judged) -> None:
         """Remember this epoch if it is the best so far on the validation images; of equals, the first."""

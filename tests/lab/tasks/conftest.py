@@ -1,7 +1,7 @@
 """Recipes of short runs: photographs of rectangles, and questions about one-coloured pictures, made in tmp_path."""
 
 import pytest
-from tests.lab.data.boxes.conftest import coco  # noqa: F401
+from tests.lab.data.boxes.conftest import coco, scenes  # noqa: F401
 from tests.lab.data.questions.conftest import easy, vqa  # noqa: F401
 
 from torchreaper.lab.recipe import Recipe

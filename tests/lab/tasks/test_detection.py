@@ -89,6 +89,52 @@ def test_it_is_judged_in_pixels_of_the_photographs(boxes):
     assert average_precision(half, truths, classes, crowd=crowds)["mAP"] < 0.5
 
 
+@pytest.mark.parametrize("with_boxes", [slice(6, None), slice(4, 5)], ids=["the last", "none that is looked at"])
+def test_the_gap_is_measured_on_training_images_that_have_boxes(boxes, coco, scenes, with_boxes, tmp_path):
+    """A data set may begin with all photographs that have none; the mAP of those is no number, and not 0."""
+    full = [scene if scene[2] else (*scene[:2], [[2, 2, 20, 20, "cat"]]) for scene in scenes["train"]]
+    train_scenes = [scene if scene in full[with_boxes] else (*scene[:2], []) for scene in full]
+    values = coco(scenes={"train": train_scenes, "test": scenes["test"]})
+    recipe = boxes(scheme={"name": "standard"}, data=values)
+    run = Run(recipe, recipe.training_spec("standard"), seed=0, device="cpu")
+    asked = []
+
+    def detections(outputs):
+        asked.append(len(outputs[0]))
+        return [torch.zeros(0, 6)] * len(outputs[0])
+
+    run.module.detections = detections
+    truths = run.train.truths()
+    looked = run.task.judged_of_training(run.train, run.test)
+    assert any(len(truths[one]) for one in (range(len(truths)) if looked is None else looked.tolist()))
+    assert run._on_training(1) == 0.0
+    assert sum(asked) == (10 if looked is None else 4)
+    assert (looked is None) == (with_boxes == slice(4, 5))
+    if looked is not None:
+        assert looked.tolist() == [0, 2, 5, 7]
+
+
+def test_judging_some_images_is_judging_those(boxes):
+    recipe = boxes(scheme={"name": "standard"})
+    run = Run(recipe, recipe.training_spec("standard"), seed=0, device="cpu")
+    truths, seen = run.train.truths(), []
+
+    def knowing(outputs):
+        found = []
+        for _ in range(len(outputs[0])):
+            one = looked[len(seen)]
+            seen.append(one)
+            truth = truths[one]
+            boxes = truth[:, :4] * run.train.scale[one]
+            found.append(torch.cat([boxes, torch.ones(len(truth), 1), truth[:, 4:]], 1))
+        return found
+
+    run.module.detections = knowing
+    looked = [one for one in range(len(truths)) if len(truths[one])][::-1]
+    assert run._judged(run.train, 1, "training", torch.tensor(looked)).score == pytest.approx(1.0)
+    assert seen == looked
+
+
 def test_judging_leaves_training_alone(boxes, monkeypatch):
     """A network may sample boxes at random in its loss: training must not depend on how often it was judged."""
     recipe = boxes(scheme={"name": "standard"})

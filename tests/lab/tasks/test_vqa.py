@@ -10,6 +10,7 @@ from torchreaper.lab.data.questions import accuracy
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.run import train
 from torchreaper.lab.runs import read_events, read_metrics
+from torchreaper.lab.tasks import TASKS
 from torchreaper.lab.training import Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -44,6 +45,16 @@ def test_it_is_judged_as_vqa_does(questions, which):
     for kind, name in enumerate(("yes/no", "number", "other")):
         of_kind = [share for share, one in zip(shares, split.kinds.tolist()) if one == kind]
         assert judged.parts.get(name, None) == (pytest.approx(sum(of_kind) / len(of_kind)) if of_kind else None)
+
+
+def test_training_is_measured_as_judging_is():
+    """Else the gap, training minus test, would be between two measures."""
+    targets = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 2, 2, -1], [1, 1, 1, 1, 1, 1, 1, 1, 0, 0]])
+    for answer in range(3):
+        outputs = torch.eye(3)[answer].expand(2, 3)
+        shares = accuracy(outputs.argmax(1), targets)
+        assert ((shares > 0) & (shares < 1)).any()
+        assert float(TASKS["vqa"].right(outputs, targets)) == pytest.approx(shares.sum().item())
 
 
 def test_the_convnet_can_be_one_that_was_trained_before_and_stays_as_it_is(questions, tmp_path):

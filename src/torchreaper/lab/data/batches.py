@@ -12,7 +12,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from torchreaper.lab.data.augment import Augmentation, epoch_generator
-from torchreaper.lab.data.split import WHOLE, Readable, Share, choose
+from torchreaper.lab.data.split import WHOLE, Index, Readable, Share, choose
 from torchreaper.lab.errors import UserError
 
 Arguments = Callable[[Any, Tensor], tuple[Any, ...]]
@@ -63,12 +63,12 @@ def judging(
     *,
     batch: int,
     share: Share = WHOLE,
-    most: int | None = None,
+    only: Index | None = None,
 ) -> Iterator[tuple[Any, Tensor]]:
-    """All inputs of a split in its own order, or the first ``most``, or a share of each batch; and their targets."""
+    """All inputs of a split in its own order, or those at ``only``, or a share of each batch; and their targets."""
     order = batches(split, batch=batch, seed=0, epoch=0, shuffle=False)
-    if most is not None:
-        order = iter(torch.split(torch.arange(most, device=split.labels.device), batch))
+    if only is not None:
+        order = iter(torch.split(only.to(split.labels.device), batch))
     for images, labels in split.read(order, share=share):
         if len(labels):
             yield prepared(images, mean, std), labels

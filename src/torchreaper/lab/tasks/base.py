@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
@@ -130,14 +130,14 @@ class Task(ABC):
         mean: Float[Tensor, " channels"],
         std: Float[Tensor, " channels"],
         batch: int,
-        most: int | None = None,
+        only: Int64[Tensor, " some"] | None = None,
     ) -> Judged:
-        """Judge a network in evaluation mode, `batch` images at a time, on all images or on the first `most` of them.
+        """Judge a network in evaluation mode, `batch` images at a time, on all images or on those at `only`.
 
         `call` is `network`, or what wraps it for the precision that it is trained in. Several processes each get what
         all have found.
         """
 
-    def judged_of_training(self, train: data.Readable, test: data.Readable) -> int | None:
-        """How many training images a trained network is judged on, for the gap; None: all of them."""
+    def judged_of_training(self, train: data.Readable, test: data.Readable) -> Int64[Tensor, " some"] | None:
+        """Which training images a trained network is judged on, for the gap; None: all of them."""
         return None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
@@ -46,7 +46,7 @@ class Classification(Task):
         mean: Float[Tensor, " channels"],
         std: Float[Tensor, " channels"],
         batch: int,
-        most: int | None = None,
+        only: Int64[Tensor, " some"] | None = None,
     ) -> Judged:
         """Cross entropy and accuracy."""
-        return Judged(*evaluate(fabric, call, split, mean=mean, std=std, batch=batch, most=most))
+        return Judged(*evaluate(fabric, call, split, mean=mean, std=std, batch=batch, only=only))

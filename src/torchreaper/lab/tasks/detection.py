@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
@@ -81,7 +81,7 @@ class Detection(Task):
         mean: Float[Tensor, " channels"],
         std: Float[Tensor, " channels"],
         batch: int,
-        most: int | None = None,
+        only: Int64[Tensor, " some"] | None = None,
     ) -> Judged:
         """The network's loss and mean average precision, in pixels of the photographs. Each process judges them all."""
         assert isinstance(split, data.BoxSplit)
@@ -91,7 +91,7 @@ class Detection(Task):
         precision = fabric.strategy.precision
         # What a network samples in its loss must not move the random numbers of training, and is the same each time.
         with drawing_aside(network, 0), torch.no_grad(), fabric.autocast():
-            for images, targets in data.judging(split, mean, std, batch=batch, most=most):
+            for images, targets in data.judging(split, mean, std, batch=batch, only=only):
                 images = precision.convert_input(images)
                 outputs = precision.convert_output(call(*self.arguments(network, images, targets)))
                 loss += float(self.loss(network, outputs, targets)) * len(targets)
@@ -100,15 +100,25 @@ class Detection(Task):
                 mine = network.detections(outputs)
                 check_detections(mine, "model", images=len(targets), classes=len(classes))
                 found += [one.cpu() if one.is_floating_point() else one.cpu().float() for one in mine]
-        scale = split.scale.cpu().tolist()
-        for one, factor in zip(found, scale):
+        there = range(len(split)) if only is None else only.tolist()
+        for one, factor in zip(found, split.scale.cpu()[there].tolist()):
             one[:, :4] /= factor
-        there = len(found)
-        figures = average_precision(found, split.truths()[:there], classes, crowd=split.crowds()[:there])
-        score = figures.pop("mAP", 0.0)
+        truths, crowds = split.truths(), split.crowds()
+        figures = average_precision(
+            found, [truths[one] for one in there], classes, crowd=[crowds[one] for one in there]
+        )
+        score = figures.pop("mAP")
         left = set(names_of_classes(classes)) if len(classes) > FEW_CLASSES else set()
-        return Judged(loss / there, score, {name: value for name, value in figures.items() if name not in left})
+        return Judged(loss / len(there), score, {name: value for name, value in figures.items() if name not in left})
 
-    def judged_of_training(self, train: data.Readable, test: data.Readable) -> int | None:
-        """As many as there are test images: the gap needs no more, and COCO has 118,287 to train on."""
-        return min(len(train), len(test))
+    def judged_of_training(self, train: data.Readable, test: data.Readable) -> Int64[Tensor, " some"] | None:
+        """As many as there are test images: the gap needs no more, and COCO has 118,287 to train on.
+
+        They are taken from everywhere, as a data set may begin with all photographs that have no box; where none of
+        them has one, there is nothing to be precise about, and all are judged.
+        """
+        if len(train) <= len(test):
+            return None
+        chosen = torch.arange(len(test)) * len(train) // len(test)
+        there = (train.labels[:, :, -1] >= 0).any(1).cpu()
+        return chosen if there[chosen].any() else None

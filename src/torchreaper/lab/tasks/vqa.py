@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
@@ -41,9 +41,8 @@ class VQA(Task):
         return F.cross_entropy(outputs, targets[:, 0], ignore_index=_NONE, label_smoothing=smoothing)
 
     def right(self, outputs: Any, targets: Tensor) -> Tensor | None:
-        """Those that give the most frequent answer."""
-        found: Tensor = (outputs.argmax(1) == targets[:, 0]).sum()
-        return found
+        """The sum of their shares, see `accuracy`."""
+        return accuracy(outputs.argmax(1), targets).sum()
 
     def judge(
         self,
@@ -56,19 +55,19 @@ class VQA(Task):
         mean: Float[Tensor, " channels"],
         std: Float[Tensor, " channels"],
         batch: int,
-        most: int | None = None,
+        only: Int64[Tensor, " some"] | None = None,
     ) -> Judged:
         """Cross entropy and accuracy; of each kind of answer too. Each process judges all questions."""
         assert isinstance(split, data.Questions)
         network.eval()
         loss, kept, shares = 0.0, 0, []
         with torch.no_grad(), fabric.autocast():
-            for inputs, targets in data.judging(split, mean, std, batch=batch, most=most):
+            for inputs, targets in data.judging(split, mean, std, batch=batch, only=only):
                 outputs = call(*inputs).to(mean.dtype)
                 loss += float(F.cross_entropy(outputs, targets[:, 0], ignore_index=_NONE, reduction="sum"))
                 kept += int((targets[:, 0] != _NONE).sum())
                 shares.append(accuracy(outputs.argmax(1), targets).cpu())
         right = torch.cat(shares)
-        kinds = split.kinds[: len(right)].cpu()
+        kinds = (split.kinds if only is None else split.kinds[only]).cpu()
         parts = {name: right[kinds == kind].mean().item() for kind, name in enumerate(KINDS) if (kinds == kind).any()}
         return Judged(loss / max(1, kept), right.mean().item(), parts)
