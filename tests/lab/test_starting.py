@@ -52,14 +52,15 @@ def test_every_choice_is_a_whole_recipe(here, model, data):
         ("coco", "faster-rcnn-c4", "detection", "faster-rcnn-c4"),
         ("coco", "mynets:make", "detection", "mynets:make"),
         ("easy-vqa", None, "vqa", "vqa"),
+        ("easy-vqa", "mynets:make", "vqa", "mynets:make"),
     ],
 )
 def test_other_tasks_have_theirs(here, data, model, task, made):
     done = reaper("new", "mine.yaml", "--data", data, *(["--model", model] if model else []))
     assert done.exit_code == 0, done.output
-    if model == "mynets:make":  # nobody knows its options
-        return
     found = load_recipe(here / "mine.yaml")
+    if model == "mynets:make":  # nobody knows its options
+        assert found.model.options == {}
     assert (found.task, found.model.name, found.data.name) == (task, made, data)
     text = (here / "mine.yaml").read_text()
     for section in ("data", "model"):
@@ -142,7 +143,10 @@ def test_a_file_that_is_there_is_left_alone(here):
     [
         (["--model", "resnet_20"], "model.name='resnet_20': unknown model; did you mean 'resnet20'?"),
         (["--model", "a/b:c"], "model.name='a/b:c': must be package.module:callable, such as mynets.small:make"),
-        (["--data", "folders"], "data.name='folders': unknown data; did you mean 'folder'?"),
+        (["--data", "folders"], "data='folders': unknown data; did you mean 'folder'?"),
+        (["--data", "cocoa"], "data='cocoa': unknown data; did you mean 'coco'? known: digits, folder, parquet, hub, "),
+        (["--data", "coco", "--model", "cnet"], "model='cnet': is not for data='coco'; choose detector, "),
+        (["--data", "easy-vqa", "--model", "cnet"], "model='cnet': is not for data='easy-vqa'; choose vqa, or "),
         (
             ["--data", "coco", "--model", "resnet20"],
             "model='resnet20': is not for data='coco'; choose detector, faster-",

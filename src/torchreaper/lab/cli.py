@@ -116,9 +116,12 @@ def _reaper(
 def new(
     file: Annotated[Path, typer.Argument(metavar="[FILE]", help="Where the recipe goes.")] = Path("recipe.yaml"),
     model: Annotated[
-        str,
-        typer.Option(metavar="NAME", help="Network: of the zoo, timm:NAME, torchvision:NAME, package.module:callable."),
-    ] = "cnet",
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Network: of the zoo, timm:NAME, torchvision:NAME, package.module:callable; unset: small and usual.",
+        ),
+    ] = None,
     data: Annotated[
         str,
         typer.Option(

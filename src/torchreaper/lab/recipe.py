@@ -14,7 +14,7 @@ from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_
 
 from torchreaper.lab import objects
 from torchreaper.lab import schemes as lab_schemes
-from torchreaper.lab.data import AUGMENTATIONS, SPECS, Augmentation, BoxesSpec, DataSpec, QuestionsSpec
+from torchreaper.lab.data import AUGMENTATIONS, NAMES, SPECS, Augmentation, BoxesSpec, DataSpec, QuestionsSpec
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.models import ModelSpec
 from torchreaper.lab.published import Published
@@ -119,7 +119,13 @@ class Recipe(Settings):
         """The section of the recipe's task."""
         if not isinstance(values, (Mapping, Settings)):
             raise ValueError("must be a mapping (key: value), such as {name: digits}")
-        spec = SPECS.get(info.data.get("task", ""))
+        task = info.data.get("task", "")
+        spec, name = SPECS.get(task), dict(values).get("name")
+        others = [one for one, names in NAMES.items() if name in names]
+        if spec and others and task not in others:
+            raise UserError(
+                f"name={name!r}: is data of the task {' or '.join(others)}, the recipe's is {task}; set task"
+            )
         return parse_nested(spec, values) if spec and isinstance(values, Mapping) else values
 
     @field_validator("eval_batch", mode="before")
@@ -191,9 +197,9 @@ class Recipe(Settings):
         if self.source is not None:  # there the scheme is at work
             return self.first()._check(options)
         spec = lab_schemes.parse(options)
-        spec.check(self.epochs)
         if not spec.fits(self.task):
             raise UserError(f"scheme={spec.name!r}: is not for the task {self.task}; leave it out")
+        spec.check(self.epochs)
         for teacher in spec.teachers():
             self.teacher(teacher)
         return spec

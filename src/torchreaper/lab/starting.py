@@ -13,7 +13,7 @@ from torchreaper.lab.errors import UserError, remedy
 from torchreaper.lab.files import write_new
 from torchreaper.lab.models import MODELS, ModelSpec
 from torchreaper.lab.recipe import names_folder
-from torchreaper.lab.settings import parse, show
+from torchreaper.lab.settings import did_you_mean, parse, show
 
 _DATA = {
     "digits": """\
@@ -184,9 +184,7 @@ data:
 
 model:
   name: {model}
-  options:
-    cnn: {{name: cnet, options: {{depth: 4, width: 16, pool: true}}}}  # what looks at the picture: any classifier
-
+{options}
 epochs: 12            # times that training goes through all questions, for every scheme alike
 batch: 32             # questions in one step
 eval_batch: 250       # questions at a time when the network is judged
@@ -210,36 +208,46 @@ scheme:               # how `reaper train` trains; `reaper compare` adds "standa
 seeds: 3              # trainings per scheme, from different random starts; one alone would prove nothing
 report: last          # judge by the last epoch; validation: by the best one on data.validation held-out questions
 """
+_OPTIONS = """\
+  options:
+    cnn: {name: cnet, options: {depth: 4, width: 16, pool: true}}  # what looks at the picture: any classifier
+"""
+_OWN_OPTIONS = """\
+  options: {}         # arguments of your callable: docs/other-tasks.md
+"""
 #: Data of other tasks than classification: the text of a recipe, and the network where none is named.
 _OTHER_TASKS = {"coco": (_BOXES, "detector"), "easy-vqa": (_QUESTIONS, "vqa")}
 DEFAULT = "cnet"
 _LONGEST_NAME = 80  # profiles put theirs behind it
 
 
-def recipe_text(file: str, *, model: str = DEFAULT, data: str = "digits") -> str:
-    """A recipe for the file ``file``, with this network and these data.
+def recipe_text(file: str, *, model: str | None = None, data: str = "digits") -> str:
+    """A recipe for the file ``file``, with this network, or a small one, and these data.
 
     Raises:
         UserError: no such network, no such data, or a name that no comment can hold.
     """
     if not file.isprintable():
         raise UserError(f"file={show(file)}: must be a name that can be printed; choose another")
+    usual = _OTHER_TASKS.get(data, ("", DEFAULT))[1]
+    model = usual if model is None else model
     spec = parse(ModelSpec, {"name": model}, at="model")
     stem = re.sub(r"[^A-Za-z0-9._-]", "-", Path(file).stem)[:_LONGEST_NAME].lstrip("._-").rstrip(".") or "recipe"
     stem = stem if names_folder(stem) else f"recipe-{stem}"  # con.yaml
     stem = stem if stem[0].isalpha() and yaml.safe_load(stem) == stem else f"'{stem}'"  # 2024.yaml, yes.yaml
     if data in _OTHER_TASKS:
-        text, usual = _OTHER_TASKS[data]
         task = MODELS[usual].task
-        if model == DEFAULT:
-            model = usual
-        elif spec.tasks and task not in spec.tasks:
+        if spec.tasks and task not in spec.tasks:
             near = ", ".join(name for name, builder in MODELS.items() if builder.task == task)
             raise UserError(f"model={model!r}: is not for data={data!r}; choose {near}, or package.module:callable")
-        return text.format(file=shlex.quote(file), stem=stem, model=model)
+        options = _OPTIONS if model in MODELS else _OWN_OPTIONS
+        return _OTHER_TASKS[data][0].format(file=shlex.quote(file), stem=stem, model=model, options=options)
     own = ":" in data
-    if own or data not in _DATA:
+    if own:
         parse(DataSpec, {"name": data}, at="data")
+    elif data not in _DATA:
+        known = did_you_mean(data, [*_DATA, *_OTHER_TASKS])
+        raise UserError(f"data={data!r}: unknown data; {known}, package.module:callable")
     if spec.tasks not in ((), ("classification",)):
         (other,) = (name for name, (_, usual) in _OTHER_TASKS.items() if MODELS[usual].task in spec.tasks)
         raise UserError(f"model={model!r}: is a network for {spec.tasks[0]}; give --data {other} with it")
@@ -257,7 +265,7 @@ def recipe_text(file: str, *, model: str = DEFAULT, data: str = "digits") -> str
     )
 
 
-def start(path: Path, *, model: str = DEFAULT, data: str = "digits") -> None:
+def start(path: Path, *, model: str | None = None, data: str = "digits") -> None:
     """Write such a recipe to ``path``.
 
     Raises:

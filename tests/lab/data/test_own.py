@@ -111,6 +111,10 @@ def make(count=20, **how):
     return Set(count, 0, **how), Set(6, 1, **how)
 
 
+def sides(train, test):
+    return Set(20, 0, side=train), Set(6, 1, side=test)
+
+
 def raising(what):
     return Raising(what), Set(6, 1)
 
@@ -147,6 +151,9 @@ def odd(kind):
         "alone": lambda i: image,
         "array": lambda i: (np.zeros((3, 4, 4)), 0),
         "word": lambda i: (image, "cat"),
+        "last": lambda i: (torch.zeros(6, 5, 3, dtype=torch.uint8), i % 2),
+        "last, floats": lambda i: (torch.zeros(6, 6, 1), i % 2),
+        "sizes, floats": lambda i: (image.float()[:, : 4 - i % 2], i % 2),
         "flat": lambda i: (image[0], i % 2),
         "shorts": lambda i: (image.short(), i % 2),
         "gap": lambda i: (image, 2 * (i % 2)),
@@ -279,8 +286,8 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_bits(here, monkeypatch):
 def test_targets_save_reading_and_name_the_classes_unless_they_do_not_agree(here):
     found = load(spec("targets", workers=0), here)
     assert found.classes == ("dark", "light")
-    # Three looks at each set, the form, and the sample that tells the mean.
-    assert sys.modules["mydata_beside"].Targets.asked == 3 + 3 + 1 + 20
+    # Three looks at each set, the form, and the samples that tell the mean, and whether the test images are alike.
+    assert sys.modules["mydata_beside"].Targets.asked == 3 + 3 + 1 + 20 + 6
     assert found.train.labels.tolist() == [0, 1] * 10
     assert load(spec("shifted"), here).train.labels.tolist() == [1, 0] * 10
 
@@ -312,6 +319,10 @@ ERRORS = {
     "gap": r"data\.train: class 1 has no images, class 2 has; classes must be 0, 1, 2, \.\.\. without gaps",
     "below": r"data\.train: item 0: class -1 is below 0; classes must be 0, 1, 2, \.\.\.; leave out images that",
     "sizes": r"data\.train: item 1: image of 3x4 pixels, others have 4x4; set data\.size to bring all to one size$",
+    "sizes, floats": r"data\.train: item 1: image of 3x4 pixels, others have 4x4; resize in the data set$",
+    "last": r"data\.train: item 0: image of shape \[6, 5, 3\], which looks like \[height, width, channels\]; must be "
+    r"\[channels, height, width\]: image\.permute\(2, 0, 1\)$",
+    "last, floats": r"data\.train: item 0: image of shape \[6, 6, 1\], which looks like \[height, width, channels\]; ",
     "types": r"data\.train: item 1: image of torch\.float32, others are torch\.uint8; all must have one type$",
     "nan": r"data\.train: item 2: holds values that are not finite; mend the image or leave it out$",
     "infinite": r"data\.train: item 2: holds values that are not finite; mend the image or leave it out$",
@@ -324,6 +335,21 @@ def test_what_is_wrong_with_an_item_is_told_with_its_number(here, kind):
     with pytest.raises(UserError, match="^" + ERRORS[kind]) as caught:
         load(spec("odd", {"kind": kind}), here)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(8, 30, 3), (16, 9, 1)])
+def test_floats_of_few_columns_are_data_as_others(here, shape):
+    """Three axes in time, say."""
+    from torchreaper.lab.data.stream import Form
+
+    image = torch.zeros(shape)
+    assert Form.of(image, None, "here").fit(image, "here", None).shape == shape
+
+
+@pytest.mark.parametrize("memory", [False, True])
+def test_test_images_that_do_not_fit_are_told_before_anything_is_trained(here, memory):
+    with pytest.raises(UserError, match=r"^data\.test: item 0: image of 8x8 pixels, others have 6x6; set data\.size"):
+        load(spec("sides", {"train": 6, "test": 8}, memory=memory, workers=0), here)
 
 
 def test_classes_of_the_same_name_stay_apart(here):

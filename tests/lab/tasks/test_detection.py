@@ -276,11 +276,20 @@ def test_a_comparison_speaks_of_map_and_has_its_parts(boxes, tmp_path):
         ({"augment": "crop-flip"}, "augment='crop-flip': cannot be used with task detection; use none or flip"),
         ({"model": {"name": "resnet20"}}, "model.name='resnet20': is a network for classification, the recipe's task "),
         ({"model": {"name": "timm:resnet18"}}, "model.name='timm:resnet18': is a network for classification, the "),
+        (
+            {"task": "classification"},
+            "data.name='coco': is data of the task detection, the recipe's is classification; set task",
+        ),
+        ({"task": "vqa"}, "data.name='coco': is data of the task detection, the recipe's is vqa; set task"),
+        ({"scheme": {"name": "kd"}}, "scheme='kd': is not for the task detection; leave it out"),
         ({"scheme": {"name": "mixup"}}, "scheme='mixup': is not for the task detection; leave it out"),
         ({"scheme": {"name": "ema+cutmix"}}, "scheme='ema+cutmix': is not for the task detection"),
-        ({"task": "vqa"}, "data.train: unknown key; known: name, path, train_questions"),
         ({"task": "segmentation"}, "task='segmentation': must be 'classification', 'detection' or 'vqa'"),
-        ({"data": {"name": "digits"}}, "data.name='digits': must be 'coco', 'parquet' or 'hub'"),
+        ({"data": {"name": "coca"}}, "data.name='coca': must be 'coco', 'parquet' or 'hub'"),
+        (
+            {"data": {"name": "digits"}},
+            "data.name='digits': is data of the task classification, the recipe's is detection; set task",
+        ),
     ],
 )
 def test_what_does_not_fit_the_task_is_one_line(boxes, changes, text):

@@ -104,7 +104,11 @@ def test_what_would_go_is_shown_of_it_too(questions):
             "model.name='detector': is a network for detection, the recipe's task ",
         ),
         ({"scheme": {"name": "grafting"}}, "scheme='grafting': is not for the task vqa; leave it out"),
-        ({"data": {"name": "hub", "hub": "x"}}, "data.hub: unknown key"),
+        (
+            {"data": {"name": "hub", "hub": "x"}},
+            "data.name='hub': is data of the task classification or detection, the recipe's is vqa; set task",
+        ),
+        ({"data": {"name": "vqa", "hub": "x"}}, "data.hub: unknown key"),
     ],
 )
 def test_what_does_not_fit_the_task_is_one_line(questions, changes, text):

@@ -14,11 +14,14 @@ from torchreaper.lab.data.batches import training as training
 from torchreaper.lab.data.boxes import BoxesSpec as BoxesSpec
 from torchreaper.lab.data.boxes import BoxSplit as BoxSplit
 from torchreaper.lab.data.boxes import load_boxes as load_boxes
+from torchreaper.lab.data.boxes.spec import NAMES as _BOXES
 from torchreaper.lab.data.load import load as load
 from torchreaper.lab.data.questions import Questions as Questions
 from torchreaper.lab.data.questions import QuestionsData as QuestionsData
 from torchreaper.lab.data.questions import QuestionsSpec as QuestionsSpec
 from torchreaper.lab.data.questions import load_questions as load_questions
+from torchreaper.lab.data.questions.spec import NAMES as _QUESTIONS
+from torchreaper.lab.data.spec import NAMES as _IMAGES
 from torchreaper.lab.data.spec import DataSpec as DataSpec
 from torchreaper.lab.data.split import WHOLE as WHOLE
 from torchreaper.lab.data.split import Dataset as Dataset
@@ -39,3 +42,5 @@ SPECS: dict[str, type[DataSpec | BoxesSpec | QuestionsSpec]] = {
     "detection": BoxesSpec,
     "vqa": QuestionsSpec,
 }
+#: What data are called in that section, by task; beside ``package.module:callable`` of classification.
+NAMES: dict[str, tuple[str, ...]] = {"classification": _IMAGES, "detection": _BOXES, "vqa": _QUESTIONS}

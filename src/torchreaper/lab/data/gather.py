@@ -34,7 +34,8 @@ def streamed(
         form = Form.of(next(iter(source.read([int(rows[0])]))), size, where)
     splits = {what: Streamed(*part, form, workers, base) for what, part in parts.items()}
     counts, grey = _looked_at(splits["train"], SAMPLE)
-    if grey and _looked_at(splits["test"], _TEST_SAMPLE)[1]:
+    # Of the test images too, whatever those of training are: what does not fit is told before an epoch, not after it.
+    if _looked_at(splits["test"], _TEST_SAMPLE)[1] and grey:
         form = replace(form, channels=1)
         splits = {what: replace(split, form=form) for what, split in splits.items()}
     if form.dtype.is_floating_point:

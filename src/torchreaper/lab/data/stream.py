@@ -65,13 +65,17 @@ class Form:
             raise UserError(f"{where}: image of {values.dtype}, others are {self.dtype}; all must have one type")
         if (height, width) != (self.height, self.width):
             raise UserError(
-                f"{where}: image of {height}x{width} pixels, others have {self.height}x{self.width}; set data.size to "
-                "bring all to one size"
+                f"{where}: image of {height}x{width} pixels, others have {self.height}x{self.width}; "
+                + (
+                    "resize in the data set"
+                    if self.dtype.is_floating_point
+                    else "set data.size to bring all to one size"
+                )
             )
         if channels not in (1, self.channels):
             raise UserError(
-                f"{where}: image of {channels} channels, others have {self.channels}; give all as many, or set "
-                "data.memory: true to have grey ones taken for coloured"
+                f"{where}: image of {channels} channels, others have {self.channels}; give all as many; "
+                "of files, data.memory: true takes grey ones for coloured"
             )
         return values.expand(self.channels, -1, -1)
 
@@ -84,6 +88,11 @@ class Form:
             raise UserError(
                 f"{where}: image of {image.dtype} and shape {list(image.shape)}; must be [channels, height, width] of "
                 "uint8, or of floats that are ready for the network"
+            )
+        if channels_last(image.shape) and (not image.is_floating_point() or image.shape[0] == image.shape[1]):
+            raise UserError(
+                f"{where}: image of shape {list(image.shape)}, which looks like [height, width, channels]; must be "
+                "[channels, height, width]: image.permute(2, 0, 1)"
             )
         if image.is_floating_point() and not image.isfinite().all():
             raise UserError(f"{where}: holds values that are not finite; mend the image or leave it out")
@@ -98,6 +107,11 @@ class Form:
 
         array = image.squeeze(0) if image.shape[0] == 1 else image.permute(1, 2, 0)
         return torch.from_numpy(pixels(fromarray(np.ascontiguousarray(array.numpy())), size=self.size, crop=crop))
+
+
+def channels_last(shape: Sequence[int]) -> bool:
+    """Whether three sizes look like [height, width, channels]: few at the end, and more before."""
+    return shape[2] in (1, 3, 4) and min(shape[:2]) > 4
 
 
 @dataclass(frozen=True, eq=False)

@@ -80,6 +80,30 @@ def test_coco_boxes_are_those_of_the_file_and_lie_on_the_pictures(coco, load, sc
                 assert (blue[elsewhere] < 120).all()
 
 
+@pytest.mark.parametrize("box", ["xywh", "xyxy"])
+def test_boxes_in_shares_of_the_picture_are_refused(coco, load, refused, box):
+    """They would be read as boxes within the first pixel, and nothing would be learnt."""
+
+    def shares(content):
+        sizes = {one["id"]: (one["width"], one["height"]) * 2 for one in content["images"]}
+        for one in content["annotations"]:
+            left, top, third, fourth = one["bbox"]
+            corners = [left, top, third, fourth] if box == "xywh" else [left, top, left + third, top + fourth]
+            one["bbox"] = [value / side for value, side in zip(corners, sizes[one["image_id"]])]
+
+    text = (
+        "all boxes lie within 0 to 1, but are read in pixels of their picture; multiply shares by its width and height"
+    )
+    assert refused(coco(shares), box=box) == f"data.train: {text}"
+
+    def one_in_pixels(content):
+        shares(content)
+        content["annotations"][0]["bbox"] = [2, 2, 9, 9]
+
+    if box == "xywh":  # as those of the test images are
+        assert any(map(len, load(coco(one_in_pixels), box=box).train.truths()))
+
+
 def test_clipped_flat_and_crowded_boxes(coco, load, scenes, caplog):
     def change(content):
         content["annotations"] = [

@@ -19,6 +19,7 @@ from torchreaper.lab.settings import show
 log = logging.getLogger("torchreaper")
 
 _MOST = 1e9  # pixels: beyond is no place in a picture
+_SHARE = 1.01  # boxes that all end here, a pixel from the corner, are counted in shares of the picture
 _FLAT = "boxes without area in their picture, left out"
 _OUT = "boxes that stick out of their picture by more than a pixel, clipped (if they are many, is data.box right?)"
 
@@ -65,11 +66,13 @@ def marked(
         notes: Where to count.
 
     Raises:
-        UserError: Four numbers that are none, or not finite, or of negative size; an unknown category.
+        UserError: Four numbers that are none, or not finite, or of negative size; an unknown category; all boxes within
+            the first pixel.
     """
     chosen = rows.tolist()
     sizes = photographs.sizes(chosen)
     boxes, crowds, fits = [], [], []
+    furthest: list[float] = []
     for row, (height, width), objects in zip(chosen, sizes, photographs.objects(chosen)):
         scale, high, wide = fit(height, width, size)
         found = np.empty((len(objects), 6))
@@ -82,6 +85,7 @@ def marked(
             found[count], count = (*corners, number, one.crowd), count + 1
             places.append(where)
         found = found[:count]
+        furthest += found[:, :4].max(axis=1, initial=0).tolist()
         inside = clip(found[:, :4], height, width)
         for place in (np.abs(inside - found[:, :4]).max(axis=1, initial=0) > 1).nonzero()[0].tolist():
             notes.add(_OUT, places[place])
@@ -94,6 +98,11 @@ def marked(
         boxes.append(table[seen & ~crowd, :5])
         crowds.append(table[seen & crowd, :5])
         fits.append((scale, high, wide))
+    if furthest and max(furthest) <= _SHARE:
+        raise UserError(
+            f"{photographs.table.key}: all boxes lie within 0 to 1, but are read in pixels of their picture; multiply "
+            "shares by its width and height"
+        )
     scales, filled = torch.tensor([scale for scale, *_ in fits]), torch.tensor([rest for _, *rest in fits])
     return Marked(rows, dict(zip(chosen, sizes)), boxes, crowds, scales, filled)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
@@ -15,6 +15,10 @@ _COLUMNS = ("image", "objects", "bbox", "category")
 _WHERE = {"coco": ("train", "test", *_FOLDERS), "parquet": ("train", "test"), "hub": ("hub",)}
 _MAY = {"coco": (), "parquet": _COLUMNS, "hub": ("train", "test", *_COLUMNS)}
 Side = Annotated[int, Field(ge=1, le=2**14)]
+
+
+Name = Literal["coco", "parquet", "hub"]
+NAMES: tuple[str, ...] = get_args(Name)
 
 
 class BoxesSpec(Settings):
@@ -44,7 +48,7 @@ class BoxesSpec(Settings):
         split_seed: the random choice of limit, test_limit and validation.
     """
 
-    name: Literal["coco", "parquet", "hub"]
+    name: Name
     train: str | None = None
     test: str | None = None
     train_images: str | None = None
