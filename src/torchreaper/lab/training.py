@@ -349,7 +349,7 @@ class Run:
             arguments = self.task.arguments(self.module, inputs, targets)
             batch = schemes.Batch(self.model, arguments, targets, self.model(*arguments))
             loss = self.task.loss(self.module, batch.outputs, targets, smoothing=self.scheme.label_smoothing)
-            loss = self.scheme.loss(batch, loss)
+            loss = schemes.loss_of(self.scheme, batch, loss)
         self.fabric.backward(loss)
         return batch, loss
 

@@ -65,6 +65,26 @@ class BrokenSpec(PullSpec):
         return setup.nothing_here
 
 
+class NothingSpec(PullSpec):
+    def attach(self, setup):
+        self.strength
+
+
+class Giving(Attached):
+    def __init__(self, given):
+        self.given = given
+
+    def loss(self, batch, loss):
+        return {"nothing": None, "each": loss.expand(4), "number": 0.5}[self.given]
+
+
+class GivingSpec(PullSpec):
+    given: str
+
+    def attach(self, setup):
+        return Giving(self.given)
+
+
 def make():
     return PullSpec()
 """
@@ -137,6 +157,10 @@ def test_what_is_wrong_in_the_recipe_is_named(options, text):
             "scheme.name='mynets.pulling:OtherwiseSpec': has an optimizer of its own, as only the lab's",
         ),
         (
+            {"name": "mynets.pulling:NothingSpec"},
+            "scheme.name='mynets.pulling:NothingSpec': its attach gives a NoneType; must return a torchreaper.lab.",
+        ),
+        (
             {"name": "mynets.pulling:PullSpec", "options": {"strenght": 1.0}},
             "scheme.options.strenght: unknown key; did you mean scheme.options.strength?",
         ),
@@ -152,6 +176,19 @@ def test_what_is_wrong_with_the_class_is_named_when_it_is_put_to_work(options, t
         spec.attach(setup(network()))
     assert str(error.value).startswith(text)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "what"), [("nothing", "NoneType"), ("each", "tensor of shape [4]"), ("number", "float")]
+)
+@pytest.mark.parametrize("together", [False, True])
+def test_a_loss_that_is_none_is_named(given, what, together, pulling):
+    giving = {"name": "mynets.pulling:GivingSpec", "options": {"given": given}}
+    schemes = {"giving": giving, "both": {"name": "giving+label-smoothing"}}
+    text = f"scheme: Giving.loss gives a {what}; must return the loss, a tensor of one number"
+    with pytest.raises(UserError) as error:
+        train(recipe(schemes=schemes), scheme="both" if together else "giving", seed=0, out=pulling)
+    assert str(error.value) == text
 
 
 def test_its_check_is_asked(pulling):

@@ -12,7 +12,7 @@ from torchreaper.lab import objects, settings
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.schemes.averaging import EMASpec, SWASpec
 from torchreaper.lab.schemes.ban import BANSpec
-from torchreaper.lab.schemes.base import Attached, Batch, Phase, Setup, Spec, drawing_aside
+from torchreaper.lab.schemes.base import Attached, Batch, Phase, Setup, Spec, drawing_aside, loss_of
 from torchreaper.lab.schemes.decay import DecaySpec
 from torchreaper.lab.schemes.distillation import KDSpec
 from torchreaper.lab.schemes.dropout import DropoutSpec
@@ -46,6 +46,7 @@ __all__ = [
     "describe",
     "drawing_aside",
     "imported",
+    "loss_of",
     "options_of",
     "parse",
 ]

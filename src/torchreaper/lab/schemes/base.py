@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 import torchreaper as tr
 from torchreaper.lab.data import FixedBatches
+from torchreaper.lab.errors import UserError
 from torchreaper.lab.sections import OptimSpec
 from torchreaper.lab.settings import Settings
 
@@ -212,6 +213,21 @@ class Spec(Settings):
     def attach(self, setup: Setup) -> Attached:
         """Put the scheme to work."""
         raise NotImplementedError
+
+
+def loss_of(scheme: Attached, batch: Batch, loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """What the scheme makes of the loss of a batch, see `Attached.loss`.
+
+    Raises:
+        UserError: It is no single number.
+    """
+    found: object = scheme.loss(batch, loss)
+    if not isinstance(found, Tensor) or found.ndim:
+        what = f"tensor of shape {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise UserError(
+            f"scheme: {type(scheme).__qualname__}.loss gives a {what}; must return the loss, a tensor of one number"
+        )
+    return found
 
 
 @contextmanager

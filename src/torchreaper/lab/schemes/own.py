@@ -53,7 +53,7 @@ class OwnSpec(Spec):
         """Import the class, read its options, and put it to work.
 
         Raises:
-            UserError: It cannot be imported, is no `Spec`, or refuses its options or the epochs.
+            UserError: It cannot be imported, is no `Spec`, refuses its options or the epochs, or attaches nothing.
         """
         spec = settings.parse(imported(self.name, "scheme.name", setup.base), self.options, at="scheme.options")
         if spec.lengths(setup.epochs) != (setup.epochs,) or spec.teachers():
@@ -67,4 +67,10 @@ class OwnSpec(Spec):
                 "leave out optim, and change the groups of setup.optimizer in attach"
             )
         spec.check(setup.epochs)
-        return spec.attach(setup)
+        attached: object = spec.attach(setup)
+        if not isinstance(attached, Attached):
+            raise UserError(
+                f"scheme.name={self.name!r}: its attach gives a {type(attached).__name__}; must return a "
+                "torchreaper.lab.schemes.Attached"
+            )
+        return attached

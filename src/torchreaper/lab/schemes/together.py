@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import torchreaper as tr
 from torchreaper.lab.errors import UserError
-from torchreaper.lab.schemes.base import Attached, Batch, Images, Phase, Setup, Spec, Targets
+from torchreaper.lab.schemes.base import Attached, Batch, Images, Phase, Setup, Spec, Targets, loss_of
 from torchreaper.lab.sections import OptimSpec
 
 
@@ -72,7 +72,7 @@ class Together(Attached):
     def loss(self, batch: Batch, loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """By each in turn."""
         for part in self._parts:
-            loss = part.loss(batch, loss)
+            loss = loss_of(part, batch, loss)
         return loss
 
     def gradients(self, again: Callable[[], object]) -> None:
