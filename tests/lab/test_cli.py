@@ -377,6 +377,7 @@ def test_a_comparison_with_failures_ends_with_1_and_names_them(recipe):
     assert done.exit_code == 1
     assert "Failed: standard, seed 0: epoch" in done.output
     assert "Failed: repr, seed 0: epoch" in done.output
+    assert "minus standard" not in done.output  # no table of nothing
     assert "Traceback" not in done.output
 
 

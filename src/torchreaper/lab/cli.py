@@ -244,7 +244,8 @@ def compare(
             )
         from torchreaper.lab import report
 
-        screen.show_table(console, *found.table(comparison))
+        if comparison.schemes:
+            screen.show_table(console, *found.table(comparison))
         if (parts := found.parts_table(comparison))[1]:
             screen.show_table(console, *parts)
         for note in found.notes(comparison):

@@ -96,6 +96,16 @@ def test_a_scheme_without_a_finished_run_stands_in_the_failures_only(results):
     assert [row[0] for row in table(without_baseline)[1]] == ["repr"]
 
 
+def test_without_a_finished_run_there_is_no_table():
+    failures = [Failure("repr", seed, "epoch 1: the loss is nan") for seed in range(2)]
+    comparison = summarise({"standard": {}, "repr": {}}, failures=failures)
+    text = markdown(comparison)
+    assert "|" not in text
+    assert text.startswith(
+        f"# {comparison.recipe}: no run is finished\n\n- Failed: repr, seed 0: epoch 1: the loss is nan"
+    )
+
+
 def test_nothing_to_summarise():
     with pytest.raises(ValueError, match="results: empty"):
         summarise({})

@@ -69,6 +69,10 @@ def test_an_unfinished_comparison_says_so_and_shows_what_there_is(compared):
     late = path / "repr" / "seed-2"
     (late / "result.json").unlink()
     (late / "metrics.jsonl").write_bytes(b"".join((late / "metrics.jsonl").read_bytes().splitlines(True)[:7]) + b'{"ep')
+    lines = (late / "metrics.jsonl").read_bytes()
+    (late / "metrics.jsonl").write_bytes(b"")
+    assert reading.read(path).warnings[0].startswith("Not finished: repr, seed 2, in epoch 1 of 12. ")
+    (late / "metrics.jsonl").write_bytes(lines)
     folder = reading.read(path)
     assert folder.warnings == [
         "Not finished: repr, seed 2, at epoch 7 of 12. Finished runs alone are in the table.",

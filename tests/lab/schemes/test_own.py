@@ -185,10 +185,13 @@ def test_what_is_wrong_with_the_class_is_named_when_it_is_put_to_work(options, t
 def test_a_loss_that_is_none_is_named(given, what, together, pulling):
     giving = {"name": "mynets.pulling:GivingSpec", "options": {"given": given}}
     schemes = {"giving": giving, "both": {"name": "giving+label-smoothing"}}
-    text = f"scheme: Giving.loss gives a {what}; must return the loss, a tensor of one number"
-    with pytest.raises(UserError) as error:
-        train(recipe(schemes=schemes), scheme="both" if together else "giving", seed=0, out=pulling)
-    assert str(error.value) == text
+    text = f"Giving.loss gives a {what}; must return the loss, a tensor of one number"
+    scheme = "both" if together else "giving"
+    found = compare(recipe(schemes=schemes), ["standard", scheme], 1, pulling)
+    assert [summary.scheme for summary in found.schemes] == ["standard"]
+    (failure,) = found.failures
+    assert failure.scheme == scheme
+    assert failure.reason.startswith(f"TypeError: {text} (")
 
 
 def test_its_check_is_asked(pulling):

@@ -214,6 +214,10 @@ def markdown(comparison: Comparison) -> str:
     epoch = "the last epoch" if comparison.report == "last" else "the epoch chosen on the validation images"
     metric, judged = in_markdown(comparison.metric), comparison.judged
     several = f", corrected by Holm's method for {_tests(comparison)} schemes" if _tests(comparison) > 1 else ""
+    if not comparison.schemes:
+        return "\n".join(
+            [f"# {in_markdown(comparison.recipe)}: no run is finished", "", *map(as_item, notes(comparison)), ""]
+        )
     lines = [
         f"# {in_markdown(comparison.recipe)}: {', '.join(in_markdown(one.scheme) for one in comparison.schemes)}",
         "",

@@ -16,7 +16,6 @@ from torch.optim import Optimizer
 
 import torchreaper as tr
 from torchreaper.lab.data import FixedBatches
-from torchreaper.lab.errors import UserError
 from torchreaper.lab.sections import OptimSpec
 from torchreaper.lab.settings import Settings
 
@@ -219,13 +218,13 @@ def loss_of(scheme: Attached, batch: Batch, loss: Float[Tensor, ""]) -> Float[Te
     """What the scheme makes of the loss of a batch, see `Attached.loss`.
 
     Raises:
-        UserError: It is no single number.
+        TypeError: It is no single number.
     """
     found: object = scheme.loss(batch, loss)
     if not isinstance(found, Tensor) or found.ndim:
         what = f"tensor of shape {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-        raise UserError(
-            f"scheme: {type(scheme).__qualname__}.loss gives a {what}; must return the loss, a tensor of one number"
+        raise TypeError(
+            f"{type(scheme).__qualname__}.loss gives a {what}; must return the loss, a tensor of one number"
         )
     return found
 

@@ -37,7 +37,8 @@ class Run:
     def where(self) -> str:
         """How far an unfinished run is, in words."""
         done, of = len(self.lines), self.recipe.get("epochs")
-        return f"at epoch {done} of {of}" if of else f"at epoch {done}"
+        where = f"at epoch {done}" if done else "in epoch 1"
+        return f"{where} of {of}" if of else where
 
 
 @dataclass(frozen=True)
