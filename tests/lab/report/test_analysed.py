@@ -82,12 +82,18 @@ def test_a_long_kernel_of_one_dimension(mine):
 
 
 def test_filters_of_other_dimensions_become_pictures():
-    flat = torch.arange(14.0).view(2, 1, 7)
+    flat = torch.arange(14.0, dtype=torch.float64).view(2, 1, 7)
     assert torch.equal(analysed._pictures(flat), torch.stack([flat] * 3, dim=2))
     assert analysed._pictures(torch.zeros(2, 3, 1)).shape == (2, 3, 1, 1)
-    image, volume = torch.rand(2, 3, 4, 5), torch.rand(2, 3, 4, 5, 6)
+    image, volume = (torch.rand(2, 3, 4, *more, dtype=torch.float64) for more in ([5], [5, 6]))
     assert torch.equal(analysed._pictures(image), image)
     assert torch.equal(analysed._pictures(volume), volume.view(2, 3, 4, 30))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_filters_of_every_precision_become_pictures(dtype, tmp_path):
+    figure = analysed.tiles_figure(analysed._pictures(torch.rand(4, 3, 3, 3).to(dtype)), None)
+    figure.savefig(tmp_path / "tiles.png")
 
 
 def test_without_correlations_or_criteria_their_figures_are_left_out(trained, tmp_path):

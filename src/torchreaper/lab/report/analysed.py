@@ -77,6 +77,7 @@ def _first_of(label: str, group: Sequence[Analysis]) -> str:
 
 def _pictures(weight: Tensor) -> Tensor:
     """Filters of any number of dimensions as [J, c, high, wide]; of one dimension as stripes, or none would be seen."""
+    weight = weight.double()  # numpy knows no bfloat16
     if weight.ndim == 3:
         return weight.unsqueeze(2).repeat_interleave(-(-weight.shape[2] // 3), dim=2)
     return weight.flatten(3)
