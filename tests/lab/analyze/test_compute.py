@@ -215,7 +215,12 @@ def test_settings_choose_criteria_layers_and_what_is_skipped(trained):
         ({"device": "warp"}, r"device='warp': unknown; choose one of auto, cpu"),
         (
             {"images": 10},
-            r"images=10: too few for correlations on a grid of 4 x 4; take more than 17, or a smaller grid",
+            r"images=10: too few for correlations on a grid of 4 x 4; take more than 17, or grid <= 2$",
+        ),
+        ({"images": 2}, r"images=2: too few for correlations on a grid of 4 x 4; take more than 17$"),
+        (
+            {"grid": 100},
+            r"too few for correlations on a grid of 100 x 100; there are but 797 test images: take others, or grid <= 7$",
         ),
     ],
     ids=lambda value: str(value)[:30] if isinstance(value, dict) else "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
@@ -150,11 +151,15 @@ def _open(
     model.to(device)
     batches = _batches(source, settings, device)
     bank = tr.find_filters(model, next(iter(batches))[0][:2], skip=settings.skip, seed=settings.seed)
-    most = settings.grid**2 + 1
+    most, count = settings.grid**2 + 1, len(batches.split)
     if batches.images <= most:
+        grid = math.isqrt(max(batches.images - 2, 0))
+        more = (
+            f"take more than {most}" if count > most else f"there are but {count:,} {batches.what} images: take others"
+        )
         raise UserError(
             f"images={batches.images}: too few for correlations on a grid of {settings.grid} x {settings.grid}; "
-            f"take more than {most}, or a smaller grid"
+            f"{more}{f', or grid <= {grid}' if grid else ''}"
         )
     for layer in bank.layers:
         if layer.reason == "has one filter only":
