@@ -61,6 +61,10 @@ def main(argv: Sequence[str] | None = None) -> tuple[float, dict[str, list[float
     args = parser.parse_args(argv)
     if args.epochs < 6:
         parser.error(f"argument --epochs: {args.epochs}: two cycles take at least 6")
+    if args.width < 1:
+        parser.error(f"argument --width: {args.width}: must be 1 or more")
+    if args.scope and not args.repr:
+        parser.error("argument --scope: has no effect without --repr; give both")
 
     torch.manual_seed(args.seed)
     generator = torch.Generator().manual_seed(args.seed)

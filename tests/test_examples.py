@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -32,3 +34,19 @@ def test_the_plain_loop_has_an_epoch_after_its_cycles():
     )
     assert done.returncode == 2
     assert "argument --epochs: 6: two cycles take 6, and training goes on after them; give 7 or more" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["timeseries", "segmentation"])
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--scope", "body"], "argument --scope: has no effect without --repr; give both"),
+        (["--repr", "--width", "0"], "argument --width: 0: must be 1 or more"),
+    ],
+)
+def test_the_other_examples_say_what_is_wrong(name, options, text):
+    done = subprocess.run(
+        [sys.executable, f"examples/{name}.py", *options], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert text in done.stderr
