@@ -220,7 +220,7 @@ def test_settings_choose_criteria_layers_and_what_is_skipped(trained):
         ({"images": 2}, r"images=2: too few for correlations on a grid of 4 x 4; take more than 17$"),
         (
             {"grid": 100},
-            r"too few for correlations on a grid of 100 x 100; there are but 797 test images: take others, or grid <= 7$",
+            r"on a grid of 100 x 100; there are but 797 test images: take others, or grid <= 7$",
         ),
     ],
     ids=lambda value: str(value)[:30] if isinstance(value, dict) else "",
