@@ -86,6 +86,7 @@ def test_an_unfinished_comparison_says_so_and_shows_what_there_is(compared):
     assert drawn["means"]["accuracy"]["x"] == list(range(1, 13))  # a young run does not cut the others' mean
     assert [len(seed["x"]) for seed in drawn["seeds"]] == [12, 12, 7]
     html = rendering.render([folder])
+    assert "test accuracy and gap: of the epochs that were judged" in html
     assert "gap and training loss: as counted\nwhile training" in html  # not the gap of the table
     assert "5 of 6 runs finished" in html
     assert "at epoch 7 of 12" in html

@@ -190,9 +190,10 @@
       let edge = -0.5;
       const edges = layers.map(([, filters]) => (edge += single ? filters : 1)).slice(0, -1);
       return [[{
-        type: "heatmap", z, x0: first, dx: 1, zmin: 0, zmax: 1, showscale: false, colorscale: [[0, css("--on")], [1, css("--off")]],
-        text: names.map((name) => new Array(count).fill(name)), name: "dropped",
-        hovertemplate: `%{text}, epoch %{x}: ${single ? "%{z:d} (1 is dropped)" : "%{z:.0%} dropped"}<extra></extra>`,
+        // As in the curves, epoch e lies between e - 1 and e.
+        type: "heatmap", z, x0: first - 0.5, dx: 1, zmin: 0, zmax: 1, showscale: false, colorscale: [[0, css("--on")], [1, css("--off")]],
+        text: names.map((name) => Array.from({ length: count }, (_, i) => `${name}, epoch ${first + i}`)), name: "dropped",
+        hovertemplate: `%{text}: ${single ? "%{z:d} (1 is dropped)" : "%{z:.0%} dropped"}<extra></extra>`,
       }], {
         height, hovermode: "closest", xaxis: { title: { text: "epoch" }, showgrid: false, zeroline: false },
         shapes: layers.length > 40 ? [] : edges.map((y) => ({
