@@ -66,6 +66,8 @@ def main(asked: argparse.Namespace) -> None:
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 35.0)
             optimizer.step()
+        if not loss.isfinite():
+            raise SystemExit(f"epoch {epoch}: the loss is {loss.item()}; lower --lr={asked.lr:g}")
         schedule.step()
         seconds = time.perf_counter() - start
         figures = judge(model, test, found.classes, mean, std, asked.batch)

@@ -59,6 +59,16 @@ def test_it_trains_with_repr_on_the_backbone_alone(coco, tmp_path):  # noqa: F81
     assert all(0 <= float(score) <= 100 for _, _, score in lines)
 
 
+def test_a_loss_that_is_not_finite_ends_it(coco, tmp_path):  # noqa: F811
+    pytest.importorskip("pycocotools")
+    files = coco()
+    where = [f"--{key.replace('_', '-')}={files[key]}" for key in ("train", "train_images", "test", "test_images")]
+    how = ["--model", "detector", "--size", "32", "32", "--batch", "5", "--epochs", "4", "--lr", "1e36"]
+    done = run(*where, *how, cwd=tmp_path)
+    assert done.returncode == 1
+    assert re.fullmatch(r"epoch \d: the loss is (nan|-?inf); lower --lr=1e\+36\n", done.stderr)
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
