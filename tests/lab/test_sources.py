@@ -105,6 +105,15 @@ def test_a_comparison_trains_each_first_network_once_and_tells_both_accuracies(t
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("last.pt")} == stamps
 
 
+def test_a_comparison_says_which_network_is_compared(tmp_path):
+    found = compare(recipe(epochs=1), ["standard"], 1, tmp_path)
+    (remark,) = [one for one in found.remarks if "another network" in one]
+    assert remark.startswith("The schemes trained another network before (cnet on digits, classification; its scores ")
+    assert "What is compared is cnet on digits, which starts from its weights" in remark
+    plain = compare(settings.parse(Recipe, TINY), ["standard"], 1, tmp_path / "plain")
+    assert not any("another network" in one for one in plain.remarks)
+
+
 def test_the_schemes_epochs_are_those_of_the_first_training():
     recipe(epochs=1, source={**SOURCE, "epochs": 3})
     with pytest.raises(UserError, match=r"need 2 epochs and at least one more"):

@@ -185,10 +185,23 @@ def _remarks(recipe: Recipe, results: dict[str, dict[int, Result]], out: Path) -
     """What a reader has to know of how the runs were made."""
     every = [(scheme, seed) for scheme, runs in results.items() for seed in runs]
     return (
+        *_on_source(recipe),
         *_on_judging(recipe),
         *_on_noise(recipe),
         *_on_sharing(recipe, every, out),
         *_on_changes(recipe, every, out),
+    )
+
+
+def _on_source(recipe: Recipe) -> Iterable[str]:
+    """Which of two trainings the schemes are about."""
+    if recipe.source is None:
+        return
+    first = recipe.first()
+    yield (
+        f"The schemes trained another network before ({first.model.name} on {first.data.name}, {first.task}; its "
+        f"scores are the parts called source). What is compared is {recipe.model.name} on {recipe.data.name}, which "
+        "starts from its weights and is trained the standard way, whatever the scheme."
     )
 
 
