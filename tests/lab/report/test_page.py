@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import shutil
 import re
 from html.parser import HTMLParser
 
@@ -110,6 +111,14 @@ def test_curves_are_of_the_epochs_that_were_judged(compared):
             10,
             12,
         ]
+
+
+def test_phases_are_spoken_of_where_there_are_some(compared):
+    path, _ = compared
+    words = "Grey: sub-network phases."
+    assert words in rendering.render([reading.read(path)])
+    shutil.rmtree(path / "repr")
+    assert words not in rendering.render([reading.read(path)])
 
 
 def test_nothing_finished_is_a_page_too(compared):
