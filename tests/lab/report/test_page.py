@@ -3,8 +3,8 @@
 import base64
 import hashlib
 import json
-import shutil
 import re
+import shutil
 from html.parser import HTMLParser
 
 import pytest
