@@ -31,7 +31,8 @@ def test_all_schemes_fit_and_the_filters_are_back_before_the_rate_falls(name, pr
     for key in recipe.every_scheme():
         for spec in repr_in(recipe.scheme_spec(key)):
             back = spec.cycles * (spec.full + spec.sub)
-            assert (back <= recipe.epochs - recipe.schedule.fall) == (key != "paper"), key
+            late = key in ("paper", "paper-zeros", "into-fall")
+            assert (back > recipe.epochs - recipe.schedule.fall) == late, key
     assert recipe.report == "last"
 
 
@@ -81,6 +82,8 @@ def test_in_residual_networks_what_ends_in_a_sum_is_left_out():
         inside, fewer = recipe.schemes["inside"], recipe.schemes["inside-fewer"]
         assert inside["skip"] == ["first", "full-width"]
         assert {key for key in inside if inside[key] != fewer[key]} == {"full", "cycles"}
+        kept = recipe.schemes["inside-momentum-kept"]
+        assert kept == {**inside, "reinit": {**inside["reinit"], "optimizer_state": "keep"}}
 
 
 def test_the_parts_differ_from_the_whole_in_what_they_are_named_after():
@@ -95,6 +98,11 @@ def test_the_parts_differ_from_the_whole_in_what_they_are_named_after():
         "criterion-released": {"criterion": "orthogonality-released"},
         "first-layer": {"skip": None},
         "first-layer-corrected": {"skip": None, "criterion": "orthogonality-corrected"},
+        "paper-zeros": {"full": 8, "sub": 4, "cycles": 3},
+        "into-fall": {"cycles": 9},
+        "magnitude": {"criterion": "magnitude"},
+        "tenth": {"fraction": 0.1},
+        "fifth": {"fraction": 0.2},
         "half": {"fraction": 0.5},
         "capped": {"max_per_layer": 0.5},
         "length-one": {"reinit": {"gain": 1}},
