@@ -89,7 +89,7 @@ class Form:
                 f"{where}: image of {image.dtype} and shape {list(image.shape)}; must be [channels, height, width] of "
                 "uint8, or of floats that are ready for the network"
             )
-        if channels_last(image.shape) and (not image.is_floating_point() or image.shape[0] == image.shape[1]):
+        if _ends_in_channels(image.shape) and (not image.is_floating_point() or image.shape[0] == image.shape[1]):
             raise UserError(
                 f"{where}: image of shape {list(image.shape)}, which looks like [height, width, channels]; must be "
                 "[channels, height, width]: image.permute(2, 0, 1)"
@@ -109,7 +109,7 @@ class Form:
         return torch.from_numpy(pixels(fromarray(np.ascontiguousarray(array.numpy())), size=self.size, crop=crop))
 
 
-def channels_last(shape: Sequence[int]) -> bool:
+def _ends_in_channels(shape: Sequence[int]) -> bool:
     """Whether three sizes look like [height, width, channels]: few at the end, and more before."""
     return shape[2] in (1, 3, 4) and min(shape[:2]) > 4
 

@@ -221,7 +221,7 @@ def loss_of(scheme: Attached, batch: Batch, loss: Float[Tensor, ""]) -> Float[Te
         TypeError: It is no single number.
     """
     found: object = scheme.loss(batch, loss)
-    if not isinstance(found, Tensor) or found.ndim:
+    if not isinstance(found, Tensor) or found.numel() != 1:
         what = f"tensor of shape {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
         raise TypeError(
             f"{type(scheme).__qualname__}.loss gives a {what}; must return the loss, a tensor of one number"

@@ -72,7 +72,7 @@ def marked(
     chosen = rows.tolist()
     sizes = photographs.sizes(chosen)
     boxes, crowds, fits = [], [], []
-    furthest: list[float] = []
+    furthest = 0.0
     for row, (height, width), objects in zip(chosen, sizes, photographs.objects(chosen)):
         scale, high, wide = fit(height, width, size)
         found = np.empty((len(objects), 6))
@@ -85,7 +85,7 @@ def marked(
             found[count], count = (*corners, number, one.crowd), count + 1
             places.append(where)
         found = found[:count]
-        furthest += found[:, :4].max(axis=1, initial=0).tolist()
+        furthest = max(furthest, float(found[:, :4].max(initial=0)))
         inside = clip(found[:, :4], height, width)
         for place in (np.abs(inside - found[:, :4]).max(axis=1, initial=0) > 1).nonzero()[0].tolist():
             notes.add(_OUT, places[place])
@@ -98,7 +98,7 @@ def marked(
         boxes.append(table[seen & ~crowd, :5])
         crowds.append(table[seen & crowd, :5])
         fits.append((scale, high, wide))
-    if furthest and max(furthest) <= _SHARE:
+    if 0 < furthest <= _SHARE:
         raise UserError(
             f"{photographs.table.key}: all boxes lie within 0 to 1, but are read in pixels of their picture; multiply "
             "shares by its width and height"
