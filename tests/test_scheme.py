@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from torch import nn
 
 import torchreaper as tr
 from tests.nets import build, inputs, plain, train_step
-from torchreaper.transitions import SCORED, transition_at
+from torchreaper.transitions import SCORED, planned, transition_at
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,6 +44,44 @@ def test_any_schedule_alternates(full, sub, cycles):
     assert [c for _, _, c in moves] == [k for k in range(1, cycles + 1) for _ in range(2)]
     steps = [0, *(s for s, _, _ in moves)]
     assert [b - a for a, b in pairwise(steps)] == [full, sub] * cycles
+
+
+@pytest.mark.parametrize(
+    ("epochs", "phases"),
+    [(None, (2, 2, 8)), (40, (2, 2, 8)), (100, (5, 5, 8)), (400, (20, 20, 8)), (10, (1, 1, 4)), (3, (1, 1, 1))],
+)
+def test_what_is_planned_is_what_gained_accuracy_stretched_to_the_training(epochs, phases):
+    assert planned(epochs) == phases
+
+
+@given(st.integers(3, 5000))
+def test_a_plan_ends_with_all_filters_back_and_epochs_left_for_them(epochs):
+    full, sub, cycles = planned(epochs)
+    last = (full + sub) * cycles
+    assert (full, sub) == (full, full)
+    assert 0 < last < epochs
+    assert epochs < 10 or 0.62 * epochs <= last <= 0.8 * epochs
+    model, optimizer = build("residual")
+    scheme = tr.RePr(model, optimizer, inputs()[0], epochs=epochs)
+    assert (scheme.full, scheme.sub, scheme.cycles) == (full, sub, cycles)
+    scheme.remove()
+
+
+@given(st.integers(1, 300), *[st.none() | st.integers(least, 30) for least in (1, 0, 0)])
+def test_a_plan_leaves_what_was_asked_for_and_what_is_refused_would_not_have_ended_whole(epochs, full, sub, cycles):
+    asked = full, sub, cycles
+    plan = planned(epochs, *asked)
+    assert all(given in (None, value) for given, value in zip(asked, plan, strict=True))
+    moves = [move for step in range(1, epochs) if (move := transition_at(step, *plan))]  # the last epoch trains on
+    whole = [kind for kind, _ in moves].count("restore") == plan[2]
+    model, optimizer = build("residual")
+    phases = "full={}, sub={}, cycles={}: need {} epochs and at least one more for the filters that return last"
+    text = f"{phases.format(*plan, plan[2] * (plan[0] + plan[1]))}, epochs={epochs}; raise epochs or lower full, sub or"
+    with nullcontext() if whole else pytest.raises(tr.ReaperError, match=f"^{re.escape(text)} cycles$"):
+        scheme = tr.RePr(model, optimizer, inputs()[0], epochs=epochs, full=full, sub=sub, cycles=cycles)
+        assert (scheme.full, scheme.sub, scheme.cycles) == plan
+        scheme.remove()
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
 def test_transitions():
@@ -145,6 +185,8 @@ def test_the_known_trap_is_warned_of():
         ({"fraction": 0.0}, "fraction=0.0: must be in (0, 1)"),
         ({"fraction": float("nan")}, "fraction=nan: must be in (0, 1)"),
         ({"fraction": 0.01}, "fraction=0.01: of 26 ranked filters that is none; use at least 0.0385"),
+        ({"epochs": 0}, "epochs=0: must be a whole number of at least 1"),
+        ({"epochs": 6}, "full=2, sub=1, cycles=2: need 6 epochs and at least one more for the filters"),
         ({"full": 0}, "full=0: must be a whole number of at least 1"),
         ({"sub": -1}, "sub=-1: must be a whole number of at least 0"),
         ({"cycles": -1}, "cycles=-1: must be a whole number of at least 0"),

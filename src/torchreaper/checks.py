@@ -10,7 +10,7 @@ from torchreaper.errors import ReaperError
 from torchreaper.filters import FilterLayer, weight_parameters
 from torchreaper.state import all_finite
 
-_LEAST = {"full": 1, "sub": 0, "cycles": 0, "min_filters": 1, "seed": 0}
+_LEAST = {"epochs": 1, "full": 1, "sub": 0, "cycles": 0, "min_filters": 1, "seed": 0}
 
 
 def check_counts(**values: Any) -> None:
@@ -21,6 +21,16 @@ def check_counts(**values: Any) -> None:
             raise ReaperError(f"{name}={value!r}: must be a whole number of at least {minimum}")
         if name == "seed" and int(value) >= 2**63:  # of what torch's generators take
             raise ReaperError(f"seed={value!r}: must be below {2**63}")
+
+
+def check_end(epochs: int, full: int, sub: int, cycles: int) -> None:
+    """Raise :class:`ReaperError` where the filters that return last would not be trained any more."""
+    need = cycles * (full + sub)
+    if cycles and need >= epochs:
+        raise ReaperError(
+            f"full={full}, sub={sub}, cycles={cycles}: need {need} epochs and at least one more for the filters that "
+            f"return last, epochs={epochs}; raise epochs or lower full, sub or cycles"
+        )
 
 
 def check_weights(layers: Iterable[FilterLayer]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from torchreaper import criteria
 from torchreaper.bank import find_filters
-from torchreaper.checks import check_counts, check_weights
+from torchreaper.checks import check_counts, check_end, check_weights
 from torchreaper.errors import NoEffectWarning, OneLayerWarning, ReaperError
 from torchreaper.filters import Skip
 from torchreaper.fitting import check_optimizers, warn_without_effect, warn_without_phase
@@ -25,7 +25,7 @@ from torchreaper.saved import plain, read_state
 from torchreaper.state import Optimizers, as_optimizers
 from torchreaper.subnetwork.modes import Mode, check_mode, resolve
 from torchreaper.text import percent
-from torchreaper.transitions import Transition, forget_scores, packed, transition_at
+from torchreaper.transitions import Transition, forget_scores, packed, planned, transition_at
 
 log = logging.getLogger("torchreaper")
 
@@ -37,20 +37,23 @@ class RePr:
 
     ::
 
-        scheme = tr.RePr(model, optimizer, example_inputs, full=2, sub=2, cycles=8)
+        scheme = tr.RePr(model, optimizer, example_inputs, epochs=40)
         for epoch in range(40):
             train_one_epoch(model, optimizer)  # its rate should stay until the last return, after 32
             scheme.step()
 
-    The defaults of ``full``, ``sub`` and ``cycles`` are the paper's, which trains for 100 epochs or more.
+    The paper has ``full=20, sub=10, cycles=3`` in 100 epochs or more.
 
     Args:
         model: a plain ``nn.Module``, before DDP or ``torch.compile`` wrap it.
         optimizer: the one that trains it, or a list.
         example_inputs: a batch as in training (tensor, tuple or dict); used once, to find the channels.
-        full: S1, units (calls of ``step``) of the whole network before each drop.
+        epochs: units (calls of ``step``) of the whole training. The phases below are planned by it, and refused if
+            training would end before the last filters are back and trained. Without it they are planned for 40.
+        full: S1, units of the whole network before each drop. Default: a twentieth of ``epochs``.
         sub: S2, units of the sub-network. 0: filters are re-initialised as soon as they are chosen, a control.
-        cycles: N. 0: nothing is ever dropped.
+            Default: as many as ``full``.
+        cycles: N. 0: nothing is ever dropped. Default: as many as fit into four fifths of ``epochs``.
         fraction: p, of the ranked filters.
         criterion: a registered name or an object with ``scores(bank)``; one that reads images: :func:`criteria.make`.
         reinit: a method's name or a :class:`Reinit`.
@@ -79,9 +82,10 @@ class RePr:
         optimizer: Optimizers,
         example_inputs: ExampleInputs,
         *,
-        full: int = 20,
-        sub: int = 10,
-        cycles: int = 3,
+        epochs: int | None = None,
+        full: int | None = None,
+        sub: int | None = None,
+        cycles: int | None = None,
         fraction: float = 0.30,
         criterion: str | criteria.Criterion = "orthogonality",
         reinit: str | Reinit = "orthogonal",
@@ -95,7 +99,12 @@ class RePr:
         max_per_layer: float = 1.0,
         seed: int = 0,
     ) -> None:
-        check_counts(full=full, sub=sub, cycles=cycles, min_filters=min_filters, seed=seed)
+        check_counts(min_filters=min_filters, seed=seed)
+        asked = {"epochs": epochs, "full": full, "sub": sub, "cycles": cycles}
+        check_counts(**{name: value for name, value in asked.items() if value is not None})
+        full, sub, cycles = planned(epochs, full, sub, cycles)
+        if epochs is not None:
+            check_end(epochs, full, sub, cycles)
         check_mode(subnetwork)
         if not isinstance(exact_dropout, bool):
             raise ReaperError(f"exact_dropout={exact_dropout!r}: must be True or False")

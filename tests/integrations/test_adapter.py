@@ -20,7 +20,7 @@ def parts(seed: int = 0):
 
 
 def test_settings_are_checked_before_there_is_a_model():
-    with pytest.raises(tr.ReaperError, match=r"^fractoin=0.3: RePr has full, sub, cycles, fraction, "):
+    with pytest.raises(tr.ReaperError, match=r"^fractoin=0.3: RePr has epochs, full, sub, cycles, fraction, "):
         Adapter(fractoin=0.3)
     with pytest.raises(tr.ReaperError, match=r'^unit="?\'?batch\'?"?: must be "epoch" or "step"$'):
         Adapter(unit="batch")
@@ -75,6 +75,27 @@ def test_an_end_in_a_sub_network_phase_is_refused_and_leaves_the_model_alone():
     Adapter(**SETTINGS).start(model, optimizer, images, until=7)  # nothing of the refused one is left on it
     with pytest.warns(tr.NoEffectWarning, match="only 1 cycles fit into 4 epochs"):
         Adapter(**SETTINGS).start(*parts(), until=4)
+
+
+def test_phases_that_nobody_gave_are_planned_by_what_will_be_trained_and_stay_when_that_is_more():
+    adapter = Adapter(skip=None)
+    model, optimizer, images = parts()
+    scheme = adapter.start(model, optimizer, images, done=20, until=60)
+    assert (scheme.full, scheme.sub, scheme.cycles) == (2, 2, 8)
+    adapter.reached(23)
+    state = adapter.state_dict()
+    adapter.finish()
+    other = Adapter(skip=None)
+    other.load_state_dict(state)
+    scheme = other.start(*parts(), done=23, until=200)
+    assert (scheme.full, scheme.sub, scheme.cycles, scheme.steps) == (2, 2, 8, 3)
+    assert Adapter(skip=None, sub=1).start(*parts(), until=100).cycles == 13  # 13 times 5 + 1 epochs of 80
+    assert Adapter(skip=None, epochs=40).start(*parts(), until=100).cycles == 8
+    assert Adapter(skip=None).start(*parts()).full == 2
+    with pytest.raises(tr.ReaperError, match=r"^full=1, sub=1, cycles=1: training ends after 2 epochs, in a sub-net"):
+        Adapter(skip=None).start(*parts(), until=2)
+    with pytest.raises(tr.ReaperError, match=r"^full=0: must be a whole number of at least 1$"):
+        Adapter(full=0).start(*parts(), until=40)
 
 
 def test_inputs_go_where_the_parameters_are_and_have_their_precision():

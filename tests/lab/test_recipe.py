@@ -12,6 +12,7 @@ from torchreaper.lab.recipe import Recipe, load_recipe
 from torchreaper.lab.settings import parse
 
 RECIPES = Path(__file__).parents[2] / "recipes"
+PAPER = {"full": 20, "sub": 10, "cycles": 3}
 BASE = {
     "name": "base",
     "epochs": 100,
@@ -20,8 +21,8 @@ BASE = {
     "model": {"name": "cnet", "options": {"width": 16, "batch_norm": True}},
     "optim": {"name": "sgd", "lr": 0.01, "momentum": 0.9},
     "schedule": {"name": "cosine"},
-    "scheme": {"name": "repr"},
-    "schemes": {"repr-random": {"name": "repr", "criterion": "random"}},
+    "scheme": {"name": "repr", **PAPER},
+    "schemes": {"repr-random": {"name": "repr", **PAPER, "criterion": "random"}},
     "profiles": {
         "quick": {"epochs": 30, "scheme": {"full": 5, "sub": 3}, "schemes": {"repr-random": {"cycles": 1, "full": 9}}},
         "residual": {"name": "other", "model": {"name": "resnet20"}, "scheme": {"name": "standard"}},
@@ -153,8 +154,8 @@ def test_a_scheme_is_the_recipes_own_or_one_of_schemes_or_its_defaults(path):
     message = r"^scheme='rper': unknown scheme; did you mean 'repr'\? known: standard, repr.*, repr-random$"
     with pytest.raises(UserError, match=message):
         recipe.scheme_spec("rper")
-    with pytest.raises(UserError, match=r"^scheme='repr': full=20, sub=10, cycles=3 need 90 epochs"):
-        load_recipe(path, profile="residual", overrides=["epochs=50", "schemes={}"]).scheme_spec("repr")
+    with pytest.raises(UserError, match=r"^scheme='repr': full=1, sub=1, cycles=1 need 2 epochs"):
+        load_recipe(path, profile="residual", overrides=["epochs=2", "schemes={}"]).scheme_spec("repr")
 
 
 def test_what_is_left_empty_has_no_options(path):

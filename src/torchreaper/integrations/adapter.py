@@ -17,15 +17,17 @@ from torch.utils._pytree import tree_map
 
 from torchreaper import loading
 from torchreaper.analysis import present_overlap
+from torchreaper.checks import check_counts
 from torchreaper.errors import NoEffectWarning, ReaperError
 from torchreaper.flow.tracing import ExampleInputs
 from torchreaper.scheme import RePr
 from torchreaper.state import Optimizers
-from torchreaper.transitions import Transition, transition_at
+from torchreaper.transitions import Transition, planned, transition_at
 
 log = logging.getLogger("torchreaper")
 
 _GIVEN_LATER = {"self", "model", "optimizer", "example_inputs"}
+_PHASES = ("full", "sub", "cycles")
 
 
 class Adapter:
@@ -39,7 +41,8 @@ class Adapter:
 
     Args:
         unit: what ``full`` and ``sub`` count: "epoch", or "step" for optimizer steps.
-        settings: those of :class:`RePr`, by name.
+        settings: those of :class:`RePr`, by name. Phases that are not given are planned by the units that will be
+            trained, where the trainer knows how many.
 
     Attributes:
         scheme: the scheme at work, or ``None`` before and after training.
@@ -86,11 +89,12 @@ class Adapter:
             ReaperError: what :class:`RePr` refuses, or training would end in a sub-network phase.
         """
         example_inputs = _as_parameters(model, example_inputs)
-        scheme = RePr(model, optimizer, example_inputs, **{**self.settings, **more})
         state, self._loaded = self._loaded, None
         if state is None and self._left and 0 < done >= self._left["began"] + self._left["scheme"]["steps"]:
             state = self._left  # the same trainer goes on
         self._began = done if state is None else state["began"]
+        phases = self._phases(state, None if until is None else until - self._began)
+        scheme = RePr(model, optimizer, example_inputs, **{**self.settings, **phases, **more})
         self._until = math.inf if until is None else until
         try:
             if until is not None:
@@ -104,6 +108,19 @@ class Adapter:
         if isinstance(example_inputs, Tensor):
             self._example = torch.zeros((), dtype=example_inputs.dtype).expand(example_inputs.shape)
         return scheme
+
+    def _phases(self, state: Mapping[str, Any] | None, units: int | None) -> dict[str, int]:
+        """Those that nobody gave: what they were, where training goes on, even if it is longer now."""
+        if units is None or "epochs" in self.settings:
+            return {}
+        asked = [self.settings.get(name) for name in _PHASES]
+        check_counts(**{name: given for name, given in zip(_PHASES, asked, strict=True) if given is not None})
+        before = {} if state is None else state["scheme"].get("config", {})
+        return {
+            name: before.get(name, plan)
+            for name, given, plan in zip(_PHASES, asked, planned(max(1, units), *asked), strict=True)
+            if given is None
+        }
 
     @staticmethod
     def inputs(*choices: Any) -> Any:

@@ -22,7 +22,7 @@ class RePrCallback(Adapter, Callback):
 
     ::
 
-        trainer = Trainer(max_epochs=40, callbacks=[RePrCallback(full=2, sub=2, cycles=8)])
+        trainer = Trainer(max_epochs=40, callbacks=[RePrCallback()])
         trainer.fit(module)
 
     The scheme is built when fitting begins and taken off the model at the end; checkpoints of the Trainer hold its
@@ -34,7 +34,8 @@ class RePrCallback(Adapter, Callback):
             of the first batch: its first entry.
         model: where the convnet is: an attribute's name ("net"), or a function of the module. Default: the module.
         unit: what ``full`` and ``sub`` count: "epoch", or "step" for the Trainer's ``global_step``.
-        settings: those of :class:`torchreaper.RePr`, by name.
+        settings: those of :class:`torchreaper.RePr`, by name. Phases that are not given are planned by the Trainer's
+            ``max_epochs`` or ``max_steps``.
 
     Raises:
         ReaperError: an unknown setting here; what the scheme refuses, when fitting begins.

@@ -24,7 +24,7 @@ class RePrCallback(Adapter, TrainerCallback, ExportableState):
 
     ::
 
-        trainer = Trainer(model, args, train_dataset=images, callbacks=[RePrCallback(full=2, sub=2, cycles=8)])
+        trainer = Trainer(model, args, train_dataset=images, callbacks=[RePrCallback()])
         trainer.train()
 
     The scheme is built when training begins and taken off the model at its end (after an error: by ``finish()``, or as
@@ -35,7 +35,8 @@ class RePrCallback(Adapter, TrainerCallback, ExportableState):
         example_inputs: what the model is called with, as a dict; by default made of the first image of the data set.
         model: where the convnet is: an attribute's name ("backbone"), or a function of the model. Default: the model.
         unit: what ``full`` and ``sub`` count: "epoch", or "step" for the Trainer's ``global_step``.
-        settings: those of :class:`torchreaper.RePr`, by name.
+        settings: those of :class:`torchreaper.RePr`, by name. Phases that are not given are planned by the Trainer's
+            number of epochs or steps.
     """
 
     def __init__(

@@ -36,6 +36,23 @@ def attach(model, **options):
     return setups.attach(spec, model, optimizer), optimizer
 
 
+@given(epochs=st.integers(1, 400))
+def test_phases_that_nobody_gave_fit_the_epochs(epochs):
+    if epochs > 2:
+        RePrSpec().check(epochs)
+    else:
+        with pytest.raises(UserError, match=r"^scheme: full=1, sub=1, cycles=1 need 2 epochs"):
+            RePrSpec().check(epochs)
+
+
+def test_phases_that_nobody_gave_are_planned_by_the_epochs_of_the_run():
+    for epochs, steps in ((10, [1, 3, 5, 7]), (40, [2, 6, 10, 14, 18, 22, 26, 30])):
+        scheme = RePrSpec(fraction=0.5).attach(setups.setup(network(), lengths=(epochs,)))
+        happened = [(epoch, made.kind) for epoch in range(1, epochs + 1) if (made := scheme.step())]
+        assert [epoch for epoch, kind in happened if kind == "drop"] == steps
+        scheme.close()
+
+
 @given(full=counts, sub=counts, cycles=st.integers(0, 5), epochs=st.integers(1, 400))
 def test_a_schedule_is_accepted_exactly_when_the_last_epoch_trains_the_whole_network(full, sub, cycles, epochs):
     spec = RePrSpec(full=full, sub=sub, cycles=cycles)
@@ -74,7 +91,7 @@ def test_a_schedule_is_accepted_exactly_when_the_last_epoch_trains_the_whole_net
 )
 def test_the_arithmetic_stands_in_the_message(epochs, text):
     with pytest.raises(UserError, match=f"^{re.escape(text)}$"):
-        RePrSpec().check(epochs)
+        RePrSpec(full=20, sub=10, cycles=3).check(epochs)
 
 
 def test_an_unknown_criterion_is_found_before_anything_is_built():

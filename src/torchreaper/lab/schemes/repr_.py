@@ -18,6 +18,7 @@ from torchreaper.lab.data import FixedBatches, epoch_seed
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.schemes.base import Attached, Phase, Setup, Spec
 from torchreaper.lab.settings import Settings, did_you_mean
+from torchreaper.transitions import planned
 
 #: How a criterion of the user's own is named.
 EXAMPLE = "mycriteria:Smallest"
@@ -147,7 +148,9 @@ class RePrTraining(Attached):
 
 
 class RePrSpec(Spec):
-    """The scheme `repr` and its options, with the paper's values as defaults; see `tr.RePr`.
+    """The scheme `repr` and its options; see `tr.RePr`.
+
+    `full`, `sub` and `cycles` that are not given are planned by the run's epochs.
 
     `criterion`: a name, or `package.module:attribute`: an object with `scores(bank)`, or a class or function that makes
     one and may ask for `batches` and `loss_fn`. `images`: how many images a criterion that reads images reads, of those
@@ -160,9 +163,9 @@ class RePrSpec(Spec):
     hands: ClassVar[frozenset[str]] = frozenset({"weights"})
     turn: ClassVar[int] = 1
     name: Literal["repr"] = "repr"
-    full: Annotated[int, Field(ge=1)] = 20
-    sub: Annotated[int, Field(ge=0)] = 10
-    cycles: Annotated[int, Field(ge=0)] = 3
+    full: Annotated[int | None, Field(ge=1)] = None
+    sub: Annotated[int | None, Field(ge=0)] = None
+    cycles: Annotated[int | None, Field(ge=0)] = None
     fraction: Annotated[float, BeforeValidator(_open_unit)] = 0.3
     criterion: str = "orthogonality"
     images: Annotated[int | None, Field(ge=1)] = None
@@ -194,18 +197,19 @@ class RePrSpec(Spec):
                 f"scheme.images={self.images}: has no effect with criterion {self.criterion!r}, which reads none; "
                 "leave it out"
             )
-        need = self.cycles * (self.full + self.sub)
-        if epochs > need or self.cycles == 0:
+        full, sub, cycles = planned(epochs, self.full, self.sub, self.cycles)
+        need = cycles * (full + sub)
+        if epochs > need or cycles == 0:
             return
-        asked = f"scheme: full={self.full}, sub={self.sub}, cycles={self.cycles} need {need} epochs"
+        asked = f"scheme: full={full}, sub={sub}, cycles={cycles} need {need} epochs"
         remedy = "raise epochs or lower cycles"
-        last = need - self.sub
+        last = need - sub
         if epochs == need:
             raise UserError(
                 f"{asked} and at least one more for the filters that return after epoch {need}, "
                 f"the recipe has {epochs}; {remedy}"
             )
-        if epochs > last and self.sub:
+        if epochs > last and sub:
             inside = f", which end inside the sub-network phase of epochs {last + 1} to {need}"
             raise UserError(f"{asked}, the recipe has {epochs}{inside}; {remedy}")
         raise UserError(f"{asked}, the recipe has {epochs}; {remedy}")
@@ -242,6 +246,8 @@ class RePrSpec(Spec):
         """Put RePr to work on the network; what it cannot work with is a `UserError`."""
         built = {"name", "criterion", "images", "reinit"}
         options = {key: getattr(self, key) for key in type(self).model_fields if key not in built}
+        phases = planned(setup.epochs, self.full, self.sub, self.cycles)
+        options.update(zip(("full", "sub", "cycles"), phases, strict=True))
         # Called as criteria call the network; but what training wants, training images tell.
         images = replace(setup.training, arguments=setup.batches.arguments)
         images = images.take(min(CANDIDATE_IMAGES, images.images), seed=epoch_seed(setup.seed, 0, "candidates"))
