@@ -44,7 +44,7 @@ METHOD = [
 INSIDE = {
     "criteria": [
         *("__init__", "oracle", "hessian", "gradient", "correlation", "activation", "weights", "maps", "data"),
-        *("scaling", "scale", "median", "orthogonality", "magnitude", "random", "reversed", "base", "ranking"),
+        *("scaling", "scale", "median", "orthogonality", "magnitude", "random", "turns", "reversed", "base", "ranking"),
     ],
     "analysis": ["__init__", "overlap", "maps", "cca", "agreement", "distribution", "values"],
     "subnetwork": ["__init__", "subnetwork", "modes", "moments", "leaves", "plan", "parts"],

@@ -25,7 +25,7 @@ from torchreaper.saved import plain, read_state
 from torchreaper.state import Optimizers, as_optimizers
 from torchreaper.subnetwork.modes import Mode, check_mode, resolve
 from torchreaper.text import percent
-from torchreaper.transitions import Transition, forget_scores, packed, planned, transition_at
+from torchreaper.transitions import Transition, forget_scores, packed, planned, returns, transition_at
 
 log = logging.getLogger("torchreaper")
 
@@ -319,6 +319,7 @@ class RePr:
 
     def _decide(self) -> tuple[dict[str, tuple[int, ...]], list[str], dict[str, Tensor], Tensor]:
         """What goes, notes on it, the scores behind it, and the state of the generator after them."""
+        self.bank.returns = returns(self.history)
         with torch.no_grad():
             scores = self.criterion.scores(self.bank)
         filters, notes = self.bank.select(

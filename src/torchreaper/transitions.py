@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -77,6 +78,16 @@ def forget_scores(history: list[Transition]) -> None:
             if scored > SCORED:
                 history[place] = replace(history[place], scores={})
                 return
+
+
+def returns(history: Iterable[Transition]) -> dict[str, Counter[int]]:
+    """How often each filter has come back, by layer."""
+    found: dict[str, Counter[int]] = defaultdict(Counter)
+    for transition in history:
+        if transition.kind == "restore":
+            for name, indices in transition.filters.items():
+                found[name].update(indices)
+    return dict(found)
 
 
 def packed(transition: Transition) -> dict[str, Any]:

@@ -101,6 +101,7 @@ def test_the_parts_differ_from_the_whole_in_what_they_are_named_after():
         "paper-zeros": {"full": 8, "sub": 4, "cycles": 3},
         "into-fall": {"cycles": 9},
         "magnitude": {"criterion": "magnitude"},
+        "in-turn": {"criterion": "in-turn"},
         "tenth": {"fraction": 0.1},
         "fifth": {"fraction": 0.2},
         "half": {"fraction": 0.5},

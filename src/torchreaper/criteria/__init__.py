@@ -25,6 +25,7 @@ from torchreaper.criteria.ranking import select as select
 from torchreaper.criteria.ranking import worst_first as worst_first
 from torchreaper.criteria.reversed import Reversed as Reversed
 from torchreaper.criteria.scale import BatchNormScale as BatchNormScale
+from torchreaper.criteria.turns import InTurn as InTurn
 
 register("orthogonality", Orthogonality)
 register("orthogonality-released", lambda: Orthogonality("released"))
@@ -33,6 +34,7 @@ register("orthogonality-reversed", lambda: Reversed(Orthogonality()))
 register("magnitude", Magnitude)
 register("magnitude-l1", lambda: Magnitude(p=1))
 register("random", Random)
+register("in-turn", InTurn)
 register("geometric-median", GeometricMedian)
 register("batchnorm-scale", BatchNormScale)
 register("mean-activation", MeanActivation, data=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -29,6 +29,8 @@ class Bank(Protocol):
     def generator(self) -> torch.Generator: ...  # noqa: D102
     @property
     def flow(self) -> Flow: ...  # noqa: D102
+    @property
+    def returns(self) -> Mapping[str, Mapping[int, int]]: ...  # noqa: D102
 
 
 @runtime_checkable

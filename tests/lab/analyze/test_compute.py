@@ -82,7 +82,7 @@ def test_every_number_is_what_the_methods_functions_give(found, trained):
         assert list(each.look.lost) == list(lost) == ["conv1", "conv2"]
         assert all(torch.equal(each.look.lost[name], lost[name]) for name in lost)
         truth = {name: -values for name, values in lost.items()}
-        assert set(each.look.scores) == set(tr.criteria.names()) - {"oracle", "orthogonality-reversed"}
+        assert set(each.look.scores) == set(tr.criteria.names()) - {"oracle", "orthogonality-reversed", "in-turn"}
         for name, scores in each.look.scores.items():
             by_itself = tr.criteria.make(name, batches).scores(bank)
             for layer, values in scores.items():
@@ -248,7 +248,8 @@ def test_criteria_that_cannot_apply_are_left_out_of_all_and_refused_by_name(mine
     target, _, *how = checkpoint(mine, "make", norm=False)
     notes = []
     found = one(target, quick(criteria=None), *how, note=notes.append)
-    assert set(found.look.scores) == set(tr.criteria.names()) - {"oracle", "batchnorm-scale", "orthogonality-reversed"}
+    without = {"oracle", "batchnorm-scale", "orthogonality-reversed", "in-turn"}
+    assert set(found.look.scores) == set(tr.criteria.names()) - without
     (note,) = [note for note in notes if "left out" in note]
     assert note.startswith("batchnorm-scale: left out (layer '0': has filters that no norm")
     assert "no norm with a weight" in refused([target], quick(criteria=("magnitude", "batchnorm-scale")), *how)

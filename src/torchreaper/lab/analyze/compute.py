@@ -271,12 +271,15 @@ def _earlier(
     return looks
 
 
+_NOT_OF_THE_FILTERS = (tr.criteria.Reversed, tr.criteria.InTurn)
+
+
 def _criteria(settings: Settings, batches: data.FixedBatches) -> dict[str, tr.criteria.Criterion]:
     if settings.criteria:
         return {name: tr.criteria.make(name, batches) for name in settings.criteria}
-    # Not the oracle, which the others are held against, nor a mirror image of another one.
+    # Not the oracle, which the others are held against, nor a mirror image of another one, nor whose turn it is.
     found = {name: tr.criteria.make(name, batches) for name in tr.criteria.names() if name != ORACLE}
-    return {name: criterion for name, criterion in found.items() if not isinstance(criterion, tr.criteria.Reversed)}
+    return {name: criterion for name, criterion in found.items() if not isinstance(criterion, _NOT_OF_THE_FILTERS)}
 
 
 def _scores(

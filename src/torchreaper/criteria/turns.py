@@ -1,0 +1,30 @@
+"""Filters in turn: a control that renews every filter as often as any other, whatever it is like."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from torchreaper.criteria.base import Bank
+
+
+@dataclass(frozen=True)
+class InTurn:
+    """Those that have come back least often go first; which of them, chance says, by the bank's own generator.
+
+    Overlap has it so by itself: what has just returned is orthogonal to the rest, and is not dropped again at once.
+    What it gains beyond this control, it gains by the overlap of those that are due.
+    """
+
+    def scores(self, bank: Bank) -> dict[str, Float[Tensor, " filters"]]:
+        """A number in [0, 1) minus how often the filter has come back, by layer."""
+        found = {}
+        for layer in bank.ranked:
+            times = bank.returns.get(layer.name, {})
+            often = torch.tensor([times.get(i, 0) for i in range(layer.filters)], dtype=torch.float64, device="cpu")
+            chance = torch.rand(layer.filters, dtype=torch.float64, generator=bank.generator, device="cpu")
+            found[layer.name] = chance - often
+        return found
