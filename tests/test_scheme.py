@@ -48,10 +48,47 @@ def test_any_schedule_alternates(full, sub, cycles):
 
 @pytest.mark.parametrize(
     ("epochs", "phases"),
-    [(None, (2, 2, 8)), (40, (2, 2, 8)), (100, (5, 5, 8)), (400, (20, 20, 8)), (10, (1, 1, 4)), (3, (1, 1, 1))],
+    [
+        (None, (2, 2, 8)),
+        (40, (2, 2, 8)),
+        (100, (5, 5, 8)),
+        (400, (20, 20, 8)),
+        (10, (1, 1, 4)),
+        (3, (1, 1, 1)),
+        (30, (2, 2, 6)),
+    ],
 )
 def test_what_is_planned_is_what_gained_accuracy_stretched_to_the_training(epochs, phases):
     assert planned(epochs) == phases
+
+
+@pytest.mark.parametrize(
+    ("asked", "phases"),
+    [
+        ((40, None, 0), (4, 0, 8)),  # the control re-initialises as often
+        ((None, None, 0), (4, 0, 8)),
+        ((None, 20), (20, 2, 8)),
+        ((None, None, None, 3), (2, 2, 3)),
+        ((40, 20), (20, 12, 1)),
+        ((40, 30), (30, 2, 1)),
+        ((100, None, None, 20), (2, 2, 20)),
+        ((100, None, None, 2), (5, 5, 2)),
+        ((100, None, None, 0), (5, 5, 0)),
+        ((90, 10, 5), (10, 5, 4)),
+    ],
+)
+def test_what_is_not_given_is_planned_around_what_is(asked, phases):
+    assert planned(*asked) == phases
+    assert {type(value) for value in planned(*asked)} == {int}
+
+
+def test_a_plan_for_longer_is_not_the_one_that_was_saved():
+    saved = tr.RePr(*build("residual"), inputs()[0], epochs=40).state_dict()
+    longer = tr.RePr(*build("residual"), inputs()[0], epochs=100)
+    with pytest.raises(
+        tr.ReaperError, match=r"full was 2 when saved and is 5 now; build the scheme with the settings \("
+    ):
+        longer.load_state_dict(saved)
 
 
 @given(st.integers(3, 5000))

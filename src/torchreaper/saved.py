@@ -84,9 +84,11 @@ def _check_config(saved: Any, config: Mapping[str, Any]) -> None:
     there, now = _flat(saved), _flat(config)
     for name in {**now, **there}:
         if not _equal(there.get(name), now.get(name)):
+            planned = " (the same epochs= too)" if name in ("full", "sub", "cycles") else ""
             raise ReaperError(
                 f"load_state_dict: {' '.join(name.split())} was {shortened(there.get(name))} when saved and is "
-                f"{shortened(now.get(name))} now; build the scheme with the settings and the model of the checkpoint"
+                f"{shortened(now.get(name))} now; build the scheme with the settings{planned} and the model of the "
+                "checkpoint"
             )
 
 

@@ -48,12 +48,13 @@ class RePr:
         model: a plain ``nn.Module``, before DDP or ``torch.compile`` wrap it.
         optimizer: the one that trains it, or a list.
         example_inputs: a batch as in training (tensor, tuple or dict); used once, to find the channels.
-        epochs: units (calls of ``step``) of the whole training. The phases below are planned by it, and refused if
-            training would end before the last filters are back and trained. Without it they are planned for 40.
-        full: S1, units of the whole network before each drop. Default: a twentieth of ``epochs``.
-        sub: S2, units of the sub-network. 0: filters are re-initialised as soon as they are chosen, a control.
-            Default: as many as ``full``.
-        cycles: N. 0: nothing is ever dropped. Default: as many as fit into four fifths of ``epochs``.
+        epochs: units (calls of ``step``) of the whole training. Of the phases below those that are not given are
+            planned by it, and all are refused if training would end before the last filters are back and trained. A
+            training that goes on for longer than planned needs the ``epochs`` it began with.
+        full: S1, units of the whole network before each drop. Default: about a twentieth of ``epochs``, or 2.
+        sub: S2, units of the sub-network. 0: filters are re-initialised as soon as they are chosen, a control (and
+            ``full``, by default, as long as both phases). Default: as many as ``full``, or 2.
+        cycles: N. 0: nothing is ever dropped. Default: as many as fit into four fifths of ``epochs``, or 8.
         fraction: p, of the ranked filters.
         criterion: a registered name or an object with ``scores(bank)``; one that reads images: :func:`criteria.make`.
         reinit: a method's name or a :class:`Reinit`.
@@ -104,7 +105,7 @@ class RePr:
         check_counts(**{name: value for name, value in asked.items() if value is not None})
         full, sub, cycles = planned(epochs, full, sub, cycles)
         if epochs is not None:
-            check_end(epochs, full, sub, cycles)
+            check_end(int(epochs), full, sub, cycles)
         check_mode(subnetwork)
         if not isinstance(exact_dropout, bool):
             raise ReaperError(f"exact_dropout={exact_dropout!r}: must be True or False")

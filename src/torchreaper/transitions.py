@@ -47,8 +47,8 @@ def transition_at(step: int, full: int, sub: int, cycles: int) -> tuple[Literal[
     return ("restore", cycle + 1) if within == full + sub - 1 else None
 
 
-EPOCHS = 40
-"""For so many is planned where nobody says how many there will be."""
+PHASES = (2, 2, 8)
+"""Where nobody says how many epochs there will be: what gained accuracy in 40 (docs/replication.md, steps 4 and 5)."""
 
 
 def planned(
@@ -56,13 +56,24 @@ def planned(
 ) -> tuple[int, int, int]:
     """The phases for a training of ``epochs`` units; of ``full``, ``sub`` and ``cycles`` those given stay as they are.
 
-    Phases of a twentieth of it, as often as they fit into four fifths of it: what gained most accuracy of all that the
-    replication tried (docs/replication.md, steps 3 to 5), where it was 2, 2 and 8 in 40 epochs.
+    The others stretch 2, 2 and 8 of 40 epochs: phases of about a twentieth of the training, less where more cycles were
+    asked for, as often as they fit into four fifths of it. Without sub-network phases the full ones are twice as long.
     """
-    epochs = EPOCHS if epochs is None else epochs
-    full = max(1, (epochs + 10) // 20) if full is None else full
-    sub = full if sub is None else sub
-    return full, sub, max(1, 4 * epochs // 5 // (full + sub)) if cycles is None else cycles
+    asked = [None if value is None else int(value) for value in (full, sub, cycles)]  # numpy's small ones overflow
+    if epochs is None:
+        defaults = (PHASES[0] + PHASES[1] if sub == 0 else PHASES[0], *PHASES[1:])
+        full, sub, cycles = (
+            default if value is None else value for value, default in zip(asked, defaults, strict=True)
+        )
+        return full, sub, cycles
+    full, sub, cycles = asked
+    room = 4 * int(epochs) // 5 // (cycles or 1)
+    if full is None:
+        full = (int(epochs) + 5) // 10 if sub == 0 else (int(epochs) + 10) // 20
+        full = max(1, min(full, room - sub if sub is not None else room // 2))
+    if sub is None:
+        sub = max(1, min(full, room - full))
+    return full, sub, max(1, 4 * int(epochs) // 5 // (full + sub)) if cycles is None else cycles
 
 
 SCORED = 32

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ def parts(seed: int = 0):
 
 
 def test_settings_are_checked_before_there_is_a_model():
-    with pytest.raises(tr.ReaperError, match=r"^fractoin=0.3: RePr has epochs, full, sub, cycles, fraction, "):
+    with pytest.raises(tr.ReaperError, match=r"^fractoin=0.3: RePr has full, sub, cycles, fraction, "):
         Adapter(fractoin=0.3)
     with pytest.raises(tr.ReaperError, match=r'^unit="?\'?batch\'?"?: must be "epoch" or "step"$'):
         Adapter(unit="batch")
@@ -90,12 +91,40 @@ def test_phases_that_nobody_gave_are_planned_by_what_will_be_trained_and_stay_wh
     scheme = other.start(*parts(), done=23, until=200)
     assert (scheme.full, scheme.sub, scheme.cycles, scheme.steps) == (2, 2, 8, 3)
     assert Adapter(skip=None, sub=1).start(*parts(), until=100).cycles == 13  # 13 times 5 + 1 epochs of 80
-    assert Adapter(skip=None, epochs=40).start(*parts(), until=100).cycles == 8
-    assert Adapter(skip=None).start(*parts()).full == 2
-    with pytest.raises(tr.ReaperError, match=r"^full=1, sub=1, cycles=1: training ends after 2 epochs, in a sub-net"):
+    assert Adapter(skip=None, full=None).start(*parts(), until=100).full == 5
+    text = r"^full=1, sub=1, cycles=1: training ends after 2 epochs, in a sub-network phase; train for more epochs, or"
+    with pytest.raises(tr.ReaperError, match=text):
         Adapter(skip=None).start(*parts(), until=2)
+    with pytest.raises(tr.ReaperError, match=r"^epochs=40: the trainer knows how long it trains; leave it out$"):
+        Adapter(epochs=40)
     with pytest.raises(tr.ReaperError, match=r"^full=0: must be a whole number of at least 1$"):
         Adapter(full=0).start(*parts(), until=40)
+
+
+@pytest.mark.parametrize("until", [None, 95])
+@pytest.mark.parametrize("phases", [(20, 10, 3), (5, 5, 8)])
+def test_a_training_goes_on_with_the_phases_it_began_with_whether_its_end_is_known_or_not(phases, until):
+    """20, 10 and 3 were the defaults once."""
+    model, optimizer, images = parts()
+    began = Adapter(skip=None, **dict(zip(("full", "sub", "cycles"), phases)))
+    began.start(model, optimizer, images)
+    began.reached(3)
+    other = Adapter(skip=None)
+    other.load_state_dict(began.state_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", tr.NoEffectWarning)
+        scheme = other.start(*parts(), done=3, until=until)
+    assert (scheme.full, scheme.sub, scheme.cycles) == phases
+    other.finish()
+    assert other.start(*parts(), done=3).full == phases[0]
+
+
+@pytest.mark.parametrize("config", ["x", None, [1], {"full": "x"}, {"sub": -4}], ids=str)
+def test_a_damaged_state_is_told_of_as_one(config):
+    adapter = Adapter(skip=None)
+    adapter.load_state_dict({"scheme": {"version": 1, "config": config}, "began": 0, "example": None})
+    with pytest.raises(tr.ReaperError, match=r"^load_state_dict: "):
+        adapter.start(*parts(), until=40)
 
 
 def test_inputs_go_where_the_parameters_are_and_have_their_precision():

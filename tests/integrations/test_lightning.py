@@ -26,6 +26,7 @@ from tests.integrations.lit import (
     StochasticWeightAveraging,
     data,
     fit,
+    pl,
     trainer,
 )
 from torchreaper.integrations.lightning import RePrCallback
@@ -121,6 +122,35 @@ def judged(net: nn.Module) -> float:
 def test_without_cycles_nothing_is_different(tmp_path):
     with_it, _ = fit(tmp_path, "auto", cycles=0)
     assert same(with_it, fit(tmp_path, None)[0])
+
+
+@pytest.mark.parametrize(
+    ("unit", "limits", "phases"),
+    [
+        ("epoch", {"max_epochs": 20}, (1, 1, 8)),
+        ("epoch", {"max_steps": 80}, (1, 1, 8)),  # of four batches an epoch
+        ("step", {"max_epochs": 20}, (4, 4, 8)),
+        ("step", {"max_steps": 80}, (4, 4, 8)),
+        ("epoch", {"max_epochs": 20, "fast_dev_run": True}, (2, 2, 8)),
+    ],
+)
+def test_phases_that_nobody_gave_are_planned_by_what_the_trainer_knows(unit, limits, phases, tmp_path):
+    callback = RePrCallback(model="net", unit=unit)
+    seen = []
+
+    class Look(pl.Callback):
+        def on_train_batch_end(self, *_):
+            seen.append((callback.scheme.full, callback.scheme.sub, callback.scheme.cycles))
+
+    runs = pl.Trainer(
+        **{"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False},
+        **{"enable_model_summary": False, "default_root_dir": tmp_path, "callbacks": [callback, Look()], **limits},
+    )
+    runs.fit(Lit(), Loader())
+    assert set(seen) == {phases}
+    if not runs.fast_dev_run:
+        assert len(seen) == 80
+        assert len(callback.state_dict()["scheme"]["history"]) == 16
 
 
 def test_manual_optimization_with_two_optimizers_by_the_step(tmp_path):

@@ -26,7 +26,7 @@ from torchreaper.transitions import Transition, planned, transition_at
 
 log = logging.getLogger("torchreaper")
 
-_GIVEN_LATER = {"self", "model", "optimizer", "example_inputs"}
+_GIVEN_LATER = {"self", "model", "optimizer", "example_inputs", "epochs"}
 _PHASES = ("full", "sub", "cycles")
 
 
@@ -53,6 +53,8 @@ class Adapter:
 
     def __init__(self, *, unit: Literal["epoch", "step"] = "epoch", **settings: Any) -> None:
         known = [name for name in signature(RePr.__init__).parameters if name not in _GIVEN_LATER]
+        if "epochs" in settings:
+            raise ReaperError(f"epochs={settings['epochs']!r}: the trainer knows how long it trains; leave it out")
         if unknown := sorted(settings.keys() - set(known)):
             raise ReaperError(f"{unknown[0]}={settings[unknown[0]]!r}: RePr has {', '.join(known)}")
         if unit not in ("epoch", "step"):
@@ -111,16 +113,14 @@ class Adapter:
 
     def _phases(self, state: Mapping[str, Any] | None, units: int | None) -> dict[str, int]:
         """Those that nobody gave: what they were, where training goes on, even if it is longer now."""
-        if units is None or "epochs" in self.settings:
-            return {}
-        asked = [self.settings.get(name) for name in _PHASES]
-        check_counts(**{name: given for name, given in zip(_PHASES, asked, strict=True) if given is not None})
-        before = {} if state is None else state["scheme"].get("config", {})
-        return {
-            name: before.get(name, plan)
-            for name, given, plan in zip(_PHASES, asked, planned(max(1, units), *asked), strict=True)
-            if given is None
-        }
+        asked = {name: self.settings.get(name) for name in _PHASES}
+        check_counts(**{name: given for name, given in asked.items() if given is not None})
+        plan = dict(zip(_PHASES, planned(None if units is None else max(1, units), **asked), strict=True))
+        before = (state or {}).get("scheme")
+        before = before.get("config") if isinstance(before, Mapping) else None
+        if isinstance(before, Mapping):  # if it is damaged, loading tells
+            plan |= {name: int(before[name]) for name in _PHASES if type(before.get(name)) is int and before[name] > 0}
+        return {name: plan[name] for name, given in asked.items() if given is None}
 
     @staticmethod
     def inputs(*choices: Any) -> Any:
@@ -144,7 +144,9 @@ class Adapter:
         kinds = [due[0] for n in range(units) if (due := transition_at(n, scheme.full, scheme.sub, scheme.cycles))]
         plan = f"full={scheme.full}, sub={scheme.sub}, cycles={scheme.cycles}"
         if kinds and kinds[-1] == "drop":
-            raise ReaperError(f"{plan}: training ends after {units} {self.unit}s, in a sub-network phase; change one")
+            text = f"{plan}: training ends after {units} {self.unit}s, in a sub-network phase; "
+            given = any(self.settings.get(name) is not None for name in _PHASES)
+            raise ReaperError(text + ("change one" if given else f"train for more {self.unit}s, or give others"))
         if (whole := kinds.count("restore")) < scheme.cycles:
             text = f"{plan}: only {whole} cycles fit into {units} {self.unit}s; lower full, sub or cycles"
             warnings.warn(text, NoEffectWarning, stacklevel=4)

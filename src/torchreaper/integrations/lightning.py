@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from operator import attrgetter
 from typing import Any, Literal
@@ -80,9 +81,18 @@ class RePrCallback(Adapter, Callback):
 
     def _end(self, trainer: Trainer) -> int | None:
         """Without the pass that SWA adds, which takes statistics only; none where training is just tried out."""
+        if trainer.fast_dev_run:
+            return None
         epochs = [one._max_epochs for one in trainer.callbacks if isinstance(one, callbacks.StochasticWeightAveraging)]
         limit = trainer.max_steps if self.unit == "step" else (*epochs, trainer.max_epochs)[0]
-        return limit if limit is not None and limit >= 0 and not trainer.fast_dev_run else None
+        if limit is not None and limit >= 0:
+            return int(limit)
+        if epochs or not trainer.lightning_module.automatic_optimization:  # of two optimizers each counts its steps
+            return None
+        steps = trainer.estimated_stepping_batches
+        if self.unit == "epoch":
+            steps = math.ceil(steps * trainer.accumulate_grad_batches / trainer.num_training_batches)
+        return None if math.isinf(steps) else int(steps)
 
     def _wrap_anew(self, trainer: Trainer) -> None:
         """DDP lays out its reductions for the shapes that the parameters have."""

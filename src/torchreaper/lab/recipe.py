@@ -298,7 +298,7 @@ class Recipe(Settings):
     def canonical(self) -> dict[str, Any]:
         """The recipe as plain JSON values, every default filled in; reading it gives it back.
 
-        Without what no run depends on: profiles, and what was published.
+        Phases that the epochs plan are null. Without what no run depends on: profiles, and what was published.
         """
         return self.model_dump(mode="json", exclude={"profiles", "published"})
 

@@ -202,7 +202,8 @@ class RePrSpec(Spec):
         if epochs > need or cycles == 0:
             return
         asked = f"scheme: full={full}, sub={sub}, cycles={cycles} need {need} epochs"
-        remedy = "raise epochs or lower cycles"
+        given = [name for name in ("full", "sub", "cycles") if getattr(self, name) is not None]
+        remedy = f"raise epochs or lower {'cycles' if self.cycles is not None or not given else ' or '.join(given)}"
         last = need - sub
         if epochs == need:
             raise UserError(

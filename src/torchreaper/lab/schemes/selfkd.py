@@ -59,9 +59,9 @@ class SelfKDSpec(Spec):
     """The scheme `self-kd`.
 
     `start`, `every`: the network learns from a copy of itself, taken after epoch `start` and anew after each further
-    `every` epochs. Together with RePr, `self-kd+repr` with `start` = `full` and `every` = `full` + `sub` takes it right
-    before filters go: the smaller network learns from the whole one. `temperature`, `weight`: of the teacher's part in
-    the loss, see `kd`.
+    `every` epochs. Together with RePr, `self-kd+repr` with `start` = `full` and `every` = `full` + `sub`, all four
+    named (the defaults go with 20/10/3), takes it right before filters go: the smaller network learns from the whole
+    one. `temperature`, `weight`: of the teacher's part in the loss, see `kd`.
     """
 
     summary: ClassVar[str] = "learn from the network as it was some epochs ago"
