@@ -13,6 +13,7 @@ STACKS = {
     "lightning": {"lightning"},
     "transformers": {"transformers"},
     "transformers_inputs": set(),
+    "lightning_end": {"lightning"},
     "accelerate": {"accelerate"},
     "timm": {"timm"},
     "timm_validation": {"timm"},

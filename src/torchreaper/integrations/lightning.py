@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from operator import attrgetter
 from typing import Any, Literal
@@ -13,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from torchreaper.flow.tracing import ExampleInputs
 from torchreaper.integrations.adapter import Adapter
+from torchreaper.integrations.lightning_end import end_of
 from torchreaper.ranks import rewrapped
 
 _AVERAGING = (callbacks.StochasticWeightAveraging, *filter(None, [getattr(callbacks, "WeightAveraging", None)]))
@@ -64,7 +64,7 @@ class RePrCallback(Adapter, Callback):
         averages = [one._average_model for one in trainer.callbacks if isinstance(one, _AVERAGING)]
         averages = [one if isinstance(one, LightningModule) else one.module for one in averages]
         followers = [*self.settings.get("followers", ()), *(self._part(one) for one in averages)]
-        done, until = self._done(trainer), self._end(trainer)
+        done, until = self._done(trainer), end_of(trainer, self.unit)
         self.start(self._part(module), trainer.optimizers, inputs, done=done, until=until, followers=followers)
         self._wrap_anew(trainer)
 
@@ -78,21 +78,6 @@ class RePrCallback(Adapter, Callback):
 
     def _done(self, trainer: Trainer) -> int:
         return int(trainer.current_epoch if self.unit == "epoch" else trainer.global_step)
-
-    def _end(self, trainer: Trainer) -> int | None:
-        """Without the pass that SWA adds, which takes statistics only; none where training is just tried out."""
-        if trainer.fast_dev_run:
-            return None
-        epochs = [one._max_epochs for one in trainer.callbacks if isinstance(one, callbacks.StochasticWeightAveraging)]
-        limit = trainer.max_steps if self.unit == "step" else (*epochs, trainer.max_epochs)[0]
-        if limit is not None and limit >= 0:
-            return int(limit)
-        if epochs or not trainer.lightning_module.automatic_optimization:  # of two optimizers each counts its steps
-            return None
-        steps = trainer.estimated_stepping_batches
-        if self.unit == "epoch":
-            steps = math.ceil(steps * trainer.accumulate_grad_batches / trainer.num_training_batches)
-        return None if math.isinf(steps) else int(steps)
 
     def _wrap_anew(self, trainer: Trainer) -> None:
         """DDP lays out its reductions for the shapes that the parameters have."""
