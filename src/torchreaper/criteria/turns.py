@@ -15,7 +15,7 @@ from torchreaper.criteria.base import Bank
 class InTurn:
     """Those that have come back least often go first; which of them, chance says, by the bank's own generator.
 
-    Overlap has it so by itself: what has just returned is orthogonal to the rest, and is not dropped again at once.
+    Overlap nearly has it so by itself: what has just returned is orthogonal to the rest, and seldom goes again at once.
     What it gains beyond this control, it gains by the overlap of those that are due.
     """
 
