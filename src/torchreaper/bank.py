@@ -110,7 +110,7 @@ class FilterBank:
         generator: CPU generator of everything random that concerns this bank.
         dropped: layer -> indices of the filters that are left out now.
         mode: how they are left out: "masked" or "compact"; ``None`` in a full phase.
-        returns: layer -> filter -> how often a scheme has brought it back; of those it has, as the scheme last ranked.
+        history: what a scheme that ranks the filters has done with them; see :class:`RePr`.
 
     A bank copied or pickled together with its model and optimizer goes on working on those copies, in every phase;
     copied alone it takes copies of them along.
@@ -122,7 +122,7 @@ class FilterBank:
         self.dropped: dict[str, tuple[int, ...]] = {}
         self._by_name = {layer.name: layer for layer in self.layers}
         self.mode: Mode | None = None
-        self.returns: Mapping[str, Mapping[int, int]] = {}
+        self.history: Sequence[Any] = ()
         self._optimizers = as_optimizers(None)
         self._subnetwork: Subnetwork | None = None
         self._plan = Plan({}, {}, {}, {}, {})

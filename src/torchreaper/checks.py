@@ -9,18 +9,30 @@ from typing import Any
 from torchreaper.errors import ReaperError
 from torchreaper.filters import FilterLayer, weight_parameters
 from torchreaper.state import all_finite
+from torchreaper.transitions import planned
 
 _LEAST = {"epochs": 1, "full": 1, "sub": 0, "cycles": 0, "min_filters": 1, "seed": 0}
+
+
+def is_count(name: str, value: Any) -> bool:
+    """Whether a setting can be that number."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= _LEAST[name]
 
 
 def check_counts(**values: Any) -> None:
     """Raise :class:`ReaperError` for what is no whole number, or too small a one."""
     for name, value in values.items():
-        minimum = _LEAST[name]
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
-            raise ReaperError(f"{name}={value!r}: must be a whole number of at least {minimum}")
+        if not is_count(name, value):
+            raise ReaperError(f"{name}={value!r}: must be a whole number of at least {_LEAST[name]}")
         if name == "seed" and int(value) >= 2**63:  # of what torch's generators take
             raise ReaperError(f"seed={value!r}: must be below {2**63}")
+
+
+def checked_phases(epochs: int | None, full: int | None, sub: int | None, cycles: int | None) -> tuple[int, int, int]:
+    """As :func:`planned`, of what is given and can be."""
+    asked = {"epochs": epochs, "full": full, "sub": sub, "cycles": cycles}
+    check_counts(**{name: value for name, value in asked.items() if value is not None})
+    return planned(epochs, full, sub, cycles)
 
 
 def check_end(epochs: int, full: int, sub: int, cycles: int) -> None:

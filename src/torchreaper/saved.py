@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torchreaper.errors import ReaperError
 from torchreaper.text import shortened
-from torchreaper.transitions import Transition, transition_at, unpacked
+from torchreaper.transitions import PHASES, Transition, transition_at, unpacked
 
 _VERSION = 1
 _TRANSITION = {
@@ -84,7 +84,7 @@ def _check_config(saved: Any, config: Mapping[str, Any]) -> None:
     there, now = _flat(saved), _flat(config)
     for name in {**now, **there}:
         if not _equal(there.get(name), now.get(name)):
-            planned = " (the same epochs= too)" if name in ("full", "sub", "cycles") else ""
+            planned = " (the same epochs= too)" if name in PHASES else ""
             raise ReaperError(
                 f"load_state_dict: {' '.join(name.split())} was {shortened(there.get(name))} when saved and is "
                 f"{shortened(now.get(name))} now; build the scheme with the settings{planned} and the model of the "

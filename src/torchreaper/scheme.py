@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from torchreaper import criteria
 from torchreaper.bank import find_filters
-from torchreaper.checks import check_counts, check_end, check_weights
+from torchreaper.checks import check_counts, check_end, check_weights, checked_phases
 from torchreaper.errors import NoEffectWarning, OneLayerWarning, ReaperError
 from torchreaper.filters import Skip
 from torchreaper.fitting import check_optimizers, warn_without_effect, warn_without_phase
@@ -25,7 +25,7 @@ from torchreaper.saved import plain, read_state
 from torchreaper.state import Optimizers, as_optimizers
 from torchreaper.subnetwork.modes import Mode, check_mode, resolve
 from torchreaper.text import percent
-from torchreaper.transitions import Transition, forget_scores, packed, planned, returns, transition_at
+from torchreaper.transitions import Transition, forget_scores, packed, transition_at
 
 log = logging.getLogger("torchreaper")
 
@@ -101,9 +101,7 @@ class RePr:
         seed: int = 0,
     ) -> None:
         check_counts(min_filters=min_filters, seed=seed)
-        asked = {"epochs": epochs, "full": full, "sub": sub, "cycles": cycles}
-        check_counts(**{name: value for name, value in asked.items() if value is not None})
-        full, sub, cycles = planned(epochs, full, sub, cycles)
+        full, sub, cycles = checked_phases(epochs, full, sub, cycles)
         if epochs is not None:
             check_end(int(epochs), full, sub, cycles)
         check_mode(subnetwork)
@@ -320,7 +318,7 @@ class RePr:
 
     def _decide(self) -> tuple[dict[str, tuple[int, ...]], list[str], dict[str, Tensor], Tensor]:
         """What goes, notes on it, the scores behind it, and the state of the generator after them."""
-        self.bank.returns = returns(self.history)
+        self.bank.history = self.history
         with torch.no_grad():
             scores = self.criterion.scores(self.bank)
         filters, notes = self.bank.select(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -47,7 +46,7 @@ def transition_at(step: int, full: int, sub: int, cycles: int) -> tuple[Literal[
     return ("restore", cycle + 1) if within == full + sub - 1 else None
 
 
-PHASES = (2, 2, 8)
+PHASES = {"full": 2, "sub": 2, "cycles": 8}
 """Where nobody says how many epochs there will be: what gained accuracy in 40 (docs/replication.md, steps 4 and 5)."""
 
 
@@ -59,21 +58,22 @@ def planned(
     The others stretch 2, 2 and 8 of 40 epochs: phases of about a twentieth of the training, less where more cycles were
     asked for, as often as they fit into four fifths of it. Without sub-network phases the full ones are twice as long.
     """
-    asked = [None if value is None else int(value) for value in (full, sub, cycles)]  # numpy's small ones overflow
+    # numpy's small numbers would overflow
+    given = {name: int(value) for name, value in zip(PHASES, (full, sub, cycles), strict=True) if value is not None}
     if epochs is None:
-        defaults = (PHASES[0] + PHASES[1] if sub == 0 else PHASES[0], *PHASES[1:])
-        full, sub, cycles = (
-            default if value is None else value for value, default in zip(asked, defaults, strict=True)
-        )
-        return full, sub, cycles
-    full, sub, cycles = asked
-    room = 4 * int(epochs) // 5 // (cycles or 1)
+        alone = {"full": PHASES["full"] + PHASES["sub"]} if sub == 0 else {}
+        plan = PHASES | alone | given
+        return plan["full"], plan["sub"], plan["cycles"]
+    full, sub, cycles = map(given.get, PHASES)
+    epochs = int(epochs)
+    last = 4 * epochs // 5
+    room = last // (cycles or 1)
     if full is None:
-        full = (int(epochs) + 5) // 10 if sub == 0 else (int(epochs) + 10) // 20
+        full = (epochs + 5) // 10 if sub == 0 else (epochs + 10) // 20
         full = max(1, min(full, room - sub if sub is not None else room // 2))
     if sub is None:
         sub = max(1, min(full, room - full))
-    return full, sub, max(1, 4 * int(epochs) // 5 // (full + sub)) if cycles is None else cycles
+    return full, sub, max(1, last // (full + sub)) if cycles is None else cycles
 
 
 SCORED = 32
@@ -89,16 +89,6 @@ def forget_scores(history: list[Transition]) -> None:
             if scored > SCORED:
                 history[place] = replace(history[place], scores={})
                 return
-
-
-def returns(history: Iterable[Transition]) -> dict[str, Counter[int]]:
-    """How often each filter has come back, by layer."""
-    found: dict[str, Counter[int]] = defaultdict(Counter)
-    for transition in history:
-        if transition.kind == "restore":
-            for name, indices in transition.filters.items():
-                found[name].update(indices)
-    return dict(found)
 
 
 def packed(transition: Transition) -> dict[str, Any]:

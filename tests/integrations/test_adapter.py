@@ -102,7 +102,7 @@ def test_phases_that_nobody_gave_are_planned_by_what_will_be_trained_and_stay_wh
 
 
 @pytest.mark.parametrize("until", [None, 95])
-@pytest.mark.parametrize("phases", [(20, 10, 3), (5, 5, 8)])
+@pytest.mark.parametrize("phases", [(20, 10, 3), (5, 5, 8), (4, 0, 8)])
 def test_a_training_goes_on_with_the_phases_it_began_with_whether_its_end_is_known_or_not(phases, until):
     """20, 10 and 3 were the defaults once."""
     model, optimizer, images = parts()

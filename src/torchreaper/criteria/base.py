@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -30,7 +30,7 @@ class Bank(Protocol):
     @property
     def flow(self) -> Flow: ...  # noqa: D102
     @property
-    def returns(self) -> Mapping[str, Mapping[int, int]]: ...  # noqa: D102
+    def history(self) -> Sequence[Any]: ...  # noqa: D102
 
 
 @runtime_checkable

@@ -21,10 +21,12 @@ class InTurn:
 
     def scores(self, bank: Bank) -> dict[str, Float[Tensor, " filters"]]:
         """A number in [0, 1) minus how often the filter has come back, by layer."""
-        found = {}
-        for layer in bank.ranked:
-            times = bank.returns.get(layer.name, {})
-            often = torch.tensor([times.get(i, 0) for i in range(layer.filters)], dtype=torch.float64, device="cpu")
-            chance = torch.rand(layer.filters, dtype=torch.float64, generator=bank.generator, device="cpu")
-            found[layer.name] = chance - often
+        found = {
+            layer.name: torch.rand(layer.filters, dtype=torch.float64, generator=bank.generator, device="cpu")
+            for layer in bank.ranked
+        }
+        for transition in bank.history:
+            if transition.kind == "restore":
+                for name, indices in transition.filters.items():
+                    found[name][list(indices)] -= 1
         return found

@@ -17,17 +17,16 @@ from torch.utils._pytree import tree_map
 
 from torchreaper import loading
 from torchreaper.analysis import present_overlap
-from torchreaper.checks import check_counts
+from torchreaper.checks import checked_phases, is_count
 from torchreaper.errors import NoEffectWarning, ReaperError
 from torchreaper.flow.tracing import ExampleInputs
 from torchreaper.scheme import RePr
 from torchreaper.state import Optimizers
-from torchreaper.transitions import Transition, planned, transition_at
+from torchreaper.transitions import PHASES, Transition, transition_at
 
 log = logging.getLogger("torchreaper")
 
 _GIVEN_LATER = {"self", "model", "optimizer", "example_inputs", "epochs"}
-_PHASES = ("full", "sub", "cycles")
 
 
 class Adapter:
@@ -113,13 +112,12 @@ class Adapter:
 
     def _phases(self, state: Mapping[str, Any] | None, units: int | None) -> dict[str, int]:
         """Those that nobody gave: what they were, where training goes on, even if it is longer now."""
-        asked = {name: self.settings.get(name) for name in _PHASES}
-        check_counts(**{name: given for name, given in asked.items() if given is not None})
-        plan = dict(zip(_PHASES, planned(None if units is None else max(1, units), **asked), strict=True))
+        asked = {name: self.settings.get(name) for name in PHASES}
+        plan = dict(zip(PHASES, checked_phases(None if units is None else max(1, units), **asked), strict=True))
         before = (state or {}).get("scheme")
         before = before.get("config") if isinstance(before, Mapping) else None
         if isinstance(before, Mapping):  # if it is damaged, loading tells
-            plan |= {name: int(before[name]) for name in _PHASES if type(before.get(name)) is int and before[name] > 0}
+            plan |= {name: before[name] for name in PHASES if is_count(name, before.get(name))}
         return {name: plan[name] for name, given in asked.items() if given is None}
 
     @staticmethod
@@ -145,7 +143,7 @@ class Adapter:
         plan = f"full={scheme.full}, sub={scheme.sub}, cycles={scheme.cycles}"
         if kinds and kinds[-1] == "drop":
             text = f"{plan}: training ends after {units} {self.unit}s, in a sub-network phase; "
-            given = any(self.settings.get(name) is not None for name in _PHASES)
+            given = any(self.settings.get(name) is not None for name in PHASES)
             raise ReaperError(text + ("change one" if given else f"train for more {self.unit}s, or give others"))
         if (whole := kinds.count("restore")) < scheme.cycles:
             text = f"{plan}: only {whole} cycles fit into {units} {self.unit}s; lower full, sub or cycles"

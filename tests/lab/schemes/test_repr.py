@@ -94,6 +94,11 @@ def test_the_arithmetic_stands_in_the_message(epochs, text):
         RePrSpec(full=20, sub=10, cycles=3).check(epochs)
 
 
+def test_the_remedy_names_what_was_given():
+    with pytest.raises(UserError, match=r"^scheme: full=40, sub=1, cycles=1 need 41 .* raise epochs or lower full$"):
+        RePrSpec(full=40).check(40)
+
+
 def test_an_unknown_criterion_is_found_before_anything_is_built():
     RePrSpec(criterion="magnitude").check(100)
     with pytest.raises(

@@ -18,7 +18,7 @@ from torchreaper.lab.data import FixedBatches, epoch_seed
 from torchreaper.lab.errors import UserError
 from torchreaper.lab.schemes.base import Attached, Phase, Setup, Spec
 from torchreaper.lab.settings import Settings, did_you_mean
-from torchreaper.transitions import planned
+from torchreaper.transitions import PHASES, planned
 
 #: How a criterion of the user's own is named.
 EXAMPLE = "mycriteria:Smallest"
@@ -202,8 +202,8 @@ class RePrSpec(Spec):
         if epochs > need or cycles == 0:
             return
         asked = f"scheme: full={full}, sub={sub}, cycles={cycles} need {need} epochs"
-        given = [name for name in ("full", "sub", "cycles") if getattr(self, name) is not None]
-        remedy = f"raise epochs or lower {'cycles' if self.cycles is not None or not given else ' or '.join(given)}"
+        given = [name for name in PHASES if getattr(self, name) is not None]
+        remedy = f"raise epochs or lower {' or '.join(given) if given and self.cycles is None else 'cycles'}"
         last = need - sub
         if epochs == need:
             raise UserError(
@@ -248,7 +248,7 @@ class RePrSpec(Spec):
         built = {"name", "criterion", "images", "reinit"}
         options = {key: getattr(self, key) for key in type(self).model_fields if key not in built}
         phases = planned(setup.epochs, self.full, self.sub, self.cycles)
-        options.update(zip(("full", "sub", "cycles"), phases, strict=True))
+        options.update(zip(PHASES, phases, strict=True))
         # Called as criteria call the network; but what training wants, training images tell.
         images = replace(setup.training, arguments=setup.batches.arguments)
         images = images.take(min(CANDIDATE_IMAGES, images.images), seed=epoch_seed(setup.seed, 0, "candidates"))
