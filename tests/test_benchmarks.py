@@ -25,13 +25,14 @@ PROGRAMS = ("subnetwork", "scheme", "transition", "overhead", "growth", "oracle"
 @pytest.mark.parametrize(
     ("program", "arguments", "rows"),
     [
-        ("subnetwork", ["--only", "c3-32-pooled", "--only", "resnet20"], {"subnetwork": 2}),
+        ("subnetwork", ["--only", "c3-32-pooled"], {"subnetwork": 1}),
+        pytest.param("subnetwork", ["--only", "resnet20"], {"subnetwork": 1}, marks=pytest.mark.slow),
         ("scheme", ["--only", "c8-128", "--batch", "1"], {"scheme": 1}),
         ("transition", ["--only", "c3-32"], {"transition": 2}),
         ("overhead", ["--only", "c3-32", "--batch", "3"], {"overhead": 2}),
         ("growth", [], {"transitions": 6, "exponents": 6}),
         ("scatter", [], {"scatter": 2}),
-        ("oracle", ["--only", "c3-32-pooled"], {"oracle": 1}),
+        pytest.param("oracle", ["--only", "c3-32-pooled"], {"oracle": 1}, marks=pytest.mark.slow),
         ("throughput", ["--only", "c3-32-pooled", "--readers", "1"], {"throughput": 2}),
         pytest.param("jobs", ["--only", "c3-32"], {"jobs": 2}, marks=pytest.mark.slow),
     ],

@@ -170,6 +170,7 @@ def numbers(out: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if key not in times} for line in lines]
 
 
+@pytest.mark.slow  # `make test` has two processes by torchrun above and by --devices below
 def test_devices_slurm_and_torchrun_come_to_the_same_and_a_rank_that_dies_changes_nothing(job):
     """Fabric's own launcher, two processes as srun starts them, and an elastic restart after a SIGKILL."""
     reaper = ["-c", ABORTS, "train", "tiny.yaml", "--threads", "1"]

@@ -32,7 +32,6 @@ class FaultySpec(Spec):
     def attach(self, setup):
         return Faulty(Path(__file__).with_name("broken"))
 """
-EXECUTORS = [Here(threads=1), Workers(2, threads=1)]
 
 
 @pytest.fixture
@@ -44,7 +43,14 @@ def tiny(tmp_path, request):
     return recipe(schemes={"mine": {"name": f"{package}:FaultySpec"}}).at(tmp_path)
 
 
-@pytest.mark.parametrize("executor", EXECUTORS, ids=["here", "workers"])
+@pytest.mark.parametrize(
+    "executor",
+    [
+        pytest.param(Here(threads=1), id="here"),
+        # In `make test` test_workers.py has a run that fails in a worker.
+        pytest.param(Workers(2, threads=1), id="workers", marks=pytest.mark.slow),
+    ],
+)
 def test_the_other_runs_go_on_and_the_same_command_takes_it_up(tmp_path, tiny, executor):
     schemes, listener = ["standard", "mine"], Listener()
     found = compare(tiny, schemes, 2, tmp_path / "out", listener, executor=executor)

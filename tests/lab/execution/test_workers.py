@@ -47,6 +47,7 @@ def test_side_by_side_gives_the_bits_of_one_after_the_other(tmp_path):
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.slow  # `make test` has the remark of two runs at once above
 def test_runs_share_the_machine_with_those_there_are_not_with_those_there_could_be(tmp_path):
     assert compare(recipe(), ["standard"], 1, tmp_path, executor=Workers(4, threads=1)).remarks == ()
     beside = compare(recipe(), ["standard"], 3, tmp_path, executor=Workers(4, threads=1))
