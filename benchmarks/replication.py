@@ -80,6 +80,7 @@ ROWS = (
     Row("the same, wrong labels, crops and mirror images", ("grid-noise-crop",)),
     Row("the same, crops and mirror images, 400 epochs", ("augmented",)),
     Row("C2(32), 5,000 images, crops and mirror images", ("c2-5000-crop",)),
+    Row("ResNet-20, 5,000 images, crops and mirror images", ("resnet20-crop",)),
 )
 
 
