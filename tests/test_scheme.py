@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -106,7 +106,6 @@ def test_a_scheme_that_knows_its_epochs_goes_by_the_plan(epochs):
     assert (scheme.full, scheme.sub, scheme.cycles) == planned(epochs)
 
 
-@settings(max_examples=40)  # a scheme each
 @given(st.integers(1, 300), *[st.none() | st.integers(least, 30) for least in (1, 0, 0)])
 def test_a_plan_leaves_what_was_asked_for_and_what_is_refused_would_not_have_ended_whole(epochs, full, sub, cycles):
     asked = full, sub, cycles

@@ -29,7 +29,7 @@ def drops(scheme: tr.RePr, count: int) -> list[set[tuple[str, int]]]:
 
 
 @pytest.mark.filterwarnings("ignore::torchreaper.OneLayerWarning")
-@settings(max_examples=15)  # a scheme and up to nine drops each
+@settings(max_examples=25)  # a scheme and up to nine drops each
 @given(fraction=st.floats(0.1, 0.6), count=st.integers(1, 9), seed=st.integers(0, 99), sub=st.integers(0, 1))
 def test_none_goes_while_another_that_could_has_gone_less_often(fraction, count, seed, sub):
     scheme = scheme_for(seed, fraction=fraction, sub=sub)
@@ -51,7 +51,7 @@ def test_chance_says_which_of_those_that_are_due():
 
 
 @pytest.mark.filterwarnings("ignore::torchreaper.OneLayerWarning")
-@settings(max_examples=8)
+@settings(max_examples=15)
 @given(before=st.integers(0, 5), after=st.integers(1, 5))
 def test_whose_turn_it_is_is_known_to_a_training_that_goes_on(before, after):
     scheme = scheme_for()

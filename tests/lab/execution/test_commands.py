@@ -73,6 +73,10 @@ def test_ctrl_c_leaves_no_process_and_the_same_command_goes_on(out, begin):
     for folder, count in counts.items():
         # Not one epoch that stood in the log is trained again; the last checkpoint may be one ahead of it.
         assert json.loads((folder / "environment.json").read_text())["resumed"][0]["after_epoch"] in (count, count + 1)
+    stamps = {path: path.stat().st_mtime_ns for path in out.rglob("seed-*/*")}
+    again, errors = begin(out).communicate(timeout=200)
+    assert (again.count(": test accuracy "), errors) == (4, "")
+    assert stamps == {path: path.stat().st_mtime_ns for path in out.rglob("seed-*/*")}
 
 
 def test_ctrl_c_while_the_workers_are_starting(out, begin):
