@@ -1,14 +1,16 @@
 """Shapes and types in the method's annotations are checked while the tests run."""
 
 import importlib
+import inspect
 import random
 import sys
+import typing
 from pathlib import Path
 from unittest import mock
 
+import jaxtyping
 import pytest
 from hypothesis import HealthCheck, settings
-from jaxtyping import install_import_hook
 
 # How long drawing examples takes says nothing on a machine that others use too.
 settings.register_profile("shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -25,8 +27,36 @@ METHOD = [*PACKAGES, *(f"torchreaper.{p.stem}" for p in PACKAGE.glob("*.py") if 
 # beartype looks at one place of a list, chosen by lot: of its own lots, or a run's random state would depend on how
 # many lists were looked at.
 with mock.patch.object(random, "getrandbits", random.Random(0).getrandbits):
-    importlib.import_module("beartype")
-install_import_hook(METHOD, "beartype.beartype")
+    beartype = importlib.import_module("beartype").beartype
+
+
+def names_a_shape(annotation: object) -> bool:
+    """Whether an array's annotation stands anywhere in it."""
+    if inspect.isclass(annotation) and issubclass(annotation, jaxtyping.AbstractArray):
+        return True
+    return any(map(names_a_shape, typing.get_args(annotation)))
+
+
+def checked(*, typechecker, bind_shapes=jaxtyping.jaxtyped):
+    """What the import hook puts on every function and class of the method.
+
+    Binding sizes to names costs more than most of the functions themselves: where those that name no shape went through
+    it, too, building a network's flow took twice as long. Their types are checked all the same.
+    """
+
+    def decorate(target):
+        try:
+            annotations = inspect.get_annotations(target, eval_str=True).values()
+        except NameError:  # a class that is not there yet
+            return bind_shapes(typechecker=typechecker)(target)
+        binds = inspect.isclass(target) or any(map(names_a_shape, annotations))
+        return bind_shapes(typechecker=typechecker)(target) if binds else beartype(target)
+
+    return decorate
+
+
+jaxtyping.jaxtyped = checked
+jaxtyping.install_import_hook(METHOD, "beartype.beartype")
 
 
 def pytest_addoption(parser):

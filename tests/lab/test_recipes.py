@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,7 @@ ANOTHER_SETTING = {"momentum", "adam", "adamw", "rmsprop", "step", "cyclic", "re
 NO_NUMBERS = {"ablation-cycles-c3-32", "ablation-s1-s2-c3-32", "figure-cca-c2-32", "figure-oracle-c2-32"}
 
 
+@cache
 def load(name, profile=None, *overrides):
     return load_recipe(PAPER / f"{name}.yaml", profile=profile, overrides=overrides)
 
