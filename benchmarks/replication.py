@@ -73,7 +73,7 @@ ROWS = (
     ),
     Row("C2(32), 5,000 images", ("c2-5000", "step-19-c2")),
     Row("C8(32), 5,000 images", ("c8-5000",), "73.2, 80.5"),
-    Row("ResNet-20, 5,000 images", ("resnet20", "step-18-resnet20"), "91.6, 93.1"),
+    Row("ResNet-20, 5,000 images", ("resnet20", "step-18-resnet20", "step-20-resnet20"), "91.6, 93.1"),
     Row("C3(32) with 3x3 kernels, 4,500 images", ("grid-base",)),
     Row("the same, 20 % wrong labels", ("grid-noise",)),
     Row("the same, crops and mirror images", ("grid-crop",)),
