@@ -58,7 +58,7 @@ class Row:
 
 
 ROWS = (
-    Row("C3(32), 45,000 images", ("final-45000", "step-20"), "72.1, 76.4"),
+    Row("C3(32), 45,000 images", ("final-45000", "step-20", "step-20-paper"), "72.1, 76.4"),
     Row(
         "C3(32), 10,000 images",
         (
