@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -123,6 +123,8 @@ def test_seeds_needed_at_the_ends():
 
 
 @given(accuracies)
+@example([7.71, 7.71, 7.72])
+@example([0.0, 7.71, 7.71])
 def test_a_bootstrap_interval_lies_between_the_values_and_is_always_the_same(values):
     before = np.random.get_state()[1].copy()
     found = bootstrap_interval(values)
@@ -132,8 +134,9 @@ def test_a_bootstrap_interval_lies_between_the_values_and_is_always_the_same(val
     if found is not None:
         assert min(values) <= found.low < found.high <= max(values)
         narrower = bootstrap_interval(values, level=0.5)
-        assert found.low <= narrower.low
-        assert narrower.high <= found.high
+        rounding = 4 * np.spacing(max(map(abs, values)))  # a mean of equal values may be off in its last bit
+        assert found.low <= narrower.low + rounding
+        assert narrower.high <= found.high + rounding
 
 
 def test_the_bootstrap_of_many_values_is_near_the_t_interval_and_of_few_too_narrow():
