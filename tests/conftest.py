@@ -27,7 +27,7 @@ METHOD = [*PACKAGES, *(f"torchreaper.{p.stem}" for p in PACKAGE.glob("*.py") if 
 # beartype looks at one place of a list, chosen by lot: of its own lots, or a run's random state would depend on how
 # many lists were looked at.
 with mock.patch.object(random, "getrandbits", random.Random(0).getrandbits):
-    beartype = importlib.import_module("beartype").beartype
+    importlib.import_module("beartype")
 
 
 def names_a_shape(annotation: object) -> bool:
@@ -47,10 +47,10 @@ def checked(*, typechecker, bind_shapes=jaxtyping.jaxtyped):
     def decorate(target):
         try:
             annotations = inspect.get_annotations(target, eval_str=True).values()
+            binds = inspect.isclass(target) or any(map(names_a_shape, annotations))
         except NameError:  # a class that is not there yet
-            return bind_shapes(typechecker=typechecker)(target)
-        binds = inspect.isclass(target) or any(map(names_a_shape, annotations))
-        return bind_shapes(typechecker=typechecker)(target) if binds else beartype(target)
+            binds = True
+        return bind_shapes(typechecker=typechecker)(target) if binds else typechecker(target)
 
     return decorate
 

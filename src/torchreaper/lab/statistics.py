@@ -277,16 +277,17 @@ def _bootstrap(values: Sequence[float], level: float) -> Interval:
     import numpy as np
     from scipy import stats
 
-    found = stats.bootstrap(
+    means = stats.bootstrap(
         (np.asarray(values, dtype=float),),
         np.mean,
         n_resamples=RESAMPLES,
-        confidence_level=level,
         method="percentile",
         random_state=np.random.default_rng(0),
-    ).confidence_interval
+    ).bootstrap_distribution
+    # scipy's own interval is rounded between equal means: one of a higher level could lie inside one of a lower.
+    low, high = np.quantile(means, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
     # A mean of equal values may be rounded past them.
-    return Interval(max(float(found.low), min(values)), min(float(found.high), max(values)))
+    return Interval(max(float(low), min(values)), min(float(high), max(values)))
 
 
 def _interval(n: int, mean: float, sd: float | None, level: float) -> tuple[float | None, float | None]:
